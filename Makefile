@@ -1,0 +1,37 @@
+# Each target makes the environment in .venv if it must, then runs one command.
+# Flags are passed on: make train ARGS='--max_steps 2000'
+
+PYTHON ?= python3
+ARGS ?=
+
+.PHONY: train eval tensorboard test lint
+
+train: .venv/run
+	.venv/bin/python cifar10_train.py $(ARGS)
+
+eval: .venv/run
+	.venv/bin/python cifar10_eval.py $(ARGS)
+
+tensorboard: .venv/run
+	.venv/bin/tensorboard --logdir_spec train:cifar10_train,eval:cifar10_eval $(ARGS)
+
+test: .venv/dev
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: .venv/dev
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+# These two stamps are as new as what is installed. The lock is for 'make train'
+# and 'make eval' started together: the second waits, and finds the work done.
+.venv/run: requirements.txt
+.venv/dev: requirements-dev.txt requirements.txt
+.venv/run .venv/dev:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "This needs Python 3.10 to 3.13, which $(PYTHON) is not. Name one: make PYTHON=python3.12 ..."; exit 1; }
+	@flock .venv.lock sh -e -c ' \
+	  if [ ! -e $@ ] || [ -n "$$(find $^ -newer $@)" ]; then \
+	    echo "Installing $< into .venv; the first time, this takes some minutes."; \
+	    $(PYTHON) -m venv .venv; \
+	    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<; \
+	    touch $@; \
+	  fi'

@@ -1,0 +1,323 @@
+"""Reads CIFAR-10 into batches of images and labels.
+
+  file -> records -> example queue -> (distorted) batch
+
+Files are read many records at a time, and a whole batch is distorted at once,
+each image by its own random numbers. The queues hold raw uint8 records, which
+are a quarter of the size of float pictures.
+
+A record is 3,073 bytes: the label, then the red, the green and the blue plane
+of the image, each 32x32 pixels in row order.
+"""
+
+import dataclasses
+import os
+
+import tensorflow.compat.v1 as tf
+
+# The network sees crops of this height and width.
+IMAGE_SIZE = 24
+
+NUM_CLASSES = 10
+NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN = 50000
+NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
+
+_TRAINING_FILES = [f'data_batch_{i}.bin' for i in range(1, 6)]
+_HEIGHT, _WIDTH, _DEPTH = 32, 32, 3
+_RECORD_BYTES = 1 + _HEIGHT * _WIDTH * _DEPTH
+_RECORDS_PER_READ = 200
+# Shuffling draws from at least this part of an epoch.
+_MIN_FRACTION_OF_EXAMPLES_IN_QUEUE = 0.4
+_READY_BATCHES = 4  # enough for a step never to wait for its input
+
+BAD_LABEL = f'Damaged file: a label is above {NUM_CLASSES - 1}'
+
+
+class DataError(ValueError):
+  """A data file is not there or is damaged; the message tells what to do."""
+
+
+@dataclasses.dataclass
+class CIFAR10Record:
+  """One example, as `read_cifar10` gives it.
+
+  Attributes:
+    height, width, depth: 32, 32 and 3.
+    key: string [], `<filename>:<record number>`.
+    label: int32 [1], in 0..9.
+    uint8image: uint8 [32, 32, 3].
+  """
+
+  height: int
+  width: int
+  depth: int
+  key: tf.Tensor
+  label: tf.Tensor
+  uint8image: tf.Tensor
+
+
+def read_cifar10(filename_queue: tf.QueueBase) -> CIFAR10Record:
+  """Reads one record. For N-way parallelism, call it N times.
+
+  Args:
+    filename_queue: a queue of strings, the names of the files to read.
+
+  Returns:
+    A `CIFAR10Record`. Evaluating its tensors raises `OutOfRangeError` when the
+    queue is closed and empty, `InvalidArgumentError` for a label above 9.
+  """
+  with tf.device('/cpu:0'):
+    key, value = _reader().read(filename_queue)
+    record = _decode(key[tf.newaxis], value[tf.newaxis])
+    images, labels = _images_and_labels(record)
+  return CIFAR10Record(_HEIGHT, _WIDTH, _DEPTH, key, labels, images[0])
+
+
+def distorted_inputs(
+  data_dir: str, batch_size: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Makes endless shuffled batches of distorted training images.
+
+  Args:
+    data_dir: directory of the files `data_batch_1.bin` ... `data_batch_5.bin`.
+    batch_size: number of images per batch.
+
+  Returns:
+    images: float32 [batch_size, 24, 24, 3], standardized.
+    labels: int32 [batch_size], in 0..9.
+
+  Raises:
+    DataError: a file is not there or is not whole (it is a ValueError).
+  """
+  filenames = _data_files(data_dir, _TRAINING_FILES)
+  min_queue_examples = int(
+    NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN * _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE
+  )
+  print(
+    f'Filling queue with {min_queue_examples} CIFAR images before starting to '
+    'train.'
+  )
+  with tf.device('/cpu:0'), tf.name_scope('input/'):
+    filename_queue = tf.train.string_input_producer(filenames)
+    # A reader for each file: shuffling mixes the files from the first batch on.
+    records = tf.concat([_read_many(filename_queue) for _ in filenames], axis=0)
+    batch = tf.train.shuffle_batch(
+      [records],
+      batch_size,
+      capacity=min_queue_examples + 3 * batch_size,
+      min_after_dequeue=min_queue_examples,
+      enqueue_many=True,
+    )
+    images, labels = _images_and_labels(batch)
+    images, labels = _prefetch(distort(images), labels)
+  _image_summary(images)
+  return images, labels
+
+
+def inputs(
+  eval_data: bool, data_dir: str, batch_size: int, num_epochs: int | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Makes batches of undistorted images, in the order of the files.
+
+  Args:
+    eval_data: the test file if true, the training files if false.
+    data_dir: directory of the files `test_batch.bin`, `data_batch_1.bin` ...
+    batch_size: number of images per batch.
+    num_epochs: None for batches without end. Otherwise each image comes this
+      many times, the last batch may be smaller, then `OutOfRangeError` is
+      raised; this counts in a local variable, which is to be initialized.
+
+  Returns:
+    images: float32 [batch_size, 24, 24, 3], the centres, standardized.
+    labels: int32 [batch_size], in 0..9.
+    With `num_epochs`, the static batch size is unknown.
+
+  Raises:
+    DataError: a file is not there or is not whole (it is a ValueError).
+  """
+  if eval_data:
+    filenames = _data_files(data_dir, ['test_batch.bin'])
+  else:
+    filenames = _data_files(data_dir, _TRAINING_FILES)
+  with tf.device('/cpu:0'), tf.name_scope('input/'):
+    filename_queue = tf.train.string_input_producer(
+      filenames, num_epochs=num_epochs, shuffle=False
+    )
+    batch = tf.train.batch(
+      [_read_many(filename_queue)],
+      batch_size,
+      capacity=_READY_BATCHES * batch_size,
+      enqueue_many=True,
+      allow_smaller_final_batch=num_epochs is not None,
+    )
+    images, labels = _images_and_labels(batch)
+    images = tf.image.per_image_standardization(central_crop(images))
+  _image_summary(images)
+  return images, labels
+
+
+def distort(images: tf.Tensor) -> tf.Tensor:
+  """Crops, flips, brightens, contrasts and standardizes, at random.
+
+  Args:
+    images: uint8 [n, 32, 32, 3].
+
+  Returns:
+    float32 [n, 24, 24, 3]; each image is distorted independently.
+  """
+  images = random_crop_and_flip(images)
+  images = random_brightness(images, max_delta=63)
+  images = random_contrast(images, lower=0.2, upper=1.8)
+  return tf.image.per_image_standardization(images)
+
+
+def random_crop_and_flip(images: tf.Tensor) -> tf.Tensor:
+  """Cuts a random 24x24 window from each image, mirrored for every second one.
+
+  Args:
+    images: [n, height, width, channels].
+
+  Returns:
+    float32 [n, 24, 24, channels], the very pixel values of the windows.
+  """
+  count = tf.shape(images)[0]
+  height, width = images.shape.as_list()[1:3]
+  top = _random_integers(count, height - IMAGE_SIZE + 1) / (height - 1)
+  left = _random_integers(count, width - IMAGE_SIZE + 1) / (width - 1)
+  bottom = top + (IMAGE_SIZE - 1) / (height - 1)
+  right = left + (IMAGE_SIZE - 1) / (width - 1)
+  mirrored = tf.random.uniform([count]) < 0.5
+  # Boxes run from the first pixel's centre to the last one's, so every sample
+  # falls on a pixel; from right to left, they mirror.
+  boxes = tf.stack(
+    [
+      top,
+      tf.where(mirrored, right, left),
+      bottom,
+      tf.where(mirrored, left, right),
+    ],
+    axis=1,
+  )
+  return tf.image.crop_and_resize(
+    images,
+    boxes,
+    box_indices=tf.range(count),
+    crop_size=[IMAGE_SIZE, IMAGE_SIZE],
+    method='nearest',
+  )
+
+
+def random_brightness(images: tf.Tensor, max_delta: float) -> tf.Tensor:
+  """Adds to each image one number, uniform in [-max_delta, max_delta)."""
+  return images + _random_per_image(images, -max_delta, max_delta)
+
+
+def random_contrast(images: tf.Tensor, lower: float, upper: float) -> tf.Tensor:
+  """Scales each image about its channels' means, by its own random factor.
+
+  Args:
+    images: float32 [n, height, width, channels].
+    lower, upper: bounds of the uniformly distributed factor.
+
+  Returns:
+    (images - mean) * factor + mean, shaped as `images`; the mean is over
+    height and width.
+  """
+  means = tf.reduce_mean(images, axis=[1, 2], keepdims=True)
+  return (images - means) * _random_per_image(images, lower, upper) + means
+
+
+def central_crop(images: tf.Tensor) -> tf.Tensor:
+  """Cuts the central 24x24 window out of [n, height, width, channels]."""
+  height, width = images.shape.as_list()[1:3]
+  top, left = (height - IMAGE_SIZE) // 2, (width - IMAGE_SIZE) // 2
+  return images[:, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
+
+
+def _random_integers(count: tf.Tensor, bound: int) -> tf.Tensor:
+  integers = tf.random.uniform([count], maxval=bound, dtype=tf.int32)
+  return tf.cast(integers, tf.float32)
+
+
+def _random_per_image(
+  images: tf.Tensor, lower: float, upper: float
+) -> tf.Tensor:
+  return tf.random.uniform([tf.shape(images)[0], 1, 1, 1], lower, upper)
+
+
+def _data_files(data_dir: str, names: list[str]) -> list[str]:
+  """Returns the files' paths after a look at each."""
+  paths = [os.path.join(data_dir, name) for name in names]
+  for path in paths:
+    if not tf.gfile.Exists(path):
+      problem = f'Failed to find file: {path}.'
+    elif size := tf.gfile.Stat(path).length % _RECORD_BYTES:
+      problem = (
+        f'Damaged file: {path} ends {size} bytes into a record of '
+        f'{_RECORD_BYTES} bytes.'
+      )
+    elif not tf.gfile.Stat(path).length:
+      problem = f'Empty file: {path}.'
+    else:
+      continue
+    raise DataError(
+      f'{problem} CIFAR-10 is fetched by: python download.py --data_dir '
+      f'{os.path.dirname(os.path.normpath(data_dir)) or "."}'
+    )
+  return paths
+
+
+def _reader() -> tf.FixedLengthRecordReader:
+  return tf.FixedLengthRecordReader(record_bytes=_RECORD_BYTES)
+
+
+def _read_many(filename_queue: tf.QueueBase) -> tf.Tensor:
+  """Reads uint8 [n, 3073], up to _RECORDS_PER_READ records of one file."""
+  return _decode(*_reader().read_up_to(filename_queue, _RECORDS_PER_READ))
+
+
+def _decode(keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+  """Turns n strings into uint8 [n, 3073], refusing labels above 9."""
+  records = tf.decode_raw(values, tf.uint8)
+  records.set_shape([keys.shape[0], _RECORD_BYTES])
+  labels = records[:, 0]
+  wrong = labels >= NUM_CLASSES
+  check = tf.debugging.Assert(
+    tf.logical_not(tf.reduce_any(wrong)),
+    [
+      f'{BAD_LABEL}; <file>:<record> and label:',
+      tf.boolean_mask(keys, wrong),
+      tf.boolean_mask(labels, wrong),
+    ],
+  )
+  with tf.control_dependencies([check]):
+    return tf.identity(records)
+
+
+def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Splits uint8 [n, 3073] into uint8 [n, 32, 32, 3] and int32 [n]."""
+  labels = tf.cast(records[:, 0], tf.int32)
+  planes = tf.reshape(records[:, 1:], [-1, _DEPTH, _HEIGHT, _WIDTH])
+  images = tf.transpose(planes, [0, 2, 3, 1])
+  images.set_shape([records.shape[0], _HEIGHT, _WIDTH, _DEPTH])
+  return images, labels
+
+
+def _prefetch(
+  images: tf.Tensor, labels: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Keeps a few batches ready, so that a step need not wait for the next."""
+  queue = tf.FIFOQueue(
+    _READY_BATCHES,
+    dtypes=[images.dtype, labels.dtype],
+    shapes=[images.shape, labels.shape],
+    name='ready_batches',
+  )
+  enqueue = queue.enqueue([images, labels])
+  tf.train.add_queue_runner(tf.train.QueueRunner(queue, [enqueue]))
+  return queue.dequeue()
+
+
+def _image_summary(images: tf.Tensor) -> None:
+  with tf.device('/cpu:0'), tf.name_scope(None):
+    tf.summary.image('images', images)

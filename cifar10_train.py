@@ -1,0 +1,305 @@
+"""Trains the CIFAR-10 network.
+
+  python cifar10_train.py [--train_dir cifar10_train] [--max_steps 100000]
+
+Checkpoints and summaries go to --train_dir. Started again, training goes on
+from the last checkpoint there; cifar10_eval.py, beside it, scores each.
+"""
+
+import contextlib
+import datetime
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import console  # first: it keeps TensorFlow's chatter off the console
+
+# isort: split
+import tensorflow.compat.v1 as tf
+from tqdm import tqdm
+
+import cifar10
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+tf.app.flags.DEFINE_string(
+  'train_dir',
+  os.path.join(_HERE, 'cifar10_train'),
+  'Directory for checkpoints and event files.',
+)
+tf.app.flags.DEFINE_integer(
+  'max_steps', 100000, 'Step at which training ends.', lower_bound=1
+)
+tf.app.flags.DEFINE_integer(
+  'log_frequency', 100, 'Number of steps between two lines.', lower_bound=1
+)
+tf.app.flags.DEFINE_integer(
+  'save_checkpoint_secs',
+  600,
+  'Seconds between two checkpoints; the first and the last step have theirs.',
+  lower_bound=1,
+)
+tf.app.flags.DEFINE_integer(
+  'save_summaries_steps', 100, 'Steps between two summaries.', lower_bound=1
+)
+tf.app.flags.DEFINE_boolean(
+  'log_device_placement', False, 'Show on which device each operation runs.'
+)
+tf.app.flags.DEFINE_boolean(
+  'restart', False, 'Begin afresh: remove the earlier run from --train_dir.'
+)
+tf.app.flags.adopt_module_key_flags(cifar10)
+FLAGS = tf.app.flags.FLAGS
+
+# What a trainer writes; --restart removes nothing else.
+_OWN_FILES = re.compile(
+  r'checkpoint|graph\.pbtxt|events\.out\.tfevents\..*'
+  r'|model\.ckpt-\d+\.(index|meta|data-\d+-of-\d+)'
+  r'|(checkpoint|graph\.pbtxt)\.tmp.*|model\.ckpt-\d+(_temp|\..*tempstate).*'
+)
+
+
+def main() -> None:
+  console.prepare_dir('--train_dir', FLAGS.train_dir)
+  cifar10.maybe_download_and_extract()
+  with tf.Graph().as_default():
+    global_step = tf.train.get_or_create_global_step()
+    images, labels = cifar10.distorted_inputs()
+    loss = cifar10.loss(cifar10.inference(images), labels)
+    train_op = cifar10.train(loss, global_step)
+    if FLAGS.restart:
+      remove_earlier_run(FLAGS.train_dir)
+    run_training(
+      loss,
+      train_op,
+      examples_per_step=FLAGS.batch_size,
+      train_dir=FLAGS.train_dir,
+      max_steps=FLAGS.max_steps,
+      log_frequency=FLAGS.log_frequency,
+      save_checkpoint_secs=FLAGS.save_checkpoint_secs,
+      save_summaries_steps=FLAGS.save_summaries_steps,
+      log_device_placement=FLAGS.log_device_placement,
+    )
+
+
+def run_training(
+  loss: tf.Tensor,
+  train_op: tf.Operation,
+  examples_per_step: int,
+  train_dir: str,
+  max_steps: int,
+  log_frequency: int,
+  save_checkpoint_secs: int,
+  save_summaries_steps: int,
+  log_device_placement: bool = False,
+) -> None:
+  """Trains the default graph up to a step, going on from what `train_dir` has.
+
+  SIGINT and SIGTERM end it after the step in progress, which is saved.
+
+  Args:
+    loss: float32 [], printed and watched: training stops when it is not finite.
+    train_op: does one step and counts it in the global step.
+    examples_per_step: number of images that a step takes.
+    train_dir: directory for checkpoints and event files.
+    max_steps: the global step to end at.
+    log_frequency: steps between two lines on the console.
+    save_checkpoint_secs: seconds between two checkpoints.
+    save_summaries_steps: steps between two summaries.
+    log_device_placement: whether TensorFlow logs where it runs each operation.
+
+  Raises:
+    SystemExit: status 130 or 143 after a signal, 1 if training cannot go on.
+  """
+  start = _find_start(train_dir)
+  if start >= max_steps:
+    print(f'{train_dir} is at step {start} already: nothing left to train.')
+    return
+
+  scaffold = tf.train.Scaffold()
+  hooks = [
+    tf.train.StopAtStepHook(last_step=max_steps),
+    _LogHook(loss, examples_per_step, start, max_steps, log_frequency),
+    # The last one, so that a checkpoint is written after the checks.
+    tf.train.CheckpointSaverHook(
+      train_dir,
+      save_secs=save_checkpoint_secs,
+      scaffold=scaffold,
+      listeners=[_RefuseToSaveNan()],
+    ),
+  ]
+  config = tf.ConfigProto(
+    allow_soft_placement=True, log_device_placement=log_device_placement
+  )
+  config.gpu_options.allow_growth = True  # evaluation may share the GPU
+  with (
+    _collected_signals() as signals,
+    tf.train.MonitoredTrainingSession(
+      checkpoint_dir=train_dir,
+      scaffold=scaffold,
+      hooks=hooks,
+      config=config,
+      save_checkpoint_secs=None,  # the hook above does that
+      save_checkpoint_steps=None,
+      save_summaries_steps=save_summaries_steps,
+    ) as session,
+  ):
+    while not session.should_stop() and not signals:
+      session.run(train_op)
+
+  step = _checkpoint_step(tf.train.latest_checkpoint(train_dir))
+  if signals:
+    name = signal.Signals(signals[0]).name
+    print(
+      f'Stopped by {name}: step {step} is saved in {train_dir}. The same '
+      'command goes on from there.'
+    )
+    sys.exit(128 + signals[0])
+  print(f'Trained to step {step}, which is saved in {train_dir}.')
+
+
+class _LogHook(tf.train.SessionRunHook):
+  """Prints a line every few steps; on a terminal, moves a progress bar."""
+
+  def __init__(self, loss, examples_per_step, start, max_steps, log_frequency):
+    self._loss = loss
+    self._examples_per_step = examples_per_step
+    self._start = self._step = start  # _step counts the steps done
+    self._max_steps = max_steps
+    self._log_frequency = log_frequency
+
+  def after_create_session(self, session, coord):
+    self._bar = tqdm(
+      initial=self._step,
+      total=self._max_steps,
+      unit='step',
+      dynamic_ncols=True,
+      disable=None,  # where there is no terminal
+    )
+    self._last_step = self._step
+    self._last_time = time.perf_counter()
+
+  def before_run(self, run_context):
+    if self._step == self._start or self._step % self._log_frequency == 0:
+      return tf.train.SessionRunArgs(self._loss)
+    return None
+
+  def after_run(self, run_context, run_values):
+    self._bar.update()
+    self._step += 1
+    if run_values.results is not None:
+      self._log(self._step - 1, run_values.results)
+
+  def _log(self, step, loss):
+    """Prints the loss that the variables had at `step`, and the rates since."""
+    if not math.isfinite(loss):
+      _stop_at_nan(f'the loss is {loss}', step)
+    now = time.perf_counter()
+    sec_per_batch = (now - self._last_time) / (self._step - self._last_step)
+    examples_per_sec = self._examples_per_step / sec_per_batch
+    self._last_step, self._last_time = self._step, now
+    tqdm.write(
+      f'{datetime.datetime.now()}: step {step}, loss = {loss:.2f} '
+      f'({examples_per_sec:.1f} examples/sec; {sec_per_batch:.3f} sec/batch)'
+    )
+    self._bar.set_postfix_str(
+      f'loss {loss:.2f}, {examples_per_sec:.0f} examples/sec'
+    )
+
+  def end(self, session):
+    self._bar.close()
+
+
+class _RefuseToSaveNan(tf.train.CheckpointSaverListener):
+  """Stops before a checkpoint is written of variables that are not finite."""
+
+  def begin(self):
+    self._all_finite = tf.reduce_all(
+      [
+        tf.reduce_all(tf.math.is_finite(variable))
+        for variable in tf.global_variables()
+        if variable.dtype.is_floating
+      ]
+    )
+
+  def before_save(self, session, global_step_value):
+    if not session.run(self._all_finite):
+      _stop_at_nan('a variable is not finite', global_step_value)
+
+
+def _stop_at_nan(what: str, step: int) -> None:
+  sys.exit(
+    f'Training diverged: at step {step} {what}. Nothing was saved of it; the '
+    'last checkpoint is good.'
+  )
+
+
+@contextlib.contextmanager
+def _collected_signals() -> Iterator[list[int]]:
+  """Yields a list to which SIGINT and SIGTERM are appended as they come."""
+  received = []
+  previous = {
+    number: signal.signal(number, lambda number, _: received.append(number))
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield received
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+def remove_earlier_run(train_dir: str) -> None:
+  """Removes what a trainer wrote, or nothing if anything else is there."""
+  others = [
+    name for name in os.listdir(train_dir) if not _OWN_FILES.fullmatch(name)
+  ]
+  if others:
+    sys.exit(
+      f'--restart removed nothing: {train_dir} also holds '
+      f'{", ".join(sorted(others)[:5])}, not written by training. Move that '
+      'away, or choose another --train_dir.'
+    )
+  for name in os.listdir(train_dir):
+    path = os.path.join(train_dir, name)
+    if os.path.isdir(path):
+      shutil.rmtree(path)
+    else:
+      os.remove(path)
+
+
+def _find_start(train_dir: str) -> int:
+  """Returns the step from which to go on, and says so if it is not the first.
+
+  The default graph's variables are compared with those of the checkpoint.
+  """
+  checkpoint = tf.train.latest_checkpoint(train_dir)
+  if checkpoint is None:
+    return 0
+  try:
+    shapes = dict(tf.train.list_variables(checkpoint))
+    step = _checkpoint_step(checkpoint)
+  except (tf.errors.OpError, ValueError) as error:
+    sys.exit(f'Cannot read {checkpoint}: {error}')
+  for variable in tf.global_variables():
+    if shapes.get(variable.op.name) != variable.shape.as_list():
+      sys.exit(
+        f'{checkpoint} is not of this network: {variable.op.name} has shape '
+        f'{shapes.get(variable.op.name)} there, {variable.shape.as_list()} '
+        'here. Choose another --train_dir, or begin afresh with --restart.'
+      )
+  print(f'Resuming from step {step}')
+  return step
+
+
+def _checkpoint_step(checkpoint: str) -> int:
+  return int(tf.train.load_variable(checkpoint, 'global_step'))
+
+
+if __name__ == '__main__':
+  console.run(main)

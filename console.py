@@ -1,0 +1,94 @@
+"""The console belongs to the program.
+
+A program imports this before anything that imports TensorFlow, whose start-up
+chatter then stays away: errors still arrive, as exceptions, and the C++
+runtime's messages come back with TF_CPP_MIN_LOG_LEVEL=0 in the environment.
+`run` turns a user's mistake into one line and a non-zero exit status.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+from absl import app
+
+# TensorFlow logs where it places operations at the lowest level.
+_asked_for_more = any(
+  argument.lstrip('-').startswith('log_device_placement')
+  for argument in sys.argv
+)
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '0' if _asked_for_more else '2')
+
+
+@contextlib.contextmanager
+def _discarded_stderr() -> Iterator[None]:
+  """Discards what is written to file descriptor 2, C++ code's too."""
+  saved = os.dup(2)
+  with open(os.devnull, 'wb') as null:
+    os.dup2(null.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(saved, 2)
+    os.close(saved)
+
+
+# On a machine without a GPU, the first import and the first look at the devices
+# write some lines of which no setting knows.
+with _discarded_stderr():
+  import tensorflow.compat.v1 as tf
+
+  tf.config.list_physical_devices()
+
+# Deprecation notices of TF1's queues are nothing to the reader.
+tf.logging.set_verbosity(tf.logging.ERROR)
+
+import cifar10_input  # noqa: E402  (after TensorFlow's quiet import)
+import download  # noqa: E402
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the flags, runs `main` in TF1's graph mode, and exits.
+
+  Mistakes that a user can mend end in one message and exit status 1; anything
+  else keeps its traceback.
+  """
+  sys.stdout.reconfigure(line_buffering=True)  # a pipe sees each line at once
+  tf.disable_v2_behavior()
+
+  def checked_main(argv: list[str]) -> None:
+    if len(argv) > 1:
+      sys.exit(f'Unexpected argument: {argv[1]} (flags begin with --)')
+    try:
+      main()
+    except (download.DownloadError, cifar10_input.DataError) as error:
+      sys.exit(f'{error}')
+    except tf.errors.InvalidArgumentError as error:
+      if cifar10_input.BAD_LABEL not in error.message:
+        raise
+      first_line = error.message.partition('\n')[0]
+      sys.exit(first_line.removeprefix('assertion failed: '))
+    except KeyboardInterrupt:
+      sys.exit(130)
+
+  app.run(checked_main)
+
+
+def prepare_dir(flag: str, path: str) -> None:
+  """Makes a directory and sees that it can be written to.
+
+  Args:
+    flag: the flag that names the directory, for the message.
+    path: the directory.
+
+  Raises:
+    SystemExit: it cannot be made or written to.
+  """
+  try:
+    os.makedirs(path, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    sys.exit(f'Cannot write to {flag} {path}: {error.strerror}')
