@@ -12,6 +12,7 @@ float16 or bfloat16); variables, logits and loss are float32 always.
 import os
 import re
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import cifar10_input
@@ -261,10 +262,12 @@ def apply_gradients(
     _histogram_summary(variable.op.name, variable)
     if gradient is not None:
       _histogram_summary(f'{variable.op.name}/gradients', gradient)
-  update = optimizer.apply_gradients(gradients, global_step)
-  with tf.control_dependencies([update]):
+  with tf.control_dependencies([optimizer.apply_gradients(gradients)]):
+    # The sum is used, not global_step: graph optimization may merge two reads
+    # of one of TF1's reference variables, across what lies between them.
+    step = tf.assign_add(global_step, 1)
     averages = tf.train.ExponentialMovingAverage(
-      MOVING_AVERAGE_DECAY, num_updates=global_step.read_value()
+      MOVING_AVERAGE_DECAY, num_updates=step
     )
     return averages.apply(tf.trainable_variables())
 
@@ -290,13 +293,14 @@ def local_response_normalization(x: tf.Tensor, name: str) -> tf.Tensor:
   """
   radius, bias, alpha = 4, 1.0, 0.001 / 9.0  # and beta = 0.75
   channels = x.shape.as_list()[-1]
+  positions = np.arange(channels)
+  band = np.abs(positions - positions[:, np.newaxis]) <= radius
 
   @tf.custom_gradient
   def normalize(x):
-    band = tf.linalg.band_part(tf.ones([channels, channels]), radius, radius)
-
     def sum_neighbours(values):
-      rows = tf.matmul(tf.reshape(values, [-1, channels]), band)
+      rows = tf.reshape(values, [-1, channels])
+      rows = tf.matmul(rows, band.astype(np.float32))
       return tf.reshape(rows, tf.shape(values))
 
     x32 = tf.cast(x, tf.float32)

@@ -59,9 +59,10 @@ FILE_SHA256 = {
     '8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b'
   ),
 }
-CLASS_NAMES = (
-  'airplane automobile bird cat deer dog frog horse ship truck'.split()
-)
+CLASS_NAMES = [
+  'airplane', 'automobile', 'bird', 'cat', 'deer',
+  'dog', 'frog', 'horse', 'ship', 'truck',
+]  # fmt: skip
 DEFAULT_DATA_DIR = os.path.join(
   os.path.dirname(os.path.abspath(__file__)), 'cifar10_data'
 )

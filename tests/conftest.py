@@ -1,0 +1,55 @@
+"""A tiny made-up data set, and TensorFlow as the programs use it."""
+
+import os
+
+import console  # first: it keeps TensorFlow's chatter off the console  # noqa: F401
+
+# isort: split
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import download
+
+tf.disable_v2_behavior()
+
+
+def write_records(path, labels, images):
+  """Writes labels [n] and images [n, 32, 32, 3] as a data file."""
+  planes = np.transpose(images, [0, 3, 1, 2]).reshape(len(labels), 3072)
+  records = np.column_stack([labels, planes]).astype(np.uint8)
+  records.tofile(path)
+
+
+def make_data_set(data_dir, records_per_file=100):
+  """Writes six data files whose classes differ in their picture."""
+  rng = np.random.RandomState(seed=1)
+  batches_dir = os.path.join(data_dir, download.BATCHES_DIR)
+  os.makedirs(batches_dir)
+  pictures = rng.randint(0, 256, [10, 32, 32, 3])
+  for name in download.FILE_SHA256:
+    labels = rng.randint(0, 10, [records_per_file])
+    noise = rng.randint(-20, 21, [records_per_file, 32, 32, 3])
+    images = np.clip(pictures[labels] + noise, 0, 255)
+    write_records(os.path.join(batches_dir, name), labels, images)
+  return data_dir
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """The `--data_dir` of a made-up data set of 6 x 100 images."""
+  return make_data_set(str(tmp_path_factory.mktemp('data')))
+
+
+@pytest.fixture(scope='session')
+def batches_dir(data_dir):
+  """The directory of its data files."""
+  return os.path.join(data_dir, download.BATCHES_DIR)
+
+
+@pytest.fixture
+def graph():
+  """A fresh default graph with a fixed seed."""
+  with tf.Graph().as_default() as graph:
+    tf.set_random_seed(1)
+    yield graph
