@@ -1,0 +1,407 @@
+"""Tests the programs themselves, as processes."""
+
+import datetime
+import fcntl
+import os
+import pty
+import queue
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import make_data_set
+
+import download
+
+ROOT = os.path.dirname(os.path.abspath(download.__file__))
+TIMEOUT = 120  # seconds after which a process counts as hung
+LINE = re.compile(
+  r'(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): step (?P<step>\d+), '
+  r'loss = (?P<loss>\d+\.\d\d) \((?P<rate>\d+\.\d) examples/sec; '
+  r'(?P<sec>\d+\.\d{3}) sec/batch\)'
+)
+
+
+class Program:
+  """A program that runs beside the test, its lines read as they come."""
+
+  def __init__(self, program, *arguments):
+    self._errors = tempfile.TemporaryFile('w+')  # noqa: SIM115
+    self._process = subprocess.Popen(
+      [sys.executable, os.path.join(ROOT, program), *arguments],
+      stdout=subprocess.PIPE,
+      stderr=self._errors,
+      text=True,
+    )
+    self._lines = queue.SimpleQueue()
+    threading.Thread(target=self._read, daemon=True).start()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._process.kill()
+    self._process.wait()
+    self._errors.close()
+
+  def _read(self):
+    for line in self._process.stdout:
+      self._lines.put(line.rstrip('\n'))
+    self._lines.put(None)
+
+  def wait_for(self, part):
+    """Waits for the next line that contains `part`."""
+    while True:
+      line = self._lines.get(timeout=TIMEOUT)
+      assert line is not None, f'ended without {part!r}: {self.errors()}'
+      if part in line:
+        return
+
+  def errors(self):
+    self._errors.seek(0)
+    return self._errors.read()
+
+  def send_signal(self, number):
+    self._process.send_signal(number)
+
+  def finish(self):
+    """Waits for the end; returns the exit status and the lines left."""
+    lines = list(iter(lambda: self._lines.get(timeout=TIMEOUT), None))
+    return self._process.wait(TIMEOUT), lines
+
+
+def run(program, *arguments, status=0):
+  """Runs a program to its end and returns its lines and its error output."""
+  with Program(program, *arguments) as process:
+    got, lines = process.finish()
+    errors = process.errors()
+  assert got == status, '\n'.join([*lines, errors])
+  return lines, errors
+
+
+def steps_in(lines):
+  return [LINE.fullmatch(line) for line in lines if ', loss = ' in line]
+
+
+@pytest.fixture
+def train_flags(data_dir, tmp_path):
+  return [
+    f'--data_dir={data_dir}',
+    f'--train_dir={tmp_path}/train',
+    '--batch_size=32',
+  ]
+
+
+@pytest.fixture
+def eval_flags(data_dir, tmp_path):
+  return [
+    f'--data_dir={data_dir}',
+    f'--checkpoint_dir={tmp_path}/train',
+    f'--eval_dir={tmp_path}/eval',
+    '--num_examples=100',
+    '--batch_size=32',
+  ]
+
+
+def summaries(directory):
+  """Returns (step, tag, value) of each event in a directory, in order."""
+  found = []
+  for name in sorted(os.listdir(directory)):
+    if 'tfevents' in name:
+      for event in tf.train.summary_iterator(os.path.join(directory, name)):
+        for value in event.summary.value:
+          found.append((event.step, value.tag, value))
+  return found
+
+
+def test_learns_stops_resumes_and_is_evaluated(
+  train_flags, eval_flags, tmp_path
+):
+  train_dir, eval_dir = tmp_path / 'train', tmp_path / 'eval'
+
+  with Program(
+    'cifar10_train.py', *train_flags, '--log_frequency=10'
+  ) as program:
+    program.wait_for(': step 10, ')
+    program.send_signal(signal.SIGINT)
+    status, lines = program.finish()
+    assert status == 130
+    assert program.errors() == ''
+  stopped = re.search(r'Stopped by SIGINT: step (\d+) is saved', lines[-1])
+  step = int(stopped[1])
+  assert step > 10
+  assert str(train_dir) in lines[-1]
+  names = os.listdir(train_dir)
+  assert f'model.ckpt-{step}.index' in names
+  assert 'model.ckpt-0.index' in names
+
+  lines, errors = run(
+    'cifar10_train.py', *train_flags, '--max_steps=350', '--log_frequency=50'
+  )
+  assert errors == ''
+  assert f'Resuming from step {step}' in lines
+  numbers = [int(line['step']) for line in steps_in(lines)]
+  wanted = [n for n in range(0, 350, 50) if n > step]
+  assert numbers == [step, *wanted]
+  assert 'model.ckpt-350.index' in os.listdir(train_dir)
+
+  lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once')
+  assert errors == ''
+  assert re.fullmatch(r'[-\d]+ [:.\d]+: precision @ 1 = 1\.000', lines[-1])
+  precisions = [
+    (step, value.simple_value)
+    for step, tag, value in summaries(eval_dir)
+    if tag == 'Precision @ 1'
+  ]
+  assert precisions == [(350, 1.0)]
+
+  lines, errors = run('cifar10_train.py', *train_flags, '--max_steps=350')
+  assert 'at step 350 already' in lines[-1]
+  tags = {tag for _, tag, _ in summaries(train_dir)}
+  assert {'total_loss', 'learning_rate', 'images/image/0'} <= tags
+
+
+def test_rates_are_true(train_flags):
+  begin = datetime.datetime.now()
+  lines, _ = run(
+    'cifar10_train.py', *train_flags, '--max_steps=40', '--log_frequency=7'
+  )
+  end = datetime.datetime.now()
+  steps = steps_in(lines)
+  assert [int(line['step']) for line in steps] == [0, 7, 14, 21, 28, 35]
+  last_time, last_step = None, -1
+  for line in steps:
+    now = datetime.datetime.fromisoformat(line['time'])
+    count = int(line['step']) - last_step
+    seconds = count * float(line['sec'])
+    # The time is printed in ms, the rate in tenths.
+    assert count * 32 / float(line['rate']) == pytest.approx(
+      seconds, rel=0.02, abs=0.01
+    )
+    if last_time is None:
+      assert begin + datetime.timedelta(seconds=seconds) < now
+    else:
+      measured = (now - last_time).total_seconds()
+      assert seconds == pytest.approx(measured, rel=0.02, abs=0.01)
+    last_time, last_step = now, int(line['step'])
+  assert last_time < end
+
+
+def test_evaluator_waits_and_scores_each_checkpoint_once(
+  train_flags, eval_flags, tmp_path
+):
+  with Program(
+    'cifar10_eval.py', *eval_flags, '--eval_interval_secs=1'
+  ) as evaluator:
+    evaluator.wait_for('No checkpoint file found')
+    for step in (2, 4):
+      run('cifar10_train.py', *train_flags, f'--max_steps={step}')
+      while step not in [step for step, _, _ in summaries(tmp_path / 'eval')]:
+        evaluator.wait_for('precision @ 1 = ')
+    evaluator.send_signal(signal.SIGINT)
+    status, _ = evaluator.finish()
+    assert status == 130
+    assert evaluator.errors() == ''
+  steps = [
+    step
+    for step, tag, _ in summaries(tmp_path / 'eval')
+    if tag == 'Precision @ 1'
+  ]
+  assert steps == sorted(set(steps)) and {2, 4} <= set(steps) <= {0, 2, 4}
+
+
+def test_evaluation_without_checkpoint_fails(eval_flags):
+  lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once', status=1)
+  assert 'No checkpoint file found' in lines[-1]
+  assert errors == ''
+
+
+def test_sigterm_saves_the_last_step(train_flags, tmp_path):
+  with Program(
+    'cifar10_train.py', *train_flags, '--log_frequency=1'
+  ) as process:
+    process.wait_for(': step 2, ')
+    process.send_signal(signal.SIGTERM)
+    status, lines = process.finish()
+    assert status == 143
+    assert process.errors() == ''
+  last_step = max([2, *(int(line['step']) for line in steps_in(lines))])
+  assert tf.train.latest_checkpoint(str(tmp_path / 'train')).endswith(
+    f'model.ckpt-{last_step + 1}'
+  )
+
+
+def test_restart_removes_only_what_training_wrote(train_flags, tmp_path):
+  train_dir = tmp_path / 'train'
+  run('cifar10_train.py', *train_flags, '--max_steps=3')
+  (train_dir / 'notes.txt').write_text('mine')
+  before = sorted(os.listdir(train_dir))
+  _, errors = run(
+    'cifar10_train.py', *train_flags, '--max_steps=2', '--restart', status=1
+  )
+  assert 'notes.txt' in errors and 'Traceback' not in errors
+  assert sorted(os.listdir(train_dir)) == before
+  (train_dir / 'notes.txt').unlink()
+  lines, _ = run('cifar10_train.py', *train_flags, '--max_steps=2', '--restart')
+  assert not any('Resuming' in line for line in lines)
+  assert 'model.ckpt-2.index' in os.listdir(train_dir)
+  assert 'model.ckpt-3.index' not in os.listdir(train_dir)
+
+
+def test_a_terminal_shows_progress_and_whole_lines(train_flags):
+  leader, follower = pty.openpty()
+  size = struct.pack('HHHH', 24, 120, 0, 0)  # rows, columns
+  fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
+  process = subprocess.Popen(
+    [
+      sys.executable,
+      os.path.join(ROOT, 'cifar10_train.py'),
+      *train_flags,
+      '--max_steps=30',
+      '--log_frequency=10',
+    ],
+    stdout=follower,
+    stderr=follower,
+  )
+  os.close(follower)
+  output = b''
+  try:
+    while chunk := os.read(leader, 4096):
+      output += chunk
+  except OSError:  # the terminal's end
+    pass
+  assert process.wait(TIMEOUT) == 0
+  # Carriage returns and erasures move the bar; what they leave are the lines.
+  shown = re.sub(r'[^\n]*\r(?!\n)|\x1b\[[0-9;]*[A-Za-z]', '', output.decode())
+  lines = [line.strip('\r') for line in shown.split('\n')]
+  steps = [line for line in lines if LINE.fullmatch(line)]
+  assert len(steps) == 3
+  assert b'examples/sec' in output and b'30/30' in output
+
+
+@pytest.mark.parametrize('precision', ['--use_fp16', '--use_bf16'])
+def test_precisions_share_checkpoints(train_flags, precision):
+  run('cifar10_train.py', *train_flags, '--max_steps=2', precision)
+  lines, errors = run('cifar10_train.py', *train_flags, '--max_steps=4')
+  assert 'Resuming from step 2' in lines
+  assert errors == ''
+
+
+def test_nan_stops_before_anything_is_saved(train_flags, tmp_path):
+  """A checkpoint with huge weights makes the first loss overflow."""
+  train_dir = str(tmp_path / 'train')
+  run('cifar10_train.py', *train_flags, '--max_steps=2')
+  path = tf.train.latest_checkpoint(train_dir)
+  reader = tf.train.load_checkpoint(path)
+  with tf.Graph().as_default(), tf.Session() as session:
+    for name in reader.get_variable_to_shape_map():
+      value = reader.get_tensor(name)
+      if name == 'local3/weights':
+        value = np.full_like(value, 1e30)
+      tf.Variable(value, name=name)
+    session.run(tf.global_variables_initializer())
+    tf.train.Saver().save(session, path, write_meta_graph=False)
+  _, errors = run('cifar10_train.py', *train_flags, status=1)
+  assert re.search(r'diverged: at step \d+ .*not finite|loss is', errors)
+  assert 'Traceback' not in errors
+  assert tf.train.latest_checkpoint(train_dir) == path
+
+
+class TestMistakes:
+  def check(self, program, *arguments, says):
+    _, errors = run(program, *arguments, status=1)
+    assert says in errors
+    assert 'Traceback' not in errors
+    assert len(errors.splitlines()) <= 2
+
+  @pytest.mark.parametrize(
+    ('program', 'argument', 'says'),
+    [
+      ('cifar10_train.py', '--batch_size=0', '--batch_size=0'),
+      ('cifar10_train.py', '--data_dri=x', 'Did you mean: data_dir'),
+      ('cifar10_train.py', 'stray', 'Unexpected argument: stray'),
+      ('cifar10_eval.py', '--num_examples=-1', '--num_examples=-1'),
+    ],
+  )
+  def test_flags(self, program, argument, says):
+    self.check(program, argument, says=says)
+
+  def test_eval_data(self):
+    self.check('cifar10_eval.py', '--eval_data=nonsense', says='nonsense')
+
+  def test_download_flag(self):
+    _, errors = run('download.py', '--data_dri=x', status=2)
+    assert '--data_dri=x' in errors
+
+  @pytest.mark.parametrize(
+    ('program', 'flag'),
+    [('cifar10_train.py', '--train_dir'), ('cifar10_eval.py', '--eval_dir')],
+  )
+  def test_output_directory(self, program, flag, tmp_path):
+    (tmp_path / 'file').write_text('')
+    for path in (tmp_path / 'file', '/proc/nowhere'):
+      self.check(program, f'{flag}={path}', says=f'{flag} {path}')
+
+  def test_missing_and_truncated_file(self, train_flags, tmp_path):
+    data_dir = make_data_set(str(tmp_path / 'data'), records_per_file=5)
+    path = os.path.join(data_dir, download.BATCHES_DIR, 'data_batch_4.bin')
+    with open(path, 'r+b') as file:
+      file.truncate(3073 * 4 + 1)
+    flag = f'--data_dir={data_dir}'
+    self.check('cifar10_train.py', *train_flags, flag, says=path)
+    os.remove(path)
+    says = f'Failed to find file: {path}'
+    self.check('cifar10_train.py', *train_flags, flag, says=says)
+
+  @pytest.mark.parametrize(
+    ('program', 'name'),
+    [
+      ('cifar10_train.py', 'data_batch_4.bin'),
+      ('cifar10_eval.py', 'test_batch.bin'),
+    ],
+  )
+  def test_bad_label(self, train_flags, eval_flags, tmp_path, program, name):
+    data_dir = make_data_set(str(tmp_path / 'data'), records_per_file=100)
+    path = os.path.join(data_dir, download.BATCHES_DIR, name)
+    if program == 'cifar10_eval.py':
+      run('cifar10_train.py', *train_flags, '--max_steps=1')
+    with open(path, 'r+b') as file:
+      file.seek(3073 * 4)
+      file.write(bytes([200]))
+    flags = eval_flags if program == 'cifar10_eval.py' else train_flags
+    self.check(
+      program,
+      *flags,
+      f'--data_dir={data_dir}',
+      *(['--run_once'] if program == 'cifar10_eval.py' else []),
+      says=f'[{path}:4] [200]',
+    )
+
+  def test_too_few_examples(self, train_flags, eval_flags):
+    run('cifar10_train.py', *train_flags, '--max_steps=1')
+    self.check(
+      'cifar10_eval.py',
+      *eval_flags,
+      '--num_examples=101',
+      '--run_once',
+      says='There are 100 images to score, not the 101 of --num_examples.',
+    )
+
+  def test_checkpoint_of_another_network(self, train_flags, tmp_path):
+    (tmp_path / 'train').mkdir()
+    with tf.Graph().as_default(), tf.Session() as session:
+      tf.train.get_or_create_global_step()
+      tf.get_variable('conv1/weights', [3, 3])
+      session.run(tf.global_variables_initializer())
+      tf.train.Saver().save(session, f'{tmp_path}/train/model.ckpt', 7)
+    self.check(
+      'cifar10_train.py', *train_flags, says='conv1/weights has shape [3, 3]'
+    )
