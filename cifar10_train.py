@@ -282,15 +282,21 @@ def _find_start(train_dir: str) -> int:
   if checkpoint is None:
     return 0
   try:
-    shapes = dict(tf.train.list_variables(checkpoint))
+    reader = tf.train.load_checkpoint(checkpoint)
     step = _checkpoint_step(checkpoint)
   except (tf.errors.OpError, ValueError) as error:
     sys.exit(f'Cannot read {checkpoint}: {error}')
+  shapes = reader.get_variable_to_shape_map()
+  dtypes = reader.get_variable_to_dtype_map()
   for variable in tf.global_variables():
-    if shapes.get(variable.op.name) != variable.shape.as_list():
+    name = variable.op.name
+    here = f'{variable.dtype.base_dtype.name} {variable.shape.as_list()}'
+    there = (
+      f'{dtypes[name].name} {shapes[name]}' if name in shapes else 'missing'
+    )
+    if here != there:
       sys.exit(
-        f'{checkpoint} is not of this network: {variable.op.name} has shape '
-        f'{shapes.get(variable.op.name)} there, {variable.shape.as_list()} '
+        f'{checkpoint} is not of this network: {name} is {there} there, {here} '
         'here. Choose another --train_dir, or begin afresh with --restart.'
       )
   print(f'Resuming from step {step}')

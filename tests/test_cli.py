@@ -6,6 +6,7 @@ import os
 import pty
 import queue
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -315,6 +316,29 @@ def test_nan_stops_before_anything_is_saved(train_flags, tmp_path):
   assert tf.train.latest_checkpoint(train_dir) == path
 
 
+def test_reads_the_tutorials_checkpoints(train_flags, eval_flags, tmp_path):
+  """The tutorial also saved its loss averages."""
+  run('cifar10_train.py', *train_flags, '--max_steps=2')
+  latest = tf.train.latest_checkpoint(str(tmp_path / 'train'))
+  reader = tf.train.load_checkpoint(latest)
+  values = {
+    name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+  }
+  shutil.rmtree(tmp_path / 'train')
+  (tmp_path / 'train').mkdir()
+  with tf.Graph().as_default(), tf.Session() as session:
+    for name, value in values.items():
+      tf.Variable(value, name=name)
+    for loss in ('cross_entropy', 'local3/weight_loss', 'total_loss'):
+      tf.Variable(1.0, name=f'{loss}/avg')
+    session.run(tf.global_variables_initializer())
+    tf.train.Saver().save(session, f'{tmp_path}/train/model.ckpt', 7)
+  lines, _ = run('cifar10_eval.py', *eval_flags, '--run_once')
+  assert 'precision @ 1 = ' in lines[-1]
+  lines, _ = run('cifar10_train.py', *train_flags, '--max_steps=4')
+  assert 'Resuming from step 2' in lines
+
+
 class TestMistakes:
   def check(self, program, *arguments, says):
     _, errors = run(program, *arguments, status=1)
@@ -403,5 +427,7 @@ class TestMistakes:
       session.run(tf.global_variables_initializer())
       tf.train.Saver().save(session, f'{tmp_path}/train/model.ckpt', 7)
     self.check(
-      'cifar10_train.py', *train_flags, says='conv1/weights has shape [3, 3]'
+      'cifar10_train.py',
+      *train_flags,
+      says='conv1/weights is float32 [3, 3] there, float32 [5, 5, 3, 64] here',
     )
