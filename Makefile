@@ -4,7 +4,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: train eval tensorboard test lint
+.PHONY: train eval tensorboard test lint bench
 
 train: .venv/run
 	.venv/bin/python cifar10_train.py $(ARGS)
@@ -21,6 +21,9 @@ test: .venv/dev
 lint: .venv/dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 
+bench: .venv/run .venv/bench
+	.venv/bench/bin/python benchmarks/bench.py $(ARGS)
+
 # These two stamps are as new as what is installed. The lock is for 'make train'
 # and 'make eval' started together: the second waits, and finds the work done.
 .venv/run: requirements.txt
@@ -35,3 +38,9 @@ lint: .venv/dev
 	    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<; \
 	    touch $@; \
 	  fi'
+
+# What the suite is compared with lives in an environment of its own.
+.venv/bench: benchmarks/requirements.txt | .venv/run
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@

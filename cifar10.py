@@ -12,10 +12,10 @@ float16 or bfloat16); variables, logits and loss are float32 always.
 import os
 import re
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
 import cifar10_input
+import cifar10_ops as ops
 import download
 
 tf.app.flags.DEFINE_integer(
@@ -47,8 +47,6 @@ NUM_EPOCHS_PER_DECAY = 350.0  # epochs after which the learning rate drops
 LEARNING_RATE_DECAY_FACTOR = 0.1  # what it is multiplied by then
 INITIAL_LEARNING_RATE = 0.1
 
-_LOSS_SCALE = 1024.0  # of gradients in float16
-
 # Operations of the k-th of several towers are named 'tower_<k>/...'. Summaries
 # leave that prefix out.
 TOWER_NAME = 'tower'
@@ -68,8 +66,12 @@ def maybe_download_and_extract() -> None:
 def compute_type() -> tf.DType:
   """Returns the type that `--use_fp16` and `--use_bf16` ask for."""
   if FLAGS.use_bf16:
-    return tf.bfloat16
-  return tf.float16 if FLAGS.use_fp16 else tf.float32
+    dtype = tf.bfloat16
+  else:
+    dtype = tf.float16 if FLAGS.use_fp16 else tf.float32
+  if not ops.has_fast_path(dtype):
+    print(f'This processor has no fast path for {dtype.name}: expect it slow.')
+  return dtype
 
 
 def distorted_inputs() -> tuple[tf.Tensor, tf.Tensor]:
@@ -114,13 +116,18 @@ def inference(images: tf.Tensor) -> tf.Tensor:
     The logits, float32 [batch, 10].
   """
   with tf.variable_scope('conv1'):
-    conv1 = _convolution(images, channels=64, bias=0.0)
-  pool1 = _max_pool(conv1, name='pool1')
-  norm1 = local_response_normalization(pool1, name='norm1')
+    sums, biases = _convolution(images, channels=64, bias=0.0)
+    _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
+    # The maximum may come first, as neither changes the order of values: the
+    # same result, for a quarter of the work.
+    pool1 = tf.nn.relu(tf.nn.bias_add(_max_pool(sums, name='pool1'), biases))
+  norm1 = ops.local_response_normalization(pool1, name='norm1')
 
   with tf.variable_scope('conv2'):
-    conv2 = _convolution(norm1, channels=64, bias=0.1)
-  norm2 = local_response_normalization(conv2, name='norm2')
+    sums, biases = _convolution(norm1, channels=64, bias=0.1)
+    conv2 = tf.nn.relu(tf.nn.bias_add(sums, biases))
+    _activation_summary(conv2)
+  norm2 = ops.local_response_normalization(conv2, name='norm2')
   pool2 = _max_pool(norm2, name='pool2')
 
   height, width, depth = pool2.shape.as_list()[1:]
@@ -133,7 +140,7 @@ def inference(images: tf.Tensor) -> tf.Tensor:
     _activation_summary(local4)
   with tf.variable_scope('softmax_linear'):
     logits = _dense(
-      _leave_compute_type(local4),
+      ops.leave_compute_type(local4),
       NUM_CLASSES,
       stddev=1 / 192.0,
       bias=0.0,
@@ -210,8 +217,8 @@ def average_losses(total_loss: tf.Tensor) -> tf.Operation:
   )
   for value, average in zip(losses, tf.unstack(update), strict=True):
     tag = re.sub(f'{TOWER_NAME}_[0-9]*/', '', value.op.name)
-    _scalar_summary(f'{tag} (raw)', value)
-    _scalar_summary(tag, average)
+    ops.scalar_summary(f'{tag} (raw)', value)
+    ops.scalar_summary(tag, average)
   return update.op
 
 
@@ -235,7 +242,7 @@ def learning_rate(
     decay_rate=LEARNING_RATE_DECAY_FACTOR,
     staircase=True,
   )
-  _scalar_summary('learning_rate', rate)
+  ops.scalar_summary('learning_rate', rate)
   return rate
 
 
@@ -259,10 +266,12 @@ def apply_gradients(
     The operation that does all of this.
   """
   for gradient, variable in gradients:
-    _histogram_summary(variable.op.name, variable)
+    ops.histogram_summary(variable.op.name, variable)
     if gradient is not None:
-      _histogram_summary(f'{variable.op.name}/gradients', gradient)
-  with tf.control_dependencies([optimizer.apply_gradients(gradients)]):
+      ops.histogram_summary(f'{variable.op.name}/gradients', gradient)
+  gradients, adapt_loss_scale = ops.without_overflow(gradients)
+  update = optimizer.apply_gradients(gradients)
+  with tf.control_dependencies([update, adapt_loss_scale]):
     # The sum is used, not global_step: graph optimization may merge two reads
     # of one of TF1's reference variables, across what lies between them.
     step = tf.assign_add(global_step, 1)
@@ -272,64 +281,16 @@ def apply_gradients(
     return averages.apply(tf.trainable_variables())
 
 
-def local_response_normalization(x: tf.Tensor, name: str) -> tf.Tensor:
-  """Damps each activation by its neighbours in depth, as `tf.nn.lrn` does.
-
-  y = x / s^0.75 with s = 1 + (0.001 / 9) * (sum of x^2 over the channel and the
-  four on each side), from Krizhevsky, Sutskever and Hinton, "ImageNet
-  Classification with Deep Convolutional Neural Networks" (2012), section 3.3.
-
-  `tf.nn.lrn` raises each element to a power and finds each sum in a loop. Here
-  the sums of all channels are one product with a band matrix of zeros and ones,
-  and the power is made of two reciprocal square roots.
-
-  Args:
-    x: [batch, height, width, channels], float32, float16 or bfloat16; the sums
-      are made in float32.
-    name: the name scope.
-
-  Returns:
-    y, of the shape and type of x.
-  """
-  radius, bias, alpha = 4, 1.0, 0.001 / 9.0  # and beta = 0.75
-  channels = x.shape.as_list()[-1]
-  positions = np.arange(channels)
-  band = np.abs(positions - positions[:, np.newaxis]) <= radius
-
-  @tf.custom_gradient
-  def normalize(x):
-    def sum_neighbours(values):
-      rows = tf.reshape(values, [-1, channels])
-      rows = tf.matmul(rows, band.astype(np.float32))
-      return tf.reshape(rows, tf.shape(values))
-
-    x32 = tf.cast(x, tf.float32)
-    root = tf.math.rsqrt(bias + alpha * sum_neighbours(tf.square(x32)))
-    scale = root * tf.sqrt(root)  # s^-0.75
-
-    def gradient(dy):
-      # dx = scale * dy - 2 * 0.75 * alpha * x * sums of (dy * x * scale / s)
-      scaled = tf.cast(dy, tf.float32) * scale
-      sums = sum_neighbours(scaled * x32 * tf.square(root))
-      return tf.cast(scaled - 1.5 * alpha * x32 * sums, x.dtype)
-
-    return tf.cast(x32 * scale, x.dtype), gradient
-
-  with tf.name_scope(name):
-    return normalize(x)
-
-
-def _convolution(x: tf.Tensor, channels: int, bias: float) -> tf.Tensor:
-  """Convolves with 5x5 kernels and rectifies, in the open variable scope."""
+def _convolution(
+  x: tf.Tensor, channels: int, bias: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Convolves with 5x5 kernels; returns the sums, and the biases to add."""
   shape = [5, 5, x.shape.as_list()[-1], channels]
   kernel = _variable_with_weight_decay('weights', shape, stddev=0.05, wd=None)
   biases = _variable('biases', [channels], tf.constant_initializer(bias))
-  x = tf.nn.conv2d(
-    x, _enter_compute_type(kernel, x.dtype), strides=1, padding='SAME'
-  )
-  x = tf.nn.relu(tf.nn.bias_add(x, _enter_compute_type(biases, x.dtype)))
-  _activation_summary(x)
-  return x
+  kernel = ops.enter_compute_type(kernel, x.dtype)
+  biases = ops.enter_compute_type(biases, x.dtype)
+  return tf.nn.conv2d(x, kernel, strides=1, padding='SAME'), biases
 
 
 def _dense(
@@ -339,8 +300,8 @@ def _dense(
   shape = [x.shape.as_list()[-1], units]
   weights = _variable_with_weight_decay('weights', shape, stddev, wd)
   biases = _variable('biases', [units], tf.constant_initializer(bias))
-  x = tf.matmul(x, _enter_compute_type(weights, x.dtype))
-  return tf.nn.bias_add(x, _enter_compute_type(biases, x.dtype))
+  x = tf.matmul(x, ops.enter_compute_type(weights, x.dtype))
+  return tf.nn.bias_add(x, ops.enter_compute_type(biases, x.dtype))
 
 
 def _max_pool(x: tf.Tensor, name: str) -> tf.Tensor:
@@ -380,66 +341,8 @@ def _variable_with_weight_decay(
   return variable
 
 
-def _enter_compute_type(variable: tf.Variable, dtype: tf.DType) -> tf.Tensor:
-  """Casts a float32 variable to `dtype`; see `_leave_compute_type`."""
-
-  @tf.custom_gradient
-  def cast(value):
-    def gradient(dy):
-      return tf.cast(dy, tf.float32) / _LOSS_SCALE
-
-    return tf.cast(value, dtype), gradient
-
-  value = tf.convert_to_tensor(variable)
-  return cast(value) if dtype == tf.float16 else tf.cast(value, dtype)
-
-
-def _leave_compute_type(x: tf.Tensor) -> tf.Tensor:
-  """Casts activations to float32.
-
-  Small gradients vanish in float16. So between here, where they come in, and
-  `_enter_compute_type`, where they go out to the variables, they are
-  _LOSS_SCALE times as large (Micikevicius et al., "Mixed Precision Training",
-  2018, section 3.2). No caller has to know.
-  """
-
-  @tf.custom_gradient
-  def cast(value):
-    def gradient(dy):
-      return tf.cast(dy * _LOSS_SCALE, value.dtype)
-
-    return tf.cast(value, tf.float32), gradient
-
-  return cast(x) if x.dtype == tf.float16 else tf.cast(x, tf.float32)
-
-
 def _activation_summary(x: tf.Tensor) -> None:
   """Summarizes a layer's activations and how many of them are zero."""
   layer = tf.get_variable_scope().name
-  _histogram_summary(f'{layer}/activations', x)
-  _scalar_summary(f'{layer}/sparsity', tf.nn.zero_fraction(x))
-
-
-def _histogram_summary(tag: str, values: tf.Tensor) -> None:
-  with tf.device('/cpu:0'):
-    summary = tf.raw_ops.HistogramSummary(tag=_unused_tag(tag), values=values)
-  tf.add_to_collection(tf.GraphKeys.SUMMARIES, summary)
-
-
-def _scalar_summary(tag: str, value: tf.Tensor) -> None:
-  with tf.device('/cpu:0'):
-    summary = tf.raw_ops.ScalarSummary(tags=_unused_tag(tag), values=value)
-  tf.add_to_collection(tf.GraphKeys.SUMMARIES, summary)
-
-
-def _unused_tag(tag: str) -> str:
-  """Appends '_1', '_2', ... to a tag that the graph has already.
-
-  `tf.summary` makes tags out of operations' names: they would carry the tower's
-  prefix, and a variable's histogram would be called 'conv1/weights_1'. Hence
-  the plain operations, and this.
-  """
-  tags = tf.get_collection_ref('summary_tags')
-  tags.append(tag)
-  repeats = tags.count(tag) - 1
-  return f'{tag}_{repeats}' if repeats else tag
+  ops.histogram_summary(f'{layer}/activations', x)
+  ops.scalar_summary(f'{layer}/sparsity', tf.nn.zero_fraction(x))

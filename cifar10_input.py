@@ -223,8 +223,11 @@ def random_contrast(images: tf.Tensor, lower: float, upper: float) -> tf.Tensor:
     (images - mean) * factor + mean, shaped as `images`; the mean is over
     height and width.
   """
-  means = tf.reduce_mean(images, axis=[1, 2], keepdims=True)
-  return (images - means) * _random_per_image(images, lower, upper) + means
+  # Depth-major, where arithmetic with one number a channel is faster.
+  planes = tf.transpose(images, [0, 3, 1, 2])
+  means = tf.reduce_mean(planes, axis=[2, 3], keepdims=True)
+  planes = (planes - means) * _random_per_image(planes, lower, upper) + means
+  return tf.transpose(planes, [0, 2, 3, 1])
 
 
 def central_crop(images: tf.Tensor) -> tf.Tensor:

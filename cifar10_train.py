@@ -133,17 +133,13 @@ def run_training(
       listeners=[_RefuseToSaveNan()],
     ),
   ]
-  config = tf.ConfigProto(
-    allow_soft_placement=True, log_device_placement=log_device_placement
-  )
-  config.gpu_options.allow_growth = True  # evaluation may share the GPU
   with (
     _collected_signals() as signals,
     tf.train.MonitoredTrainingSession(
       checkpoint_dir=train_dir,
       scaffold=scaffold,
       hooks=hooks,
-      config=config,
+      config=session_config(log_device_placement),
       save_checkpoint_secs=None,  # the hook above does that
       save_checkpoint_steps=None,
       save_summaries_steps=save_summaries_steps,
@@ -161,6 +157,18 @@ def run_training(
     )
     sys.exit(128 + signals[0])
   print(f'Trained to step {step}, which is saved in {train_dir}.')
+
+
+def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
+  """Returns how TensorFlow is to use the devices."""
+  config = tf.ConfigProto(
+    allow_soft_placement=True, log_device_placement=log_device_placement
+  )
+  config.gpu_options.allow_growth = True  # evaluation may share the GPU
+  if not tf.config.list_physical_devices('GPU'):
+    # One operation at a time has all cores: they share their caches better so.
+    config.inter_op_parallelism_threads = 1
+  return config
 
 
 class _LogHook(tf.train.SessionRunHook):

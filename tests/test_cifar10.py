@@ -1,12 +1,16 @@
 """Tests the model against NumPy and against TensorFlow's own operations."""
 
 import sys
+import threading
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
 import cifar10
+import cifar10_input
+import cifar10_ops
+import cifar10_train
 
 FLAGS = tf.app.flags.FLAGS
 FLAGS(sys.argv[:1])
@@ -49,7 +53,7 @@ class TestLocalResponseNormalization:
       window = x[..., max(0, channel - 4) : channel + 5]
       sums = 1.0 + 0.001 / 9.0 * np.square(window).sum(axis=-1)
       expected[..., channel] = x[..., channel] / sums**0.75
-    y = cifar10.local_response_normalization(
+    y = cifar10_ops.local_response_normalization(
       tf.constant(x, tf.float32), name='norm'
     )
     with tf.Session() as session:
@@ -59,7 +63,7 @@ class TestLocalResponseNormalization:
     rng = np.random.RandomState(0)
     x = tf.constant(20 * rng.randn(3, 5, 6, 64), tf.float32)
     dy = tf.constant(rng.randn(3, 5, 6, 64), tf.float32)
-    ours = cifar10.local_response_normalization(x, name='norm')
+    ours = cifar10_ops.local_response_normalization(x, name='norm')
     theirs = tf.nn.lrn(x, 4, bias=1.0, alpha=0.001 / 9.0, beta=0.75)
     with tf.Session() as session:
       got, expected = session.run(
@@ -72,8 +76,8 @@ class TestLocalResponseNormalization:
   def test_short_floats_keep_their_precision(self, graph, dtype):
     x = tf.cast(300 * np.random.RandomState(0).randn(2, 3, 4, 64), dtype)
     x32 = tf.cast(x, tf.float32)
-    y = cifar10.local_response_normalization(x, name='norm')
-    y32 = cifar10.local_response_normalization(x32, name='norm32')
+    y = cifar10_ops.local_response_normalization(x, name='norm')
+    y32 = cifar10_ops.local_response_normalization(x32, name='norm32')
     assert y.dtype == dtype
     dx, dx32 = tf.gradients(y, x)[0], tf.gradients(y32, x32)[0]
     assert dx.dtype == dtype
@@ -81,6 +85,13 @@ class TestLocalResponseNormalization:
       for short, exact in [(y, y32), (dx, dx32)]:
         got, expected = session.run([tf.cast(short, tf.float32), exact])
         np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-3)
+
+
+def build_program(batches_dir):
+  """Returns loss and train_op of the training program's graph."""
+  images, labels = cifar10_input.distorted_inputs(batches_dir, 4)
+  loss = cifar10.loss(cifar10.inference(images), labels)
+  return loss, cifar10.train(loss, tf.train.get_or_create_global_step())
 
 
 class TestInference:
@@ -330,3 +341,82 @@ class TestTowers:
   def test_alone_leaves_the_device_open(self, graph):
     cifar10.inference(tf.constant(random_batch(2)[0]))
     assert {variable.device for variable in tf.trainable_variables()} == {''}
+
+
+class TestLossScaling:
+  def test_an_overflow_changes_nothing_but_the_scale(self, graph):
+    factor = tf.placeholder(tf.float32, [])
+    w = tf.get_variable('w', [], initializer=tf.ones_initializer())
+    y = cifar10_ops.leave_compute_type(
+      cifar10_ops.enter_compute_type(w, tf.float16)
+    )
+    optimizer = tf.train.GradientDescentOptimizer(1.0)
+    gradients = optimizer.compute_gradients(factor * y)
+    step = cifar10.apply_gradients(
+      optimizer, gradients, tf.train.get_or_create_global_step()
+    )
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      # 3 x 2^15 is too much for float16, 3 x 2^14 is not.
+      values = []
+      for _ in range(3):
+        session.run(step, {factor: 3.0})
+        values.append(session.run(w))
+      assert values == [1.0, -2.0, -5.0]
+      # Nothing is lost of a gradient that float16 itself would lose.
+      session.run(step, {factor: 1e-8})
+      assert session.run(gradients[0][0], {factor: 1e-8}) == pytest.approx(
+        1e-8, rel=1e-2
+      )
+
+  def test_float16_learns(self, graph):
+    loss, train_op = build_training(16, tf.float16)
+    averages = tf.global_variables('.*/ExponentialMovingAverage')
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      before = session.run(averages)
+      losses = [session.run([loss, train_op])[0] for _ in range(30)]
+      after = session.run(averages)
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0] - 0.1
+    for old, new in zip(before, after, strict=True):
+      assert np.isfinite(new).all() and not np.array_equal(old, new)
+
+
+class TestStep:
+  """What keeps a step fast, without timing it."""
+
+  def test_graph_has_no_slow_operations(self, graph, batches_dir):
+    build_program(batches_dir)
+    types = {op.type for op in graph.get_operations()}
+    assert types.isdisjoint({'LRN', 'LRNGrad', 'ReaderReadV2'})
+    assert {'ReaderReadUpToV2', 'CropAndResize'} <= types
+
+  def test_takes_one_run(self, batches_dir, tmp_path, monkeypatch):
+    calls = []
+    run = tf.Session.run
+
+    def counting_run(self, *args, **kwargs):
+      if threading.current_thread() is threading.main_thread():
+        calls.append(args)
+      return run(self, *args, **kwargs)
+
+    def count_runs(steps):
+      calls.clear()
+      with tf.Graph().as_default():
+        loss, train_op = build_program(batches_dir)
+        cifar10_train.run_training(
+          loss,
+          train_op,
+          examples_per_step=4,
+          train_dir=str(tmp_path / str(steps)),
+          max_steps=steps,
+          log_frequency=1000,
+          save_checkpoint_secs=1000,
+          save_summaries_steps=1000,
+        )
+      return len(calls)
+
+    monkeypatch.setattr(tf.Session, 'run', counting_run)
+    # Beginning and ending a session take some, too, but always as many.
+    assert count_runs(25) - count_runs(5) == 20

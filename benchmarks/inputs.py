@@ -1,0 +1,19 @@
+"""The suite's input pipeline alone."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
+
+import console  # noqa: F401  first: it keeps TensorFlow's chatter off
+
+# isort: split
+import tensorflow.compat.v1 as tf
+from timing import BATCH_SIZE, report_steps
+
+import cifar10_input
+
+tf.disable_v2_behavior()
+_, labels = cifar10_input.distorted_inputs(sys.argv[1], BATCH_SIZE)
+with tf.train.MonitoredSession() as session:
+  report_steps(lambda: session.run(labels.op))

@@ -1,0 +1,32 @@
+"""This machine's rate of matrix products, the ceiling of every network."""
+
+import os
+import statistics
+import sys
+import time
+
+os.environ['TF_ENABLE_ONEDNN_OPTS'] = '1'  # as in the suite's programs
+
+
+import tensorflow.compat.v1 as tf
+from timing import report
+
+SIZE = 4096
+
+
+def main(dtype):
+  tf.disable_v2_behavior()
+  numbers = tf.cast(tf.random.normal([SIZE, SIZE]), dtype)
+  a = tf.get_variable('a', initializer=numbers)
+  product = tf.matmul(a, a).op
+  with tf.train.MonitoredSession() as session:
+    seconds = []
+    for _ in range(10):
+      start = time.perf_counter()
+      session.run(product)
+      seconds.append(time.perf_counter() - start)
+  report(gflop_per_sec=2 * SIZE**3 / statistics.median(seconds) / 1e9)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])

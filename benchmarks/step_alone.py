@@ -1,0 +1,40 @@
+"""The suite's training step on one batch, without any input."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
+
+import console  # noqa: F401  first: it keeps TensorFlow's chatter off
+
+# isort: split
+import tensorflow.compat.v1 as tf
+from timing import BATCH_SIZE, report_steps
+
+import cifar10
+import cifar10_train
+
+
+def main(dtype):
+  tf.disable_v2_behavior()
+  tf.app.flags.FLAGS(sys.argv[:1])
+  images = tf.get_local_variable(
+    'images',
+    initializer=tf.random.normal([BATCH_SIZE, 24, 24, 3]),
+    use_resource=True,
+  )
+  labels = tf.get_local_variable(
+    'labels',
+    initializer=tf.random.uniform([BATCH_SIZE], maxval=10, dtype=tf.int32),
+    use_resource=True,
+  )
+  loss = cifar10.loss(cifar10.inference(tf.cast(images, dtype)), labels)
+  train_op = cifar10.train(loss, tf.train.get_or_create_global_step())
+  with tf.train.MonitoredSession(
+    tf.train.ChiefSessionCreator(config=cifar10_train.session_config())
+  ) as session:
+    report_steps(lambda: session.run(train_op))
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])

@@ -1,0 +1,36 @@
+"""What the contestants share: how they are timed, and what they print."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+
+BATCH_SIZE = 128
+WARM_UP_STEPS = 10
+SECONDS = 10
+
+
+def report(**figures: float) -> None:
+  """Prints figures for bench.py to read."""
+  print(json.dumps(figures), flush=True)
+
+
+def report_steps(run_step: Callable[[], object]) -> None:
+  """Runs a step over and over and reports its rate.
+
+  Args:
+    run_step: does one step on BATCH_SIZE examples, and has done it when it
+      returns.
+  """
+  for _ in range(WARM_UP_STEPS):
+    run_step()
+  steps, start, cpu_start = 0, time.perf_counter(), sum(os.times()[:2])
+  while time.perf_counter() - start < SECONDS:
+    run_step()
+    steps += 1
+  seconds = time.perf_counter() - start
+  examples = steps * BATCH_SIZE
+  report(
+    examples_per_sec=examples / seconds,
+    cpu_us_per_example=(sum(os.times()[:2]) - cpu_start) / examples * 1e6,
+  )

@@ -1,0 +1,195 @@
+"""Operations that the network needs and TensorFlow lacks.
+
+A fast local response normalization; casts between the variables' float32 and
+the compute type, with loss scaling for float16; summaries tagged exactly.
+"""
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+
+def local_response_normalization(x: tf.Tensor, name: str) -> tf.Tensor:
+  """Damps each activation by its neighbours in depth, as `tf.nn.lrn` does.
+
+  y = x / s^0.75 with s = 1 + (0.001 / 9) * (sum of x^2 over the channel and the
+  four on each side), from Krizhevsky, Sutskever and Hinton, "ImageNet
+  Classification with Deep Convolutional Neural Networks" (2012), section 3.3.
+
+  `tf.nn.lrn` raises each element to a power and finds each sum in a loop. Here
+  the sums of all channels are one product with a band matrix, and the power is
+  made of reciprocal and square roots; the gradient uses both again.
+
+  Args:
+    x: [batch, height, width, channels], float32, float16 or bfloat16; the sums
+      are made in float32.
+    name: the name scope.
+
+  Returns:
+    y, of the shape and type of x.
+  """
+  radius, bias, alpha = 4, 1.0, 0.001 / 9.0  # and beta = 0.75
+  channels = x.shape.as_list()[-1]
+  positions = np.arange(channels)
+  near = np.abs(positions - positions[:, np.newaxis]) <= radius
+  biases = np.full([channels], bias, np.float32)
+
+  def sum_neighbours(values, factor):
+    rows = tf.reshape(values, [-1, channels])
+    return tf.matmul(rows, (factor * near).astype(np.float32))
+
+  @tf.custom_gradient
+  def normalize(x):
+    x32 = tf.cast(x, tf.float32)
+    s = tf.nn.bias_add(sum_neighbours(tf.square(x32), alpha), biases)
+    s = tf.reshape(s, tf.shape(x))
+    root = tf.math.rsqrt(s)
+    scale = root * tf.sqrt(root)  # s^-0.75
+    y = x32 * scale
+
+    def gradient(dy):
+      # dx = dy * scale - x * 2 * 0.75 * alpha * sums of (dy * y / s)
+      dy = tf.cast(dy, tf.float32)
+      sums = sum_neighbours(dy * y / s, 2 * 0.75 * alpha)
+      dx = dy * scale - x32 * tf.reshape(sums, tf.shape(x))
+      return tf.cast(dx, x.dtype)
+
+    return tf.cast(y, x.dtype), gradient
+
+  with tf.name_scope(name):
+    return normalize(x)
+
+
+def has_fast_path(dtype: tf.DType) -> bool:
+  """Returns whether this machine computes in a type faster than in float32."""
+  if dtype == tf.float32 or tf.config.list_physical_devices('GPU'):
+    return True
+  with open('/proc/cpuinfo') as file:
+    words = set(file.read().split())
+  if dtype == tf.bfloat16:
+    return not words.isdisjoint({'avx512_bf16', 'amx_bf16', 'bf16'})
+  return not words.isdisjoint({'avx512_fp16', 'amx_fp16', 'asimdhp'})
+
+
+def enter_compute_type(variable: tf.Variable, dtype: tf.DType) -> tf.Tensor:
+  """Casts a float32 variable to `dtype`; its gradient comes out unscaled.
+
+  See `leave_compute_type`.
+  """
+  value = tf.convert_to_tensor(variable)
+  if dtype != tf.float16:
+    return tf.cast(value, dtype)
+  scale = _loss_scale()
+
+  @tf.custom_gradient
+  def cast(value):
+    return tf.cast(value, dtype), lambda dy: tf.cast(dy, tf.float32) / scale
+
+  return cast(value)
+
+
+def leave_compute_type(x: tf.Tensor) -> tf.Tensor:
+  """Casts activations to float32.
+
+  Small gradients vanish in float16. So between here, where they come in, and
+  `enter_compute_type`, where they go out to the variables, they are multiplied
+  by a loss scale (Micikevicius et al., "Mixed Precision Training", 2018,
+  section 3.2). No caller has to know, not even an optimizer.
+  """
+  if x.dtype != tf.float16:
+    return tf.cast(x, tf.float32)
+  scale = _loss_scale()
+
+  @tf.custom_gradient
+  def cast(x):
+    return tf.cast(x, tf.float32), lambda dy: tf.cast(dy * scale, x.dtype)
+
+  return cast(x)
+
+
+# The scale doubles after so many steps without an overflow, and is halved by
+# each.
+_INITIAL_LOSS_SCALE = 2.0**15
+_STEPS_PER_GROWTH = 1000
+
+
+def _loss_scale() -> tf.Tensor:
+  """Returns the graph's loss scale, float32 [].
+
+  It and the number of steps since it last changed make up a variable that is in
+  no collection of variables: it starts by itself, and no checkpoint has it.
+  """
+  if not tf.get_collection('loss_scale'):
+    with tf.control_dependencies(None), tf.device('/cpu:0'):
+      initial = tf.constant([_INITIAL_LOSS_SCALE, 0.0])
+      state = tf.Variable(
+        initial,
+        trainable=False,
+        collections=[],
+        use_resource=True,
+        name='loss_scale',
+      )
+      current = tf.cond(
+        tf.is_variable_initialized(state), state.read_value, lambda: initial
+      )
+    tf.get_collection_ref('loss_scale').extend([state, current])
+  return tf.get_collection('loss_scale')[1][0]
+
+
+def without_overflow(
+  gradients: list[tuple[tf.Tensor, tf.Variable]],
+) -> tuple[list[tuple[tf.Tensor, tf.Variable]], tf.Operation]:
+  """Makes a step whose float16 gradients overflow change nothing.
+
+  Args:
+    gradients: (gradient, variable) pairs.
+
+  Returns:
+    The pairs, the gradients all zero if one of them is not finite, and the
+    operation that adapts the loss scale. In other types, nothing changes.
+  """
+  if not tf.get_collection('loss_scale'):
+    return gradients, tf.no_op()
+  state, current = tf.get_collection('loss_scale')
+  finite = tf.reduce_all(
+    [
+      tf.reduce_all(tf.math.is_finite(gradient))
+      for gradient, _ in gradients
+      if gradient is not None
+    ]
+  )
+  scale, steps = current[0], current[1] + 1
+  grows = steps >= _STEPS_PER_GROWTH
+  good = tf.where(grows, [2 * scale, 0.0], [scale, steps])
+  adapt = state.assign(tf.where(finite, good, [scale / 2, 0.0]))
+  kept = [
+    (None if g is None else tf.where_v2(finite, g, tf.zeros_like(g)), v)
+    for g, v in gradients
+  ]
+  return kept, adapt.op
+
+
+def histogram_summary(tag: str, values: tf.Tensor) -> None:
+  """Adds a histogram to the summaries, tagged so whatever the name scope."""
+  with tf.device('/cpu:0'):
+    summary = tf.raw_ops.HistogramSummary(tag=_unused_tag(tag), values=values)
+  tf.add_to_collection(tf.GraphKeys.SUMMARIES, summary)
+
+
+def scalar_summary(tag: str, value: tf.Tensor) -> None:
+  """Adds a scalar to the summaries, tagged so whatever the name scope."""
+  with tf.device('/cpu:0'):
+    summary = tf.raw_ops.ScalarSummary(tags=_unused_tag(tag), values=value)
+  tf.add_to_collection(tf.GraphKeys.SUMMARIES, summary)
+
+
+def _unused_tag(tag: str) -> str:
+  """Appends '_1', '_2', ... to a tag that the graph has already.
+
+  `tf.summary` makes tags out of operations' names: they would carry the tower's
+  prefix, and a variable's histogram would be called 'conv1/weights_1'. Hence
+  the plain operations, and this.
+  """
+  tags = tf.get_collection_ref('summary_tags')
+  tags.append(tag)
+  repeats = tags.count(tag) - 1
+  return f'{tag}_{repeats}' if repeats else tag
