@@ -9,8 +9,10 @@ Compute happens in the type of the images that `inference` is given (float32,
 float16 or bfloat16); variables, logits and loss are float32 always.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 
@@ -309,13 +311,13 @@ def _max_pool(x: tf.Tensor, name: str) -> tf.Tensor:
 
 
 def _variable(
-  name: str, shape: list[int], initializer: tf.keras.initializers.Initializer
+  name: str, shape: list[int], initializer: Callable[..., tf.Tensor]
 ) -> tf.Variable:
   """Gets a float32 variable; among several towers, on the CPU."""
   in_tower = re.search(
     f'{TOWER_NAME}_[0-9]+', tf.get_default_graph().get_name_scope()
   )
-  with tf.device('/cpu:0' if in_tower else None):
+  with tf.device('/cpu:0') if in_tower else contextlib.nullcontext():
     return tf.get_variable(
       name, shape, tf.float32, initializer, use_resource=True
     )

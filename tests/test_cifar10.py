@@ -338,9 +338,12 @@ class TestTowers:
       assert variable.op.name in SHAPES
       assert variable.device == '/device:CPU:0'
 
-  def test_alone_leaves_the_device_open(self, graph):
+  def test_alone_leaves_the_device_to_the_caller(self, graph):
     cifar10.inference(tf.constant(random_batch(2)[0]))
-    assert {variable.device for variable in tf.trainable_variables()} == {''}
+    with tf.device('/gpu:1'), tf.variable_scope('placed'):
+      cifar10.inference(tf.constant(random_batch(2)[0]))
+    devices = [variable.device for variable in tf.trainable_variables()]
+    assert devices == [''] * 10 + ['/device:GPU:1'] * 10
 
 
 class TestLossScaling:

@@ -162,6 +162,32 @@ class TestDistort:
     np.testing.assert_allclose(got.mean(axis=(1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(got.std(axis=(1, 2, 3)), 1, atol=1e-4)
 
+  def test_steps_and_their_ranges(self, graph, monkeypatch):
+    """Standardization hides what came before it, so the calls are watched."""
+    calls = []
+
+    def watch(name):
+      original = getattr(cifar10_input, name)
+
+      def watched(images, *args, **kwargs):
+        calls.append((name, args, kwargs))
+        return original(images, *args, **kwargs)
+
+      monkeypatch.setattr(cifar10_input, name, watched)
+
+    for name in (
+      'random_crop_and_flip',
+      'random_brightness',
+      'random_contrast',
+    ):
+      watch(name)
+    cifar10_input.distort(tf.constant(random_images(2)))
+    assert calls == [
+      ('random_crop_and_flip', (), {}),
+      ('random_brightness', (), {'max_delta': 63}),
+      ('random_contrast', (), {'lower': 0.2, 'upper': 1.8}),
+    ]
+
   def test_a_plain_image_becomes_zero(self, graph):
     plain = np.full([2, 32, 32, 3], 200, np.uint8)
     distorted = cifar10_input.distort(tf.constant(plain))
