@@ -146,7 +146,6 @@ def evaluate(
       '--num_examples.'
     )
   precision = results.mean()
-  print(f'{datetime.datetime.now()}: precision @ 1 = {precision:.3f}')
   writer.add_summary(
     tf.Summary(
       value=[tf.Summary.Value(tag='Precision @ 1', simple_value=precision)]
@@ -154,6 +153,7 @@ def evaluate(
     step,
   )
   writer.flush()
+  print(f'{datetime.datetime.now()}: precision @ 1 = {precision:.3f}')
   return precision
 
 

