@@ -167,6 +167,21 @@ def test_learns_stops_resumes_and_is_evaluated(
   ]
   assert precisions == [(350, 1.0)]
 
+  # It is the averages that are scored, not the variables.
+  os.mkdir(tmp_path / 'zeros')
+  rewrite_checkpoint(
+    tf.train.latest_checkpoint(str(train_dir)),
+    str(tmp_path / 'zeros' / 'model.ckpt-350'),
+    lambda name, old: old if 'Moving' in name or 'step' in name else 0 * old,
+  )
+  lines, _ = run(
+    'cifar10_eval.py',
+    *eval_flags,
+    '--run_once',
+    f'--checkpoint_dir={tmp_path}/zeros',
+  )
+  assert lines[-1].endswith('precision @ 1 = 1.000')
+
   lines, errors = run('cifar10_train.py', *train_flags, '--max_steps=350')
   assert 'at step 350 already' in lines[-1]
   tags = {tag for _, tag, _ in summaries(train_dir)}
@@ -302,22 +317,34 @@ def test_precisions_share_checkpoints(train_flags, precision):
   assert errors == ''
 
 
-def test_nan_stops_before_anything_is_saved(train_flags, tmp_path):
-  """A checkpoint with huge weights makes the first loss overflow."""
-  train_dir = str(tmp_path / 'train')
-  run('cifar10_train.py', *train_flags, '--max_steps=2')
-  path = tf.train.latest_checkpoint(train_dir)
+def rewrite_checkpoint(path, new_path, change):
+  """Writes a checkpoint whose values are `change(name, value)`."""
   reader = tf.train.load_checkpoint(path)
   with tf.Graph().as_default(), tf.Session() as session:
     for name in reader.get_variable_to_shape_map():
-      value = reader.get_tensor(name)
-      if name == 'local3/weights':
-        value = np.full_like(value, 1e30)
-      tf.Variable(value, name=name)
+      tf.Variable(change(name, reader.get_tensor(name)), name=name)
     session.run(tf.global_variables_initializer())
-    tf.train.Saver().save(session, path, write_meta_graph=False)
+    tf.train.Saver().save(session, new_path)
+
+
+@pytest.mark.parametrize(
+  ('value', 'says'),
+  [
+    (1e30, 'diverged: at step 2 the loss is inf'),
+    (np.nan, 'diverged: at step 2 a variable is not finite'),
+  ],
+)
+def test_nan_stops_before_anything_is_saved(train_flags, tmp_path, value, says):
+  train_dir = str(tmp_path / 'train')
+  run('cifar10_train.py', *train_flags, '--max_steps=2')
+  path = tf.train.latest_checkpoint(train_dir)
+  rewrite_checkpoint(
+    path,
+    path,
+    lambda name, old: np.full_like(old, value) if 'local3' in name else old,
+  )
   _, errors = run('cifar10_train.py', *train_flags, status=1)
-  assert re.search(r'diverged: at step \d+ .*not finite|loss is', errors)
+  assert says in errors
   assert 'Traceback' not in errors
   assert tf.train.latest_checkpoint(train_dir) == path
 

@@ -45,6 +45,9 @@ class Server(http.server.ThreadingHTTPServer):
     self.knows_ranges = True
     self.cut_after = None  # bytes of a response
     self.starts = []  # first byte of each request
+    self.asked = threading.Event()  # there was a request
+    self.may_answer = threading.Event()
+    self.may_answer.set()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -54,6 +57,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if server.knows_ranges and 'Range' in self.headers:
       start = int(self.headers['Range'].removeprefix('bytes=').rstrip('-'))
     server.starts.append(start)
+    server.asked.set()
+    server.may_answer.wait(60)
     if start >= len(server.content):
       self.send_error(416)
       return
@@ -274,8 +279,14 @@ def test_says_that_the_disk_is_full(world):
 
 
 def test_two_at_once_both_end_well(world):
-  processes = [world.start_program() for _ in range(3)]
-  for process in processes:
+  world.server.may_answer.clear()
+  first = world.start_program()
+  assert world.server.asked.wait(60)
+  second = world.start_program('sys.stdout.reconfigure(line_buffering=True); ')
+  waiting = second.stdout.readline()
+  world.server.may_answer.set()
+  assert waiting.startswith('Waiting for another process')
+  for process in (first, second):
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert f'CIFAR-10 is in {world.batches_dir}.' in output
