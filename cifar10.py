@@ -49,6 +49,8 @@ NUM_EPOCHS_PER_DECAY = 350.0  # epochs after which the learning rate drops
 LEARNING_RATE_DECAY_FACTOR = 0.1  # what it is multiplied by then
 INITIAL_LEARNING_RATE = 0.1
 
+_IMAGES_IN_HISTOGRAM = 16
+
 # Operations of the k-th of several towers are named 'tower_<k>/...'. Summaries
 # leave that prefix out.
 TOWER_NAME = 'tower'
@@ -344,7 +346,11 @@ def _variable_with_weight_decay(
 
 
 def _activation_summary(x: tf.Tensor) -> None:
-  """Summarizes a layer's activations and how many of them are zero."""
+  """Summarizes a layer's activations and how many of them are zero.
+
+  A histogram looks at every value in turn, so that of the activations takes
+  only the first images of the batch.
+  """
   layer = tf.get_variable_scope().name
-  ops.histogram_summary(f'{layer}/activations', x)
+  ops.histogram_summary(f'{layer}/activations', x[:_IMAGES_IN_HISTOGRAM])
   ops.scalar_summary(f'{layer}/sparsity', tf.nn.zero_fraction(x))
