@@ -57,7 +57,7 @@ class CIFAR10Record:
 
 
 def read_cifar10(filename_queue: tf.QueueBase) -> CIFAR10Record:
-  """Reads one record. For N-way parallelism, call it N times.
+  """Reads the next record of the files that a queue names.
 
   Args:
     filename_queue: a queue of strings, the names of the files to read.

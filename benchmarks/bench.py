@@ -186,7 +186,8 @@ def _table(medians: dict[str, Figures]) -> str:
   for name, figures in medians.items():
     rate = figures.get('examples_per_sec')
     gflop = figures.get('gflop_per_sec')
-    if rate and 'input alone' not in name:
+    is_training = rate and 'input alone' not in name
+    if is_training:
       gflop = rate * _MFLOP_PER_EXAMPLE / 1000
     other = {
       key: value
@@ -196,7 +197,7 @@ def _table(medians: dict[str, Figures]) -> str:
     cells = [
       name,
       f'{rate:.0f}' if rate else '',
-      f'{rate / baseline:.2f}' if rate and baseline else '',
+      f'{rate / baseline:.2f}' if is_training and baseline else '',
       f'{gflop:.0f}' if gflop else '',
       f'{figures["peak_mib"]:.0f}',
       _show(other),
