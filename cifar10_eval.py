@@ -95,7 +95,8 @@ def checkpoints(
   """
   latest = tf.train.latest_checkpoint(checkpoint_dir)
   if latest is None:
-    print(f'No checkpoint file found in {checkpoint_dir}')
+    where = console.short_path(checkpoint_dir)
+    print(f'No checkpoint file found in {where}')
   if not only_latest:
     yield from tf.train.checkpoints_iterator(checkpoint_dir, interval_secs)
   elif latest is None:

@@ -116,9 +116,10 @@ def run_training(
   Raises:
     SystemExit: status 130 or 143 after a signal, 1 if training cannot go on.
   """
+  where = console.short_path(train_dir)
   start = _find_start(train_dir)
   if start >= max_steps:
-    print(f'{train_dir} is at step {start} already: nothing left to train.')
+    print(f'{where} is at step {start} already: nothing left to train.')
     return
 
   scaffold = tf.train.Scaffold()
@@ -152,11 +153,11 @@ def run_training(
   if signals:
     name = signal.Signals(signals[0]).name
     print(
-      f'Stopped by {name}: step {step} is saved in {train_dir}. The same '
-      'command goes on from there.'
+      f'Stopped by {name}: step {step} is saved in {where}. The same command '
+      'goes on from there.'
     )
     sys.exit(128 + signals[0])
-  print(f'Trained to step {step}, which is saved in {train_dir}.')
+  print(f'Trained to step {step}, which is saved in {where}.')
 
 
 def session_config(log_device_placement: bool = False) -> tf.ConfigProto:

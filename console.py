@@ -94,3 +94,8 @@ def prepare_dir(flag: str, path: str) -> None:
       pass
   except OSError as error:
     sys.exit(f'Cannot write to {flag} {path}: {error.strerror}')
+
+
+def short_path(path: str) -> str:
+  """Returns a path as it is shown: from the working directory, if shorter."""
+  return min(path, os.path.relpath(path), key=len)
