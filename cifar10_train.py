@@ -292,7 +292,7 @@ def _find_start(train_dir: str) -> int:
     return 0
   try:
     reader = tf.train.load_checkpoint(checkpoint)
-    step = _checkpoint_step(checkpoint)
+    step = int(reader.get_tensor('global_step'))
   except (tf.errors.OpError, ValueError) as error:
     sys.exit(f'Cannot read {checkpoint}: {error}')
   shapes = reader.get_variable_to_shape_map()
