@@ -1,6 +1,7 @@
 """Times this suite beside what its users could run instead.
 
   make bench [ARGS='--rounds 5']
+  make bench ARGS=--inputs
 
 Everything runs in turn, several rounds of it, each contestant in a process of
 its own, and medians are compared. Prints a table; writes results/bench.json and
@@ -38,6 +39,14 @@ def main() -> None:
   parser.add_argument(
     '--only', default='', help='a part of the names of those to run'
   )
+  for flag, name in (('--inputs', 'input alone'), ('--startup', 'this suite')):
+    parser.add_argument(
+      flag,
+      dest='only',
+      action='store_const',
+      const=name,
+      help=f"short for --only '{name}'",
+    )
   args = parser.parse_args()
   subprocess.run([_SUITE_PYTHON, 'download.py'], cwd=_ROOT, check=True)
   rounds = {name: [] for name in CONTESTANTS if args.only in name}
