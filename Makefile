@@ -4,13 +4,16 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: train eval tensorboard test lint bench
+.PHONY: train eval report tensorboard test lint bench
 
 train: .venv/run
 	.venv/bin/python cifar10_train.py $(ARGS)
 
 eval: .venv/run
 	.venv/bin/python cifar10_eval.py $(ARGS)
+
+report: .venv/run
+	.venv/bin/python cifar10_eval.py --run_once --report cifar10_eval/report.html $(ARGS)
 
 tensorboard: .venv/run
 	.venv/bin/tensorboard --logdir_spec train:cifar10_train,eval:cifar10_eval $(ARGS)

@@ -4,27 +4,39 @@
 
 Started beside cifar10_train.py, before or after it, this scores each new
 checkpoint once: the moving averages of its variables, on each test image once.
+What it finds goes to the console, to event files for TensorBoard, and to
+metrics.jsonl; the best checkpoint is kept.
 """
 
 import datetime
+import io
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import console  # first: it keeps TensorFlow's chatter off the console
 
 # isort: split
 import numpy as np
+import PIL.Image
 import tensorflow.compat.v1 as tf
 
 import cifar10
+import cifar10_checkpoint
 import cifar10_input
+import cifar10_report
+import cifar10_scores
 import download
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 tf.app.flags.DEFINE_string(
-  'eval_dir', os.path.join(_HERE, 'cifar10_eval'), 'Directory for event files.'
+  'eval_dir',
+  os.path.join(_HERE, 'cifar10_eval'),
+  'Directory for scores, event files and the best checkpoint.',
 )
 tf.app.flags.DEFINE_enum(
   'eval_data',
@@ -40,7 +52,7 @@ tf.app.flags.DEFINE_string(
 tf.app.flags.DEFINE_integer(
   'eval_interval_secs',
   300,
-  'Seconds from one evaluation to the next, if there is a new checkpoint.',
+  'Seconds from a score to the next look for a new checkpoint.',
   lower_bound=0,
 )
 tf.app.flags.DEFINE_integer(
@@ -49,113 +61,306 @@ tf.app.flags.DEFINE_integer(
   'Number of images to score, the first ones of the files.',
   lower_bound=1,
 )
+tf.app.flags.DEFINE_enum(
+  'num_views',
+  '1',
+  ['1', '2', '10'],
+  'Windows of each image to average over: its centre; that and its mirror '
+  'image; centre, corners and their mirror images.',
+)
 tf.app.flags.DEFINE_boolean(
   'run_once', False, 'Score the latest checkpoint and end.'
+)
+tf.app.flags.DEFINE_boolean(
+  'all_checkpoints', False, 'Score every checkpoint, the oldest first, and end.'
+)
+tf.app.flags.mark_bool_flags_as_mutual_exclusive(
+  ['run_once', 'all_checkpoints']
+)
+tf.app.flags.DEFINE_string(
+  'report', None, 'HTML file to write numbers and pictures of each score to.'
+)
+tf.app.flags.DEFINE_enum(
+  'device', 'auto', ['auto', 'cpu'], 'Keep off the GPU with cpu.'
 )
 tf.app.flags.adopt_module_key_flags(cifar10)
 FLAGS = tf.app.flags.FLAGS
 
+_NICENESS = 10  # training, on the same processor, goes first
+_POLL_SECS = 1
+
+
+class Network(NamedTuple):
+  """The graph of an evaluation.
+
+  Attributes:
+    labels: int32 [batch]; raises `OutOfRangeError` after one pass over the
+      images.
+    log_probabilities: float32 [batch, 10], of the classes of the same images.
+    variables: what a checkpoint has to hold, by the names there.
+    scaffold: has a saver, which reads a checkpoint, and a summary_op, which is
+      run with the first batch.
+  """
+
+  labels: tf.Tensor
+  log_probabilities: tf.Tensor
+  variables: dict[str, tf.Variable]
+  scaffold: tf.train.Scaffold
+
 
 def main() -> None:
+  os.nice(_NICENESS)
   console.prepare_dir('--eval_dir', FLAGS.eval_dir)
+  scores = cifar10_scores.Scores(
+    FLAGS.eval_dir,
+    settings={
+      'eval_data': FLAGS.eval_data,
+      'num_examples': FLAGS.num_examples,
+      'num_views': int(FLAGS.num_views),
+    },
+  )
   cifar10.maybe_download_and_extract()
-  with tf.Graph().as_default() as graph:
-    images, labels = cifar10_input.inputs(
-      FLAGS.eval_data == 'test',
-      os.path.join(FLAGS.data_dir, download.BATCHES_DIR),
-      FLAGS.batch_size,
-      num_epochs=1,
-    )
-    logits = cifar10.inference(tf.cast(images, cifar10.compute_type()))
-    is_right = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
-    averages = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
-    scaffold = tf.train.Scaffold(
-      saver=tf.train.Saver(averages.variables_to_restore()),
-      summary_op=tf.summary.merge_all(),
-    )
-    with tf.summary.FileWriter(FLAGS.eval_dir, graph) as writer:
-      for checkpoint in checkpoints(
-        FLAGS.checkpoint_dir, FLAGS.eval_interval_secs, FLAGS.run_once
-      ):
-        evaluate(checkpoint, is_right, FLAGS.num_examples, scaffold, writer)
+  some = False
+  with tf.Graph().as_default():
+    network = build_network()
+    for checkpoint in checkpoints():
+      try:
+        score(checkpoint, network, scores)
+        some = True
+      except cifar10_checkpoint.CheckpointError as error:
+        print(f'Skipped: {error}')
+  if not some:
+    sys.exit(1)
 
 
-def checkpoints(
-  checkpoint_dir: str, interval_secs: float, only_latest: bool
-) -> Iterator[str]:
-  """Yields the latest checkpoint, then each new one, or no more.
-
-  Args:
-    checkpoint_dir: directory to look in.
-    interval_secs: seconds from one checkpoint to the next, at least.
-    only_latest: whether the latest is all that is wanted.
+def build_network() -> Network:
+  """Builds the evaluation that the flags ask for, in the default graph.
 
   Raises:
-    SystemExit: only the latest is wanted, and there is none.
+    SystemExit: there are fewer images than `--num_examples`.
   """
-  latest = tf.train.latest_checkpoint(checkpoint_dir)
-  if latest is None:
-    where = console.short_path(checkpoint_dir)
-    print(f'No checkpoint file found in {where}')
-  if not only_latest:
-    yield from tf.train.checkpoints_iterator(checkpoint_dir, interval_secs)
-  elif latest is None:
-    sys.exit(1)
+  eval_data = FLAGS.eval_data == 'test'
+  num_views = int(FLAGS.num_views)
+  count = cifar10_input.count_images(eval_data, _batches_dir())
+  if count < FLAGS.num_examples:
+    sys.exit(
+      f'There are {count} images to score, not the {FLAGS.num_examples} of '
+      '--num_examples.'
+    )
+  images, labels = cifar10_input.inputs(
+    eval_data,
+    _batches_dir(),
+    FLAGS.batch_size,
+    num_epochs=1,
+    num_views=num_views,
+  )
+  logits = cifar10.inference(tf.cast(images, cifar10.compute_type()))
+  averages = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
+  variables = averages.variables_to_restore()
+  scaffold = tf.train.Scaffold(
+    saver=tf.train.Saver(variables), summary_op=tf.summary.merge_all()
+  )
+  return Network(labels, average_views(logits, num_views), variables, scaffold)
+
+
+def average_views(logits: tf.Tensor, num_views: int) -> tf.Tensor:
+  """Averages the probabilities that the views of each image give.
+
+  Args:
+    logits: float32 [batch * num_views, 10], the views of an image in a row.
+    num_views: number of views of each image.
+
+  Returns:
+    The averages' natural logarithms, float32 [batch, 10].
+  """
+  views = tf.reshape(
+    tf.nn.log_softmax(logits), [-1, num_views, cifar10.NUM_CLASSES]
+  )
+  return tf.reduce_logsumexp(views, axis=1) - math.log(num_views)
+
+
+def checkpoints() -> Iterator[str]:
+  """Yields the checkpoints that the flags ask for.
+
+  With neither --run_once nor --all_checkpoints, that is the latest one, then
+  each new one, without end.
+  """
+  directory = FLAGS.checkpoint_dir
+  every = cifar10_checkpoint.saved_in(directory)
+  latest = cifar10_checkpoint.latest(directory)
+  if not every and latest is None:
+    print(f'No checkpoint file found in {console.short_path(directory)}')
+  if FLAGS.all_checkpoints:
+    yield from every
+  elif FLAGS.run_once:
+    yield from filter(None, [latest])
   else:
-    yield latest
+    yield from _new_checkpoints(directory, FLAGS.eval_interval_secs)
+
+
+def _new_checkpoints(directory: str, interval_secs: float) -> Iterator[str]:
+  last = None
+  while True:
+    latest = cifar10_checkpoint.latest(directory)
+    if latest in (None, last):
+      time.sleep(_POLL_SECS)
+    else:
+      last = latest
+      yield latest
+      time.sleep(interval_secs)
+
+
+def score(
+  checkpoint: str, network: Network, scores: cifar10_scores.Scores
+) -> None:
+  """Scores a checkpoint: prints its precision and writes down the rest.
+
+  Raises:
+    CheckpointError: it cannot be used.
+  """
+  known = scores.find(cifar10_checkpoint.digest(checkpoint))
+  if known and not FLAGS.run_once:
+    print(f'{console.short_path(checkpoint)} has its score already.')
+    return
+  with cifar10_checkpoint.copied(checkpoint, FLAGS.eval_dir) as copy:
+    step = cifar10_checkpoint.check(checkpoint, network.variables)
+    labels, log_probabilities, summary = evaluate(
+      copy, network, FLAGS.num_examples, session_config(FLAGS.device)
+    )
+    record = scores.make_record(
+      checkpoint,
+      step,
+      is_latest=not FLAGS.all_checkpoints,
+      measures=cifar10_scores.measure(labels, log_probabilities),
+    )
+    wrong = _draw_wrong_images(labels, log_probabilities)
+    if not known:
+      summary = summarize(record, wrong, summary)
+      scores.add(record, copy, summary, tf.get_default_graph())
+  _print(record)
+  if FLAGS.report:
+    cifar10_report.write_page(FLAGS.report, scores.curve(), record, wrong)
 
 
 def evaluate(
   checkpoint: str,
-  is_right: tf.Tensor,
+  network: Network,
   num_examples: int,
-  scaffold: tf.train.Scaffold,
-  writer: tf.summary.FileWriter,
-) -> float:
-  """Scores a checkpoint, prints its precision and writes it as a summary.
+  config: tf.ConfigProto,
+) -> tuple[np.ndarray, np.ndarray, bytes]:
+  """Runs the network over the images, each once.
 
   Args:
-    checkpoint: the checkpoint's path.
-    is_right: bool [batch], whether the network is right about each image of a
-      batch; raises `OutOfRangeError` after one pass over the data.
-    num_examples: number of images to count.
-    scaffold: has a saver, which reads the checkpoint, and a summary_op, which
-      is run with the first batch.
-    writer: writes the summaries, at the checkpoint's global step.
+    checkpoint: path of the checkpoint to read.
+    network: what to run.
+    num_examples: number of images to take, the first ones.
+    config: the session's.
 
   Returns:
-    The fraction of the images whose likeliest class is the right one.
+    labels: int32 [num_examples].
+    log_probabilities: float32 [num_examples, 10].
+    summary: a serialized `tf.Summary` of the first batch.
   """
-  step = int(tf.train.load_variable(checkpoint, 'global_step'))
-  config = tf.ConfigProto(allow_soft_placement=True)
-  config.gpu_options.allow_growth = True  # a trainer may share the GPU
+  fetches = [network.labels, network.log_probabilities]
   batches = []
   with tf.train.MonitoredSession(
     tf.train.ChiefSessionCreator(
-      scaffold, config=config, checkpoint_filename_with_path=checkpoint
+      network.scaffold,
+      config=config,
+      checkpoint_filename_with_path=checkpoint,
     )
   ) as session:
-    batch, summary = session.run([is_right, scaffold.summary_op])
-    writer.add_summary(summary, step)
+    batch, summary = session.run([fetches, network.scaffold.summary_op])
     batches.append(batch)
-    while sum(map(len, batches)) < num_examples:
-      batches.append(session.run(is_right))
-  results = np.concatenate(batches)[:num_examples]
-  if len(results) < num_examples:
-    sys.exit(
-      f'There are {len(results)} images to score, not the {num_examples} of '
-      '--num_examples.'
-    )
-  precision = results.mean()
-  writer.add_summary(
-    tf.Summary(
-      value=[tf.Summary.Value(tag='Precision @ 1', simple_value=precision)]
-    ),
-    step,
+    while sum(len(labels) for labels, _ in batches) < num_examples:
+      batches.append(session.run(fetches))
+  labels, log_probabilities = (
+    np.concatenate(parts)[:num_examples] for parts in zip(*batches, strict=True)
   )
-  writer.flush()
-  print(f'{datetime.datetime.now()}: precision @ 1 = {precision:.3f}')
-  return precision
+  if len(labels) < num_examples:
+    sys.exit(
+      f'Only {len(labels)} images were there to read, not {num_examples}: a '
+      'data file has changed.'
+    )
+  return labels, log_probabilities, summary
+
+
+def session_config(device: str) -> tf.ConfigProto:
+  """Returns how TensorFlow is to use the devices, beside a trainer.
+
+  Args:
+    device: 'cpu' to keep off the GPU, or 'auto'.
+  """
+  config = tf.ConfigProto(
+    allow_soft_placement=True,
+    intra_op_parallelism_threads=max(2, os.cpu_count() // 2),
+    inter_op_parallelism_threads=1,
+  )
+  config.gpu_options.allow_growth = True  # take only what is needed
+  if device == 'cpu':
+    config.device_count['GPU'] = 0
+  return config
+
+
+def summarize(
+  record: cifar10_scores.Record, wrong_images: bytes, first_batch: bytes
+) -> tf.Summary:
+  """Returns what TensorBoard is to show of a score.
+
+  Args:
+    record: the score.
+    wrong_images: a PNG.
+    first_batch: a serialized `tf.Summary` to add to.
+  """
+  summary = tf.Summary.FromString(first_batch)
+  scalars = {
+    cifar10_scores.PRECISION_TAG: record['precision'],
+    'loss': record['loss'],
+    **{
+      f'accuracy/{name}': accuracy
+      for name, accuracy in record['class_accuracy'].items()
+      if accuracy is not None
+    },
+  }
+  for tag, value in scalars.items():
+    summary.value.add(tag=tag, simple_value=value)
+  matrix = cifar10_report.draw_confusion_matrix(record['confusion_matrix'])
+  pictures = {'confusion_matrix': matrix, 'wrong_images': wrong_images}
+  for tag, png in pictures.items():
+    width, height = PIL.Image.open(io.BytesIO(png)).size
+    summary.value.add(tag=tag).image.CopyFrom(
+      tf.Summary.Image(
+        width=width, height=height, colorspace=4, encoded_image_string=png
+      )
+    )
+  return summary
+
+
+def _draw_wrong_images(
+  labels: np.ndarray, log_probabilities: np.ndarray
+) -> bytes:
+  wrong = cifar10_scores.most_confidently_wrong(
+    labels, log_probabilities, cifar10_report.WRONG_IMAGES
+  )
+  return cifar10_report.draw_wrong_images(
+    cifar10_input.read_images(FLAGS.eval_data == 'test', _batches_dir(), wrong),
+    labels[wrong],
+    np.argmax(log_probabilities[wrong], axis=1),
+    np.exp(np.max(log_probabilities[wrong], axis=1)),
+  )
+
+
+def _print(record: cifar10_scores.Record) -> None:
+  low, high = record['interval']
+  print(
+    f'{datetime.datetime.now()}: precision @ 1 = {record["precision"]:.3f}\n'
+    f'  step {record["step"]}: {record["right"]} of {record["num_examples"]} '
+    f'right, 95% interval {low:.3f} to {high:.3f}, loss {record["loss"]:.3f}'
+  )
+
+
+def _batches_dir() -> str:
+  return os.path.join(FLAGS.data_dir, download.BATCHES_DIR)
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ of the image, each 32x32 pixels in row order.
 import dataclasses
 import os
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 # The network sees crops of this height and width.
@@ -115,7 +116,11 @@ def distorted_inputs(
 
 
 def inputs(
-  eval_data: bool, data_dir: str, batch_size: int, num_epochs: int | None = None
+  eval_data: bool,
+  data_dir: str,
+  batch_size: int,
+  num_epochs: int | None = None,
+  num_views: int = 1,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Makes batches of undistorted images, in the order of the files.
 
@@ -126,19 +131,17 @@ def inputs(
     num_epochs: None for batches without end. Otherwise each image comes this
       many times, the last batch may be smaller, then `OutOfRangeError` is
       raised; this counts in a local variable, which is to be initialized.
+    num_views: number of windows of each image, as in `views`.
 
   Returns:
-    images: float32 [batch_size, 24, 24, 3], the centres, standardized.
+    images: float32 [batch_size * num_views, 24, 24, 3], standardized.
     labels: int32 [batch_size], in 0..9.
     With `num_epochs`, the static batch size is unknown.
 
   Raises:
     DataError: a file is not there or is not whole (it is a ValueError).
   """
-  if eval_data:
-    filenames = _data_files(data_dir, ['test_batch.bin'])
-  else:
-    filenames = _data_files(data_dir, _TRAINING_FILES)
+  filenames = _evaluation_files(eval_data, data_dir)
   with tf.device('/cpu:0'), tf.name_scope('input/'):
     filename_queue = tf.train.string_input_producer(
       filenames, num_epochs=num_epochs, shuffle=False
@@ -151,7 +154,7 @@ def inputs(
       allow_smaller_final_batch=num_epochs is not None,
     )
     images, labels = _images_and_labels(batch)
-    images = tf.image.per_image_standardization(central_crop(images))
+    images = tf.image.per_image_standardization(views(images, num_views))
   _image_summary(images)
   return images, labels
 
@@ -230,11 +233,63 @@ def random_contrast(images: tf.Tensor, lower: float, upper: float) -> tf.Tensor:
   return tf.transpose(planes, [0, 2, 3, 1])
 
 
-def central_crop(images: tf.Tensor) -> tf.Tensor:
-  """Cuts the central 24x24 window out of [n, height, width, channels]."""
-  height, width = images.shape.as_list()[1:3]
-  top, left = (height - IMAGE_SIZE) // 2, (width - IMAGE_SIZE) // 2
-  return images[:, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
+def views(images: tf.Tensor, num_views: int) -> tf.Tensor:
+  """Cuts 24x24 windows out of each image.
+
+  Args:
+    images: [n, height, width, channels].
+    num_views: 1 for the centre; 2 for it and its mirror image; 10 for it, the
+      four corners, and the mirror images of these five.
+
+  Returns:
+    [n * num_views, 24, 24, channels], the windows of an image in a row.
+  """
+  height, width, depth = images.shape.as_list()[1:]
+  down, right = height - IMAGE_SIZE, width - IMAGE_SIZE
+  corners = [(down // 2, right // 2)]
+  if num_views == 10:
+    corners += [(0, 0), (0, right), (down, 0), (down, right)]
+  windows = [
+    images[:, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
+    for top, left in corners
+  ]
+  if num_views > 1:
+    windows += [window[:, :, ::-1] for window in windows]
+  return tf.reshape(
+    tf.stack(windows, axis=1), [-1, IMAGE_SIZE, IMAGE_SIZE, depth]
+  )
+
+
+def count_images(eval_data: bool, data_dir: str) -> int:
+  """Returns how many images an epoch of `inputs` has.
+
+  Raises:
+    DataError: a file is not there or is not whole.
+  """
+  filenames = _evaluation_files(eval_data, data_dir)
+  return sum(os.path.getsize(name) for name in filenames) // _RECORD_BYTES
+
+
+def read_images(
+  eval_data: bool, data_dir: str, positions: np.ndarray
+) -> np.ndarray:
+  """Reads single images as they are, by their positions in the files.
+
+  Args:
+    eval_data, data_dir: as for `inputs`.
+    positions: integers [n], counted in the order of `inputs`.
+
+  Returns:
+    uint8 [n, 32, 32, 3].
+  """
+  records = np.concatenate(
+    [
+      np.memmap(name, np.uint8, 'r').reshape(-1, _RECORD_BYTES)
+      for name in _evaluation_files(eval_data, data_dir)
+    ]
+  )
+  planes = records[positions, 1:].reshape(-1, _DEPTH, _HEIGHT, _WIDTH)
+  return planes.transpose(0, 2, 3, 1)
 
 
 def _random_integers(count: tf.Tensor, bound: int) -> tf.Tensor:
@@ -246,6 +301,11 @@ def _random_per_image(
   images: tf.Tensor, lower: float, upper: float
 ) -> tf.Tensor:
   return tf.random.uniform([tf.shape(images)[0], 1, 1, 1], lower, upper)
+
+
+def _evaluation_files(eval_data: bool, data_dir: str) -> list[str]:
+  names = ['test_batch.bin'] if eval_data else _TRAINING_FILES
+  return _data_files(data_dir, names)
 
 
 def _data_files(data_dir: str, names: list[str]) -> list[str]:

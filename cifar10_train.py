@@ -24,6 +24,7 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 import cifar10
+import cifar10_checkpoint
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -43,6 +44,12 @@ tf.app.flags.DEFINE_integer(
   600,
   'Seconds between two checkpoints; the first and the last step have theirs.',
   lower_bound=1,
+)
+tf.app.flags.DEFINE_integer(
+  'keep_checkpoint_max',
+  5,
+  'Number of checkpoints to keep, the latest ones; 0 keeps all.',
+  lower_bound=0,
 )
 tf.app.flags.DEFINE_integer(
   'save_summaries_steps', 100, 'Steps between two summaries.', lower_bound=1
@@ -83,6 +90,7 @@ def main() -> None:
       log_frequency=FLAGS.log_frequency,
       save_checkpoint_secs=FLAGS.save_checkpoint_secs,
       save_summaries_steps=FLAGS.save_summaries_steps,
+      keep_checkpoint_max=FLAGS.keep_checkpoint_max,
       log_device_placement=FLAGS.log_device_placement,
     )
 
@@ -96,6 +104,7 @@ def run_training(
   log_frequency: int,
   save_checkpoint_secs: int,
   save_summaries_steps: int,
+  keep_checkpoint_max: int = 5,
   log_device_placement: bool = False,
 ) -> None:
   """Trains the default graph up to a step, going on from what `train_dir` has.
@@ -111,6 +120,7 @@ def run_training(
     log_frequency: steps between two lines on the console.
     save_checkpoint_secs: seconds between two checkpoints.
     save_summaries_steps: steps between two summaries.
+    keep_checkpoint_max: number of checkpoints to keep, or 0 for all.
     log_device_placement: whether TensorFlow logs where it runs each operation.
 
   Raises:
@@ -122,7 +132,9 @@ def run_training(
     print(f'{where} is at step {start} already: nothing left to train.')
     return
 
-  scaffold = tf.train.Scaffold()
+  scaffold = tf.train.Scaffold(
+    saver=tf.train.Saver(max_to_keep=keep_checkpoint_max, sharded=True)
+  )
   hooks = [
     tf.train.StopAtStepHook(last_step=max_steps),
     _LogHook(loss, examples_per_step, start, max_steps, log_frequency),
@@ -290,24 +302,13 @@ def _find_start(train_dir: str) -> int:
   checkpoint = tf.train.latest_checkpoint(train_dir)
   if checkpoint is None:
     return 0
+  variables = {variable.op.name: variable for variable in tf.global_variables()}
   try:
-    reader = tf.train.load_checkpoint(checkpoint)
-    step = int(reader.get_tensor('global_step'))
-  except (tf.errors.OpError, ValueError) as error:
-    sys.exit(f'Cannot read {checkpoint}: {error}')
-  shapes = reader.get_variable_to_shape_map()
-  dtypes = reader.get_variable_to_dtype_map()
-  for variable in tf.global_variables():
-    name = variable.op.name
-    here = f'{variable.dtype.base_dtype.name} {variable.shape.as_list()}'
-    there = (
-      f'{dtypes[name].name} {shapes[name]}' if name in shapes else 'missing'
+    step = cifar10_checkpoint.check(checkpoint, variables)
+  except cifar10_checkpoint.CheckpointError as error:
+    sys.exit(
+      f'{error} Choose another --train_dir, or begin afresh with --restart.'
     )
-    if here != there:
-      sys.exit(
-        f'{checkpoint} is not of this network: {name} is {there} there, {here} '
-        'here. Choose another --train_dir, or begin afresh with --restart.'
-      )
   print(f'Resuming from step {step}')
   return step
 

@@ -73,6 +73,7 @@ def run(main: Callable[[], None]) -> None:
       first_line = error.message.partition('\n')[0]
       sys.exit(first_line.removeprefix('assertion failed: '))
     except KeyboardInterrupt:
+      print('Stopped by SIGINT.')
       sys.exit(130)
 
   app.run(checked_main)

@@ -132,7 +132,7 @@ def _evaluate() -> Figures:
           os.path.join(_ROOT, 'cifar10_eval.py'),
           '--run_once',
           f'--checkpoint_dir={folder}/train',
-          f'--eval_dir={folder}/eval',
+          f'--eval_dir={folder}/eval_{num_examples}',
           f'--num_examples={num_examples}',
         ],
         stdout=subprocess.DEVNULL,

@@ -1,41 +1,402 @@
-"""Tests the evaluator's counting on predictions that are known."""
+"""Tests the evaluator's numbers where they can be worked out by hand."""
 
+import base64
+import io
+import json
+import math
 import os
+import re
+import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
+import scipy.special
 import tensorflow.compat.v1 as tf
+from conftest import write_records
+from programs import rewrite_checkpoint, run, summaries
+from tensorboard.backend.event_processing.event_accumulator import (
+  EventAccumulator,
+)
 
+import cifar10
+import cifar10_checkpoint
 import cifar10_eval
 import cifar10_input
+import cifar10_scores
+import download
+
+# A network by hand sees which of the three planes of a picture are bright, and
+# has a class for each such set.
+COLOURS = {
+  (1, 0, 0): 3,
+  (0, 1, 0): 1,
+  (0, 0, 1): 7,
+  (1, 1, 0): 9,
+  (1, 0, 1): 0,
+  (0, 1, 1): 4,
+}
 
 
-@pytest.mark.parametrize('batch_size', [1, 7, 64, 1000])
-@pytest.mark.parametrize('num_examples', [1, 50, 100])
-def test_counts_each_of_the_first_images_once(
-  graph, batches_dir, tmp_path, batch_size, num_examples
-):
-  _, labels = cifar10_input.inputs(True, batches_dir, batch_size, num_epochs=1)
-  is_right = labels < 4  # as if the network were right about these classes
-  step = tf.train.get_or_create_global_step()
-  scaffold = tf.train.Scaffold(
-    saver=tf.train.Saver(), summary_op=tf.summary.merge_all()
+def write_network_by_hand(directory, step):
+  """Writes a checkpoint whose averages see colours; the variables see none."""
+  with tf.Graph().as_default(), tf.Session() as session:
+    cifar10.inference(tf.zeros([1, 24, 24, 3]))
+    averages = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
+    averages.apply(tf.trainable_variables())
+    values = {
+      variable.op.name: np.zeros(variable.shape.as_list(), np.float32)
+      for variable in tf.trainable_variables()
+    }
+    for k in range(3):
+      values['conv1/weights'][2, 2, k, k] = 1  # each plane by itself
+      values['conv2/weights'][2, 2, k, k] = 1
+      values['local3/weights'][k::64, k] = 1 / 36  # its mean
+      values['local4/weights'][k, k] = 1
+    for colour, label in COLOURS.items():
+      # The more planes a class wants, the less it gives for each.
+      gain = 10 if sum(colour) == 1 else 9
+      values['softmax_linear/weights'][:3, label] = [
+        gain if bright else -20 for bright in colour
+      ]
+    for name in ('2', '5', '6', '8'):
+      values['softmax_linear/biases'][int(name)] = -1000
+    session.run(tf.global_variables_initializer())
+    for variable in tf.trainable_variables():
+      averages.average(variable).load(values[variable.op.name], session)
+    global_step = tf.train.get_or_create_global_step()
+    session.run(global_step.assign(step))
+    return tf.train.Saver().save(session, f'{directory}/model.ckpt', step)
+
+
+def write_colours(data_dir, count):
+  """Writes a test file; returns its labels and what the network says."""
+  rng = np.random.RandomState(count)
+  batches_dir = os.path.join(data_dir, download.BATCHES_DIR)
+  os.makedirs(batches_dir)
+  colours = np.array(list(COLOURS))[rng.randint(len(COLOURS), size=count)]
+  predictions = np.array([COLOURS[tuple(colour)] for colour in colours])
+  labels = np.where(
+    rng.rand(count) < 0.7, predictions, rng.randint(10, size=count)
   )
-  with tf.Session() as session:
-    session.run(step.assign(123))
-    path = tf.train.Saver().save(session, str(tmp_path / 'model.ckpt'), 123)
-  with tf.summary.FileWriter(str(tmp_path / 'eval')) as writer:
-    precision = cifar10_eval.evaluate(
-      path, is_right, num_examples, scaffold, writer
+  images = np.broadcast_to(
+    255 * colours[:, np.newaxis, np.newaxis], [count, 32, 32, 3]
+  )
+  write_records(os.path.join(batches_dir, 'test_batch.bin'), labels, images)
+  return labels, predictions
+
+
+def run_eval(tmp_path, *flags):
+  lines, errors = run(
+    'cifar10_eval.py',
+    f'--data_dir={tmp_path}/data',
+    f'--checkpoint_dir={tmp_path}/train',
+    f'--eval_dir={tmp_path}/eval',
+    *flags,
+  )
+  assert errors == ''
+  assert 'is not CIFAR-10' in lines[0]
+  return lines[1:]
+
+
+def read_records(tmp_path):
+  text = (tmp_path / 'eval' / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def train_dir(tmp_path):
+  path = tmp_path / 'train'
+  path.mkdir()
+  return str(path)
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'count', 'num_examples'),
+  [(1, 37, 37), (7, 131, 131), (128, 300, 259), (10000, 131, 130)],
+)
+def test_known_predictions_are_counted_exactly(
+  tmp_path, train_dir, batch_size, count, num_examples
+):
+  write_network_by_hand(train_dir, 123)
+  labels, predictions = write_colours(str(tmp_path / 'data'), count)
+  labels, predictions = labels[:num_examples], predictions[:num_examples]
+  lines = run_eval(
+    tmp_path,
+    '--run_once',
+    f'--batch_size={batch_size}',
+    f'--num_examples={num_examples}',
+  )
+  right = int(np.sum(labels == predictions))
+  assert lines[0].endswith(f': precision @ 1 = {right / num_examples:.3f}')
+  assert f'step 123: {right} of {num_examples} right' in lines[1]
+  assert len(lines) == 2 and len(lines[1]) < 80
+  (record,) = read_records(tmp_path)
+  assert record['step'] == 123
+  assert record['precision'] == right / num_examples
+  assert record['confusion_matrix'] == [
+    [int(np.sum((labels == i) & (predictions == j))) for j in range(10)]
+    for i in range(10)
+  ]
+  for k, name in enumerate(download.CLASS_NAMES):
+    of_class = predictions[labels == k]
+    accuracy = np.mean(of_class == k) if len(of_class) else None
+    assert record['class_accuracy'][name] == accuracy
+
+  points = {
+    tag: (step, value) for step, tag, value in summaries(str(tmp_path / 'eval'))
+  }
+  step, value = points['Precision @ 1']
+  assert (step, value.simple_value) == (
+    123,
+    pytest.approx(right / num_examples),
+  )
+  assert points['accuracy/cat'][1].simple_value == pytest.approx(
+    record['class_accuracy']['cat']
+  )
+  assert points['loss'][1].simple_value == pytest.approx(record['loss'])
+  for tag in ('confusion_matrix', 'wrong_images'):
+    png = points[tag][1].image.encoded_image_string
+    picture = PIL.Image.open(io.BytesIO(png))
+    assert picture.size == (
+      points[tag][1].image.width,
+      points[tag][1].image.height,
+    )
+
+
+def test_measure():
+  rng = np.random.RandomState(1)
+  logits = rng.normal(size=[60, 10])
+  log_probabilities = scipy.special.log_softmax(logits, axis=1)
+  labels = np.where(np.arange(60) % 3, np.argmax(logits, axis=1), 5)
+  labels[labels == 9] = 0
+  measures = cifar10_scores.measure(labels, log_probabilities)
+  right = np.sum(np.argmax(logits, axis=1) == labels)
+  # Wilson's formula: the p at which |p - right / n| is z standard errors.
+  p, n, z = right / 60, 60, 1.959964
+  centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+  half = z / (1 + z * z / n)
+  half *= math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+  assert measures['interval'] == pytest.approx(
+    [centre - half, centre + half], abs=1e-6
+  )
+  assert measures['precision'] == right / 60
+  assert measures['loss'] == pytest.approx(
+    -np.mean(log_probabilities[np.arange(60), labels])
+  )
+  assert measures['class_accuracy']['truck'] is None
+  assert np.sum(measures['confusion_matrix']) == 60
+  wrong = cifar10_scores.most_confidently_wrong(labels, log_probabilities, 5)
+  sureness = np.max(log_probabilities, axis=1)
+  is_wrong = np.argmax(logits, axis=1) != labels
+  assert sorted(sureness[is_wrong], reverse=True)[:5] == list(sureness[wrong])
+  assert is_wrong[wrong].all()
+
+
+@pytest.mark.parametrize('num_views', [1, 2, 10])
+def test_views_are_averaged(graph, batches_dir, num_views):
+  images, labels = cifar10_input.inputs(
+    True, batches_dir, 7, num_views=num_views
+  )
+  logits = cifar10.inference(images)
+  average = cifar10_eval.average_views(logits, num_views)
+  with tf.train.MonitoredSession() as session:
+    images, labels, logits, average = session.run(
+      [images, labels, logits, average]
     )
   records = np.fromfile(os.path.join(batches_dir, 'test_batch.bin'), np.uint8)
-  expected = np.mean(records[:: 32 * 32 * 3 + 1][:num_examples] < 4)
-  assert precision == pytest.approx(expected)
-  (name,) = os.listdir(tmp_path / 'eval')
-  points = [
-    (event.step, value.simple_value)
-    for event in tf.train.summary_iterator(str(tmp_path / 'eval' / name))
-    for value in event.summary.value
-    if value.tag == 'Precision @ 1'
-  ]
-  assert points == [(123, pytest.approx(expected))]
+  records = records.reshape(-1, 3073)[:7]
+  pictures = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+  corners = [(4, 4), (0, 0), (0, 8), (8, 0), (8, 8)][: max(1, num_views // 2)]
+  expected = []
+  for picture in pictures.astype(float):
+    windows = [picture[y : y + 24, x : x + 24] for y, x in corners]
+    if num_views > 1:
+      windows += [window[:, ::-1] for window in windows]
+    expected += [(w - w.mean()) / w.std() for w in windows]
+  np.testing.assert_allclose(images, expected, atol=1e-4)
+  assert list(labels) == list(records[:, 0])
+  probabilities = scipy.special.softmax(logits, axis=1)
+  np.testing.assert_allclose(
+    np.exp(average),
+    probabilities.reshape(7, num_views, 10).mean(axis=1),
+    rtol=1e-5,
+  )
+
+
+@pytest.mark.parametrize('eval_data', [True, False])
+def test_reads_single_images(batches_dir, eval_data):
+  positions = np.array([3, 99, 3])
+  if not eval_data:
+    positions = np.array([499, 0, 100])
+  name = 'test_batch.bin' if eval_data else 'data_batch_5.bin'
+  records = np.fromfile(os.path.join(batches_dir, name), np.uint8)
+  records = records.reshape(-1, 3073)
+  images = cifar10_input.read_images(eval_data, batches_dir, positions)
+  expected = records[positions[0] % 100, 1:].reshape(3, 32, 32)
+  np.testing.assert_array_equal(images[0], expected.transpose(1, 2, 0))
+  assert images.shape == (3, 32, 32, 3)
+  count = cifar10_input.count_images(eval_data, batches_dir)
+  assert count == (100 if eval_data else 500)
+
+
+def test_scores_all_once_keeps_the_best_and_reports(tmp_path, train_dir):
+  write_network_by_hand(train_dir, 10)
+  good = write_network_by_hand(train_dir, 9)
+  write_colours(str(tmp_path / 'data'), 50)
+  bad = f'{train_dir}/model.ckpt-200'  # 'airplane', always
+  rewrite_checkpoint(
+    good,
+    bad,
+    lambda name, old: np.array(200) if 'step' in name else 0 * old,
+  )
+  flags = ['--num_examples=50', f'--report={tmp_path}/report.html']
+  lines = run_eval(tmp_path, *flags, '--all_checkpoints')
+  assert [r['step'] for r in read_records(tmp_path)] == [9, 10, 200]
+  lines = run_eval(tmp_path, *flags, '--all_checkpoints')
+  assert len(lines) == 3
+  assert all('has its score already' in line for line in lines)
+  assert len(read_records(tmp_path)) == 3
+
+  page = (tmp_path / 'report.html').read_text()
+  precision = read_records(tmp_path)[-1]['precision']
+  assert f'{precision:.1%}' in page and 'step 200' in page
+  pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+  assert len(pictures) == 3 == page.count('src=')
+  for picture in pictures:
+    PIL.Image.open(io.BytesIO(base64.b64decode(picture))).verify()
+
+  # The first of the two good ones, which training has deleted.
+  shutil.rmtree(train_dir)
+  best = json.loads((tmp_path / 'eval' / 'best' / 'best.json').read_text())
+  assert best['step'] == 9
+  assert best['precision'] == read_records(tmp_path)[0]['precision']
+  lines = run_eval(
+    tmp_path,
+    '--num_examples=50',
+    '--run_once',
+    f'--checkpoint_dir={tmp_path}/eval/best',
+  )
+  assert lines[0].endswith(f'precision @ 1 = {best["precision"]:.3f}')
+  assert len(read_records(tmp_path)) == 3
+  points = [tag for _, tag, _ in summaries(str(tmp_path / 'eval'))]
+  assert points.count('Precision @ 1') == 3
+
+
+def make_scores(tmp_path, **settings):
+  return cifar10_scores.Scores(str(tmp_path), settings)
+
+
+def add_score(scores, tmp_path, step, *, is_latest=True, precision=0.5):
+  path = tmp_path / f'model.ckpt-{step}'
+  digest = f'{step}, {len(scores.records)}'
+  (tmp_path / f'model.ckpt-{step}.index').write_text(digest)
+  record = scores.make_record(
+    str(path), step, is_latest, {'precision': precision}
+  )
+  scores.add(
+    record,
+    str(path),
+    tf.Summary(
+      value=[tf.Summary.Value(tag='Precision @ 1', simple_value=precision)]
+    ),
+    tf.Graph(),
+  )
+  return record
+
+
+class TestScores:
+  def test_a_run_begun_afresh_hides_the_earlier_one(self, tmp_path):
+    scores = make_scores(tmp_path)
+    for step in (0, 10, 20, 5, 15):
+      add_score(scores, tmp_path, step)
+    assert [r['step'] for r in scores.curve()] == [5, 15]
+    # Older ones of the same run find their places.
+    add_score(scores, tmp_path, 7, is_latest=False)
+    assert [r['step'] for r in scores.curve()] == [5, 7, 15]
+    assert [r['step'] for r in make_scores(tmp_path).curve()] == [5, 7, 15]
+    accumulator = EventAccumulator(str(tmp_path)).Reload()
+    shown = [event.step for event in accumulator.Scalars('Precision @ 1')]
+    assert shown == [0, 5, 15, 7]
+
+  def test_killed_before_the_line_was_written(self, tmp_path):
+    scores = make_scores(tmp_path)
+    add_score(scores, tmp_path, 10)
+    add_score(scores, tmp_path, 20)
+    path = tmp_path / 'metrics.jsonl'
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    scores = make_scores(tmp_path)
+    assert [r['step'] for r in scores.records] == [10]
+    add_score(scores, tmp_path, 20)
+    points = [step for step, _, _ in summaries(str(tmp_path))]
+    assert points == [10, 20]
+    assert len(path.read_text().splitlines()) == 2
+
+  def test_other_settings_are_refused(self, tmp_path):
+    add_score(make_scores(tmp_path, num_views=1), tmp_path, 10)
+    with pytest.raises(SystemExit, match='--num_views=1, not of --num_views=2'):
+      make_scores(tmp_path, num_views=2)
+
+  def test_damaged_lines_are_named(self, tmp_path):
+    (tmp_path / 'metrics.jsonl').write_text('{"run": 0}\nnonsense\n')
+    with pytest.raises(SystemExit, match=r'metrics.jsonl, line 2'):
+      make_scores(tmp_path)
+
+  def test_best_of_the_same_step_is_replaced_by_a_better_one(self, tmp_path):
+    scores = make_scores(tmp_path)
+    for precision in (0.5, 0.4, 0.6, 0.6):
+      add_score(scores, tmp_path, 10, precision=precision)
+    best = tmp_path / 'best'
+    assert json.loads((best / 'best.json').read_text())['precision'] == 0.6
+    assert (best / 'model.ckpt-10.index').read_text() == '10, 2'
+    add_score(scores, tmp_path, 20, precision=0.7)
+    assert sorted(os.listdir(best)) == [
+      'best.json',
+      'checkpoint',
+      'model.ckpt-20.index',
+    ]
+    assert tf.train.latest_checkpoint(str(best)) == str(best / 'model.ckpt-20')
+
+
+def damage(kind, path):
+  index, data = f'{path}.index', f'{path}.data-00000-of-00001'
+  if kind == 'cut index':
+    os.truncate(index, 100)
+  elif kind == 'no data':
+    os.remove(data)
+  elif kind == 'cut data':
+    os.truncate(data, 1000)
+  elif kind == 'other bytes':
+    with open(data, 'r+b') as file:
+      file.seek(int(0.6 * os.path.getsize(data)))  # among the averages
+      file.write(b'other')
+  elif kind == 'other network':
+    rewrite_checkpoint(
+      path,
+      path,
+      lambda name, old: np.zeros([3, 3]) if name.startswith('conv1/w') else old,
+    )
+  elif kind == 'directory':
+    os.remove(index)
+    os.mkdir(index)
+
+
+@pytest.mark.parametrize(
+  'kind',
+  ['cut index', 'no data', 'cut data', 'other bytes', 'other network']
+  + ['directory'],
+)
+def test_unusable_checkpoints_are_named(graph, tmp_path, kind):
+  path = write_network_by_hand(str(tmp_path), 3)
+  cifar10.inference(tf.zeros([1, 24, 24, 3]))
+  averages = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
+  variables = averages.variables_to_restore()
+  assert cifar10_checkpoint.check(path, variables) == 3
+  damage(kind, path)
+  with pytest.raises(cifar10_checkpoint.CheckpointError) as error:
+    cifar10_checkpoint.check(path, variables)
+  message = str(error.value)
+  assert path in message and '\n' not in message
+  if kind == 'other network':
+    assert 'conv1/weights/ExponentialMovingAverage is float64 [3, 3]' in message

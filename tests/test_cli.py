@@ -1,92 +1,32 @@
 """Tests the programs themselves, as processes."""
 
-import contextlib
 import datetime
 import fcntl
+import glob
+import json
 import os
 import pty
-import queue
 import re
 import shutil
 import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
-import threading
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import make_data_set
+from programs import ROOT, TIMEOUT, Program, rewrite_checkpoint, run, summaries
 
 import download
 
-ROOT = os.path.dirname(os.path.abspath(download.__file__))
-TIMEOUT = 120  # seconds after which a process counts as hung
 LINE = re.compile(
   r'(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): step (?P<step>\d+), '
   r'loss = (?P<loss>\d+\.\d\d) \((?P<rate>\d+\.\d) examples/sec; '
   r'(?P<sec>\d+\.\d{3}) sec/batch\)'
 )
-
-
-class Program:
-  """A program that runs beside the test, its lines read as they come."""
-
-  def __init__(self, program, *arguments):
-    self._errors = tempfile.TemporaryFile('w+')  # noqa: SIM115
-    self._process = subprocess.Popen(
-      [sys.executable, os.path.join(ROOT, program), *arguments],
-      stdout=subprocess.PIPE,
-      stderr=self._errors,
-      text=True,
-    )
-    self._lines = queue.SimpleQueue()
-    threading.Thread(target=self._read, daemon=True).start()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exception):
-    self._process.kill()
-    self._process.wait()
-    self._errors.close()
-
-  def _read(self):
-    for line in self._process.stdout:
-      self._lines.put(line.rstrip('\n'))
-    self._lines.put(None)
-
-  def wait_for(self, part):
-    """Waits for the next line that contains `part`."""
-    while True:
-      line = self._lines.get(timeout=TIMEOUT)
-      assert line is not None, f'ended without {part!r}: {self.errors()}'
-      if part in line:
-        return
-
-  def errors(self):
-    self._errors.seek(0)
-    return self._errors.read()
-
-  def send_signal(self, number):
-    self._process.send_signal(number)
-
-  def finish(self):
-    """Waits for the end; returns the exit status and the lines left."""
-    lines = list(iter(lambda: self._lines.get(timeout=TIMEOUT), None))
-    return self._process.wait(TIMEOUT), lines
-
-
-def run(program, *arguments, status=0):
-  """Runs a program to its end and returns its lines and its error output."""
-  with Program(program, *arguments) as process:
-    got, lines = process.finish()
-    errors = process.errors()
-  assert got == status, '\n'.join([*lines, errors])
-  return lines, errors
 
 
 def steps_in(lines):
@@ -111,19 +51,6 @@ def eval_flags(data_dir, tmp_path):
     '--num_examples=100',
     '--batch_size=32',
   ]
-
-
-def summaries(directory):
-  """Returns (step, tag, value) of each event in a directory, in order."""
-  found = []
-  for name in sorted(os.listdir(directory)):
-    if 'tfevents' in name:
-      # The last event of a file may be half written yet.
-      with contextlib.suppress(tf.errors.DataLossError):
-        for event in tf.train.summary_iterator(os.path.join(directory, name)):
-          for value in event.summary.value:
-            found.append((event.step, value.tag, value))
-  return found
 
 
 def test_learns_stops_resumes_and_is_evaluated(
@@ -159,7 +86,7 @@ def test_learns_stops_resumes_and_is_evaluated(
 
   lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once')
   assert errors == ''
-  assert re.fullmatch(r'[-\d]+ [:.\d]+: precision @ 1 = 1\.000', lines[-1])
+  assert re.fullmatch(r'[-\d]+ [:.\d]+: precision @ 1 = 1\.000', lines[-2])
   precisions = [
     (step, value.simple_value)
     for step, tag, value in summaries(eval_dir)
@@ -180,7 +107,7 @@ def test_learns_stops_resumes_and_is_evaluated(
     '--run_once',
     f'--checkpoint_dir={tmp_path}/zeros',
   )
-  assert lines[-1].endswith('precision @ 1 = 1.000')
+  assert lines[-2].endswith('precision @ 1 = 1.000')
 
   lines, errors = run('cifar10_train.py', *train_flags, '--max_steps=350')
   assert 'at step 350 already' in lines[-1]
@@ -214,30 +141,79 @@ def test_rates_are_true(train_flags):
   assert last_time < end
 
 
+def scored_steps(tmp_path):
+  return [
+    step
+    for step, tag, _ in summaries(tmp_path / 'eval')
+    if tag == 'Precision @ 1'
+  ]
+
+
 def test_evaluator_waits_and_scores_each_checkpoint_once(
   train_flags, eval_flags, tmp_path
 ):
-  def scored_steps():
-    return [
-      step
-      for step, tag, _ in summaries(tmp_path / 'eval')
-      if tag == 'Precision @ 1'
-    ]
-
   with Program(
     'cifar10_eval.py', *eval_flags, '--eval_interval_secs=1'
   ) as evaluator:
     evaluator.wait_for('No checkpoint file found')
     for step in (2, 4):
       run('cifar10_train.py', *train_flags, f'--max_steps={step}')
-      while step not in scored_steps():
-        evaluator.wait_for('precision @ 1 = ')
+      evaluator.wait_for(f'step {step}: ')
     evaluator.send_signal(signal.SIGINT)
-    status, _ = evaluator.finish()
+    status, lines = evaluator.finish()
     assert status == 130
+    assert lines == ['Stopped by SIGINT.']
     assert evaluator.errors() == ''
-  steps = scored_steps()
+  steps = scored_steps(tmp_path)
   assert steps == sorted(set(steps)) and {2, 4} <= set(steps) <= {0, 2, 4}
+
+
+def test_evaluator_beside_a_trainer_that_deletes_checkpoints(
+  train_flags, eval_flags, tmp_path
+):
+  with Program(
+    'cifar10_train.py',
+    *train_flags,
+    '--save_checkpoint_secs=1',
+    '--keep_checkpoint_max=2',
+  ) as trainer:
+    for _ in range(2):  # killed, and started again
+      with Program(
+        'cifar10_eval.py', *eval_flags, '--eval_interval_secs=0'
+      ) as evaluator:
+        for _ in range(3):
+          evaluator.wait_for(' right, ')
+        assert evaluator.errors() == ''
+    trainer.send_signal(signal.SIGINT)
+    status, _ = trainer.finish()
+    assert status == 130
+  steps = scored_steps(tmp_path)
+  assert steps == sorted(set(steps)) and len(steps) >= 6
+  metrics = (tmp_path / 'eval' / 'metrics.jsonl').read_text()
+  assert [json.loads(line)['step'] for line in metrics.splitlines()] == steps
+  assert len(glob.glob(f'{tmp_path}/train/*.index')) == 2
+
+
+def test_evaluator_skips_what_it_cannot_use(train_flags, eval_flags, tmp_path):
+  train_dir = tmp_path / 'train'
+  run('cifar10_train.py', *train_flags, '--max_steps=3')
+  data = train_dir / 'model.ckpt-3.data-00000-of-00001'
+  whole = data.read_bytes()
+  data.write_bytes(whole[:1000])
+  lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once', status=1)
+  assert lines[-1].startswith(f'Skipped: Cannot read {train_dir}/model.ckpt-3')
+  assert errors == ''
+  lines, errors = run('cifar10_eval.py', *eval_flags, '--all_checkpoints')
+  assert [line.split(':')[0] for line in lines[-2:]] == ['  step 0', 'Skipped']
+  with Program(
+    'cifar10_eval.py', *eval_flags, '--eval_interval_secs=1'
+  ) as evaluator:
+    evaluator.wait_for('Skipped')
+    data.write_bytes(whole)
+    run('cifar10_train.py', *train_flags, '--max_steps=4')
+    evaluator.wait_for('step 4: ')
+    assert evaluator.errors() == ''
+  assert scored_steps(tmp_path) == [0, 4]
 
 
 def test_evaluation_without_checkpoint_fails(eval_flags):
@@ -317,16 +293,6 @@ def test_precisions_share_checkpoints(train_flags, precision):
   assert errors == ''
 
 
-def rewrite_checkpoint(path, new_path, change):
-  """Writes a checkpoint whose values are `change(name, value)`."""
-  reader = tf.train.load_checkpoint(path)
-  with tf.Graph().as_default(), tf.Session() as session:
-    for name in reader.get_variable_to_shape_map():
-      tf.Variable(change(name, reader.get_tensor(name)), name=name)
-    session.run(tf.global_variables_initializer())
-    tf.train.Saver().save(session, new_path)
-
-
 @pytest.mark.parametrize(
   ('value', 'says'),
   [
@@ -367,7 +333,7 @@ def test_reads_the_tutorials_checkpoints(train_flags, eval_flags, tmp_path):
     session.run(tf.global_variables_initializer())
     tf.train.Saver().save(session, f'{tmp_path}/train/model.ckpt', 7)
   lines, _ = run('cifar10_eval.py', *eval_flags, '--run_once')
-  assert 'precision @ 1 = ' in lines[-1]
+  assert 'precision @ 1 = ' in lines[-2]
   lines, _ = run('cifar10_train.py', *train_flags, '--max_steps=4')
   assert 'Resuming from step 2' in lines
 

@@ -1,0 +1,237 @@
+"""What evaluation keeps in its directory.
+
+  metrics.jsonl   a line of JSON for each checkpoint scored
+  event files     the same and more, for TensorBoard
+  best/           a copy of the best checkpoint so far, and best.json
+
+A run is one training from its first step on: when it was begun afresh, steps
+come again, and the scores of the earlier run stay beside those of the new one.
+"""
+
+import contextlib
+import glob
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import scipy.stats
+import tensorflow.compat.v1 as tf
+
+import cifar10_checkpoint
+import download
+
+PRECISION_TAG = 'Precision @ 1'
+
+Record = dict  # what a line of metrics.jsonl holds
+
+
+def measure(labels: np.ndarray, log_probabilities: np.ndarray) -> Record:
+  """Compares predictions with labels.
+
+  Args:
+    labels: integers [n], in 0..9.
+    log_probabilities: float [n, 10], natural logarithms.
+
+  Returns:
+    right, num_examples: how many images the likeliest class is right for, and
+      of how many.
+    precision: the fraction of the two.
+    interval: its 95% confidence interval (E. B. Wilson, "Probable inference,
+      the law of succession, and statistical inference", 1927).
+    loss: mean cross entropy, in nats.
+    class_accuracy: by class name, the fraction of its images that are right;
+      None for a class without images.
+    confusion_matrix: [10][10], images by true class (row) and predicted one.
+  """
+  classes = len(download.CLASS_NAMES)
+  predictions = np.argmax(log_probabilities, axis=1)
+  matrix = np.zeros([classes, classes], int)
+  np.add.at(matrix, (labels, predictions), 1)
+  right, count = int(np.trace(matrix)), len(labels)
+  interval = scipy.stats.binomtest(right, count).proportion_ci(method='wilson')
+  likelihoods = log_probabilities[np.arange(count), labels]
+  return {
+    'right': right,
+    'num_examples': count,
+    'precision': right / count,
+    'interval': [float(bound) for bound in interval],
+    'loss': -float(np.mean(likelihoods, dtype=np.float64)),
+    'class_accuracy': {
+      name: float(row[k] / row.sum()) if row.any() else None
+      for k, (name, row) in enumerate(
+        zip(download.CLASS_NAMES, matrix, strict=True)
+      )
+    },
+    'confusion_matrix': matrix.tolist(),
+  }
+
+
+def most_confidently_wrong(
+  labels: np.ndarray, log_probabilities: np.ndarray, count: int
+) -> np.ndarray:
+  """Returns the positions of wrong predictions, the surest first, `count` of
+  them at most."""
+  predictions = np.argmax(log_probabilities, axis=1)
+  (wrong,) = np.nonzero(predictions != labels)
+  sureness = np.max(log_probabilities[wrong], axis=1)
+  return wrong[np.argsort(-sureness, kind='stable')[:count]]
+
+
+class Scores:
+  """The scores in an evaluation directory.
+
+  Attributes:
+    records: what the lines of metrics.jsonl hold, in their order.
+  """
+
+  def __init__(self, eval_dir: str, settings: Record):
+    """Reads the scores that are there.
+
+    Args:
+      eval_dir: the directory.
+      settings: what makes scores comparable; part of each record.
+
+    Raises:
+      SystemExit: they cannot be read, or are of other settings.
+    """
+    self._eval_dir = eval_dir
+    self._settings = settings
+    self._path = os.path.join(eval_dir, 'metrics.jsonl')
+    self.records = self._load()
+    self._step_without_record = self._find_step_without_record()
+    self._writer = tf.summary.FileWriter(eval_dir)  # makes no file yet
+
+  def find(self, digest: str) -> Record | None:
+    """Returns the record of a checkpoint, if it has been scored."""
+    return next((r for r in self.records if r['digest'] == digest), None)
+
+  def curve(self) -> list[Record]:
+    """Returns the records of the last run, by step."""
+    last = [r for r in self.records if r['run'] == self.records[-1]['run']]
+    return sorted(last, key=lambda record: record['step'])
+
+  def make_record(
+    self, checkpoint: str, step: int, is_latest: bool, measures: Record
+  ) -> Record:
+    """Returns the record of a checkpoint, which `add` may take.
+
+    Args:
+      checkpoint: its path.
+      step: its global step.
+      is_latest: whether it is the newest there is. Then a step below that of an
+        earlier one shows that training was begun afresh.
+      measures: from `measure`.
+    """
+    return {
+      'step': step,
+      'wall_time': time.time(),
+      'checkpoint': os.path.basename(checkpoint),
+      'digest': cifar10_checkpoint.digest(checkpoint),
+      'run': self._run(step, is_latest),
+      **self._settings,
+      **measures,
+    }
+
+  def add(
+    self, record: Record, checkpoint: str, summary: tf.Summary, graph: tf.Graph
+  ) -> None:
+    """Writes a score.
+
+    Killed at any point, this leaves no score twice: the line in metrics.jsonl
+    comes last.
+
+    Args:
+      record: from `make_record`.
+      checkpoint: path of a copy of the checkpoint; moved away if it is the best
+        so far.
+      summary: for TensorBoard.
+      graph: for TensorBoard, the first time.
+    """
+    step = record['step']
+    if step != self._step_without_record:
+      if not self.records:
+        self._writer.add_graph(graph)
+      elif record['run'] > self.records[-1]['run']:
+        # TensorBoard is to hide what the earlier run had from this step on.
+        start = tf.SessionLog(status=tf.SessionLog.START)
+        self._writer.add_session_log(start, step)
+      self._writer.add_summary(summary, step)
+      self._writer.flush()
+    self._step_without_record = None
+    self._keep_if_best(checkpoint, record)
+    with open(self._path, 'a') as file:
+      file.write(json.dumps(record) + '\n')
+    self.records.append(record)
+
+  def _load(self) -> list[Record]:
+    if not os.path.exists(self._path):
+      return []
+    with open(self._path) as file:
+      lines = file.read().split('\n')
+    if part := lines.pop():  # of the line that was written when it was killed
+      os.truncate(self._path, os.path.getsize(self._path) - len(part))
+    records = []
+    for number, line in enumerate(lines, start=1):
+      try:
+        record = json.loads(line)
+        settings = {key: record[key] for key in self._settings}
+        records.append(record)
+      except (ValueError, KeyError, TypeError):
+        sys.exit(
+          f'{self._path}, line {number} is not a score. Mend or remove it, or '
+          'choose another --eval_dir.'
+        )
+      if settings != self._settings:
+        sys.exit(
+          f'{self._eval_dir} holds scores of {_flags(settings)}, not of '
+          f'{_flags(self._settings)}. Choose another --eval_dir for these.'
+        )
+    return records
+
+  def _find_step_without_record(self) -> int | None:
+    """Returns the step of a score that has its events but no record, if any.
+
+    An evaluation that was killed in between leaves such a one.
+    """
+    steps = []
+    pattern = os.path.join(glob.escape(self._eval_dir), 'events.out.tfevents.*')
+    for path in sorted(glob.glob(pattern)):
+      with contextlib.suppress(tf.errors.DataLossError):  # half an event
+        for event in tf.train.summary_iterator(path):
+          if any(value.tag == PRECISION_TAG for value in event.summary.value):
+            steps.append(event.step)
+    return steps[-1] if len(steps) > len(self.records) else None
+
+  def _run(self, step: int, is_latest: bool) -> int:
+    if not self.records:
+      return 0
+    run = self.records[-1]['run']
+    steps = [record['step'] for record in self.records if record['run'] == run]
+    begun_afresh = step in steps or (is_latest and step < max(steps))
+    return run + 1 if begun_afresh else run
+
+  def _keep_if_best(self, checkpoint: str, record: Record) -> None:
+    best_dir = os.path.join(self._eval_dir, 'best')
+    path = os.path.join(best_dir, 'best.json')
+    if os.path.exists(path):
+      with open(path) as file:
+        if json.load(file)['precision'] >= record['precision']:
+          return
+    os.makedirs(best_dir, exist_ok=True)
+    name = os.path.basename(checkpoint)
+    for source in glob.glob(f'{glob.escape(checkpoint)}.*'):
+      os.replace(source, os.path.join(best_dir, os.path.basename(source)))
+    best = {key: record[key] for key in ('step', 'precision', 'checkpoint')}
+    with open(f'{path}.tmp', 'w') as file:
+      json.dump(best, file)
+    os.replace(f'{path}.tmp', path)
+    tf.train.update_checkpoint_state(best_dir, name)
+    for other in glob.glob(os.path.join(glob.escape(best_dir), 'model.ckpt-*')):
+      if not os.path.basename(other).startswith(f'{name}.'):
+        os.remove(other)
+
+
+def _flags(settings: Record) -> str:
+  return ' '.join(f'--{key}={value}' for key, value in settings.items())

@@ -1,0 +1,96 @@
+"""Runs the programs as processes, and reads and writes what they do."""
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+
+import tensorflow.compat.v1 as tf
+
+import download
+
+ROOT = os.path.dirname(os.path.abspath(download.__file__))
+TIMEOUT = 120  # seconds after which a process counts as hung
+
+
+class Program:
+  """A program that runs beside the test, its lines read as they come."""
+
+  def __init__(self, program, *arguments):
+    self._errors = tempfile.TemporaryFile('w+')  # noqa: SIM115
+    self._process = subprocess.Popen(
+      [sys.executable, os.path.join(ROOT, program), *arguments],
+      stdout=subprocess.PIPE,
+      stderr=self._errors,
+      text=True,
+    )
+    self._lines = queue.SimpleQueue()
+    threading.Thread(target=self._read, daemon=True).start()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._process.kill()
+    self._process.wait()
+    self._errors.close()
+
+  def _read(self):
+    for line in self._process.stdout:
+      self._lines.put(line.rstrip('\n'))
+    self._lines.put(None)
+
+  def wait_for(self, part):
+    """Waits for the next line that contains `part`."""
+    while True:
+      line = self._lines.get(timeout=TIMEOUT)
+      assert line is not None, f'ended without {part!r}: {self.errors()}'
+      if part in line:
+        return
+
+  def errors(self):
+    self._errors.seek(0)
+    return self._errors.read()
+
+  def send_signal(self, number):
+    self._process.send_signal(number)
+
+  def finish(self):
+    """Waits for the end; returns the exit status and the lines left."""
+    lines = list(iter(lambda: self._lines.get(timeout=TIMEOUT), None))
+    return self._process.wait(TIMEOUT), lines
+
+
+def run(program, *arguments, status=0):
+  """Runs a program to its end and returns its lines and its error output."""
+  with Program(program, *arguments) as process:
+    got, lines = process.finish()
+    errors = process.errors()
+  assert got == status, '\n'.join([*lines, errors])
+  return lines, errors
+
+
+def summaries(directory):
+  """Returns (step, tag, value) of each event in a directory, in order."""
+  found = []
+  for name in sorted(os.listdir(directory)):
+    if 'tfevents' in name:
+      # The last event of a file may be half written yet.
+      with contextlib.suppress(tf.errors.DataLossError):
+        for event in tf.train.summary_iterator(os.path.join(directory, name)):
+          for value in event.summary.value:
+            found.append((event.step, value.tag, value))
+  return found
+
+
+def rewrite_checkpoint(path, new_path, change):
+  """Writes a checkpoint whose values are `change(name, value)`."""
+  reader = tf.train.load_checkpoint(path)
+  with tf.Graph().as_default(), tf.Session() as session:
+    for name in reader.get_variable_to_shape_map():
+      tf.Variable(change(name, reader.get_tensor(name)), name=name)
+    session.run(tf.global_variables_initializer())
+    tf.train.Saver().save(session, new_path)
