@@ -86,7 +86,7 @@ tf.app.flags.DEFINE_enum(
 tf.app.flags.adopt_module_key_flags(cifar10)
 FLAGS = tf.app.flags.FLAGS
 
-_NICENESS = 10  # training, on the same processor, goes first
+_NICENESS = 5  # training, on the same processor, goes first
 _POLL_SECS = 1
 
 
@@ -228,7 +228,7 @@ def score(
       copy, network, FLAGS.num_examples, session_config(FLAGS.device)
     )
     record = scores.make_record(
-      checkpoint,
+      copy,
       step,
       is_latest=not FLAGS.all_checkpoints,
       measures=cifar10_scores.measure(labels, log_probabilities),

@@ -109,7 +109,7 @@ class Scores:
 
   def curve(self) -> list[Record]:
     """Returns the records of the last run, by step."""
-    last = [r for r in self.records if r['run'] == self.records[-1]['run']]
+    last = [r for r in self.records if r['run'] == self._last_run()]
     return sorted(last, key=lambda record: record['step'])
 
   def make_record(
@@ -118,7 +118,7 @@ class Scores:
     """Returns the record of a checkpoint, which `add` may take.
 
     Args:
-      checkpoint: its path.
+      checkpoint: its path, or that of a copy.
       step: its global step.
       is_latest: whether it is the newest there is. Then a step below that of an
         earlier one shows that training was begun afresh.
@@ -140,7 +140,8 @@ class Scores:
     """Writes a score.
 
     Killed at any point, this leaves no score twice: the line in metrics.jsonl
-    comes last.
+    comes last. TensorBoard's curves only go on: an older checkpoint than the
+    last is left out there.
 
     Args:
       record: from `make_record`.
@@ -150,16 +151,16 @@ class Scores:
       graph: for TensorBoard, the first time.
     """
     step = record['step']
-    if step != self._step_without_record:
-      if not self.records:
-        self._writer.add_graph(graph)
-      elif record['run'] > self.records[-1]['run']:
-        # TensorBoard is to hide what the earlier run had from this step on.
-        start = tf.SessionLog(status=tf.SessionLog.START)
-        self._writer.add_session_log(start, step)
+    earlier = self._steps(record['run'])
+    if not self.records:
+      self._writer.add_graph(graph)
+    elif not earlier:
+      # TensorBoard is to hide what the run before had from this step on.
+      start = tf.SessionLog(status=tf.SessionLog.START)
+      self._writer.add_session_log(start, step)
+    if step > max(earlier, default=-1) and step != self._step_without_record:
       self._writer.add_summary(summary, step)
       self._writer.flush()
-    self._step_without_record = None
     self._keep_if_best(checkpoint, record)
     with open(self._path, 'a') as file:
       file.write(json.dumps(record) + '\n')
@@ -202,13 +203,21 @@ class Scores:
         for event in tf.train.summary_iterator(path):
           if any(value.tag == PRECISION_TAG for value in event.summary.value):
             steps.append(event.step)
-    return steps[-1] if len(steps) > len(self.records) else None
+    if steps and steps[-1] not in self._steps(self._last_run()):
+      return steps[-1]
+    return None
+
+  def _last_run(self) -> int:
+    return self.records[-1]['run'] if self.records else 0
+
+  def _steps(self, run: int) -> set[int]:
+    return {record['step'] for record in self.records if record['run'] == run}
 
   def _run(self, step: int, is_latest: bool) -> int:
     if not self.records:
       return 0
-    run = self.records[-1]['run']
-    steps = [record['step'] for record in self.records if record['run'] == run]
+    run = self._last_run()
+    steps = self._steps(run)
     begun_afresh = step in steps or (is_latest and step < max(steps))
     return run + 1 if begun_afresh else run
 

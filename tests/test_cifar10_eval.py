@@ -317,7 +317,7 @@ class TestScores:
     assert [r['step'] for r in make_scores(tmp_path).curve()] == [5, 7, 15]
     accumulator = EventAccumulator(str(tmp_path)).Reload()
     shown = [event.step for event in accumulator.Scalars('Precision @ 1')]
-    assert shown == [0, 5, 15, 7]
+    assert shown == [0, 5, 15]
 
   def test_killed_before_the_line_was_written(self, tmp_path):
     scores = make_scores(tmp_path)
