@@ -48,6 +48,7 @@ MOVING_AVERAGE_DECAY = 0.9999  # of the variables, for evaluation
 NUM_EPOCHS_PER_DECAY = 350.0  # epochs after which the learning rate drops
 LEARNING_RATE_DECAY_FACTOR = 0.1  # what it is multiplied by then
 INITIAL_LEARNING_RATE = 0.1
+NUM_EPOCHS_OF_WARM_UP = 5.0  # until a scaled learning rate is reached
 
 _IMAGES_IN_HISTOGRAM = 16
 
@@ -85,10 +86,25 @@ def distorted_inputs() -> tuple[tf.Tensor, tf.Tensor]:
     images: [batch_size, 24, 24, 3], in the compute type.
     labels: int32 [batch_size].
   """
-  images, labels = cifar10_input.distorted_inputs(
-    os.path.join(FLAGS.data_dir, download.BATCHES_DIR), FLAGS.batch_size
+  (batch,) = distorted_batches(1)
+  return batch
+
+
+def distorted_batches(count: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
+  """Makes several batches a step out of one pipeline, as the flags say.
+
+  Args:
+    count: number of batches.
+
+  Returns:
+    As many pairs of images and labels, as of `distorted_inputs`.
+  """
+  batches = cifar10_input.distorted_batches(
+    os.path.join(FLAGS.data_dir, download.BATCHES_DIR), FLAGS.batch_size, count
   )
-  return tf.cast(images, compute_type()), labels
+  dtype = compute_type()
+  with tf.device('/cpu:0'):
+    return [(tf.cast(images, dtype), labels) for images, labels in batches]
 
 
 def inputs(eval_data: bool) -> tuple[tf.Tensor, tf.Tensor]:
@@ -163,7 +179,7 @@ def loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
   Returns:
     The total loss, float32 []: the batch's mean cross entropy and the weight
-    decays.
+    decays. Within a tower's name scope, only that tower's.
   """
   cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
     labels=labels, logits=logits, name='cross_entropy_per_example'
@@ -171,7 +187,9 @@ def loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   tf.add_to_collection(
     'losses', tf.reduce_mean(cross_entropy, name='cross_entropy')
   )
-  return tf.add_n(tf.get_collection('losses'), name='total_loss')
+  return tf.add_n(
+    tf.get_collection('losses', _tower_prefix()), name='total_loss'
+  )
 
 
 def train(total_loss: tf.Tensor, global_step: tf.Variable) -> tf.Operation:
@@ -187,24 +205,36 @@ def train(total_loss: tf.Tensor, global_step: tf.Variable) -> tf.Operation:
   rate = learning_rate(global_step, FLAGS.batch_size)
   optimizer = tf.train.GradientDescentOptimizer(rate)
   gradients = optimizer.compute_gradients(total_loss)
-  with tf.control_dependencies([average_losses(total_loss)]):
+  with tf.control_dependencies([average_losses(named_losses(total_loss))]):
     return apply_gradients(optimizer, gradients, global_step)
 
 
-def average_losses(total_loss: tf.Tensor) -> tf.Operation:
+def named_losses(total_loss: tf.Tensor) -> dict[str, tf.Tensor]:
+  """Returns the losses that make up a total, and that, by their names.
+
+  The names leave out the tower's prefix.
+
+  Args:
+    total_loss: float32 [], from `loss`, in the same name scope.
+  """
+  prefix = _tower_prefix()
+  losses = [*tf.get_collection('losses', prefix), total_loss]
+  return {value.op.name.removeprefix(prefix): value for value in losses}
+
+
+def average_losses(losses: dict[str, tf.Tensor]) -> tf.Operation:
   """Summarizes each loss and its moving average (decay 0.9).
 
   The averages start at the first losses, and again so when training resumes:
   they are not part of a checkpoint, nor of any collection of variables.
 
   Args:
-    total_loss: float32 [].
+    losses: float32 [] each, by the tags of their summaries.
 
   Returns:
     The operation that updates the averages.
   """
-  losses = [*tf.get_collection('losses'), total_loss]
-  values = tf.stack(losses)
+  values = tf.stack(list(losses.values()))
   averages = tf.Variable(
     tf.zeros([len(losses)]),
     trainable=False,
@@ -219,24 +249,28 @@ def average_losses(total_loss: tf.Tensor) -> tf.Operation:
       lambda: values,
     )
   )
-  for value, average in zip(losses, tf.unstack(update), strict=True):
-    tag = re.sub(f'{TOWER_NAME}_[0-9]*/', '', value.op.name)
+  for tag, value, average in zip(
+    losses, losses.values(), tf.unstack(update), strict=True
+  ):
     ops.scalar_summary(f'{tag} (raw)', value)
     ops.scalar_summary(tag, average)
   return update.op
 
 
 def learning_rate(
-  global_step: tf.Variable, examples_per_step: int
+  global_step: tf.Variable, examples_per_step: int, scale: float = 1.0
 ) -> tf.Tensor:
   """Returns the step's learning rate, float32 [], and summarizes it.
 
   0.1 * 0.1^floor(global_step / decay_steps), where decay_steps takes 350
-  epochs.
+  epochs; times a scale that is reached linearly within five epochs, as in Goyal
+  et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (2017),
+  section 2.2.
 
   Args:
     global_step: integer [], number of the step.
     examples_per_step: number of images that each step takes.
+    scale: what the rate is multiplied by, after the warm-up.
   """
   steps_per_epoch = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN / examples_per_step
   rate = tf.train.exponential_decay(
@@ -246,6 +280,10 @@ def learning_rate(
     decay_rate=LEARNING_RATE_DECAY_FACTOR,
     staircase=True,
   )
+  if scale != 1:
+    warm_up_steps = NUM_EPOCHS_OF_WARM_UP * steps_per_epoch
+    progress = tf.cast(global_step, tf.float32) / warm_up_steps
+    rate *= 1 + (scale - 1) * tf.minimum(progress, 1)
   ops.scalar_summary('learning_rate', rate)
   return rate
 
@@ -312,14 +350,18 @@ def _max_pool(x: tf.Tensor, name: str) -> tf.Tensor:
   return tf.nn.max_pool2d(x, ksize=3, strides=2, padding='SAME', name=name)
 
 
+def _tower_prefix() -> str:
+  """Returns the name scope of the tower being built ('tower_0/'), or ''."""
+  scope = tf.get_default_graph().get_name_scope()
+  match = re.match(f'(.*/)?{TOWER_NAME}_[0-9]+(?=/|$)', scope)
+  return f'{match[0]}/' if match else ''
+
+
 def _variable(
   name: str, shape: list[int], initializer: Callable[..., tf.Tensor]
 ) -> tf.Variable:
   """Gets a float32 variable; among several towers, on the CPU."""
-  in_tower = re.search(
-    f'{TOWER_NAME}_[0-9]+', tf.get_default_graph().get_name_scope()
-  )
-  with tf.device('/cpu:0') if in_tower else contextlib.nullcontext():
+  with tf.device('/cpu:0') if _tower_prefix() else contextlib.nullcontext():
     return tf.get_variable(
       name, shape, tf.float32, initializer, use_resource=True
     )

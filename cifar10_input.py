@@ -90,6 +90,25 @@ def distorted_inputs(
   Raises:
     DataError: a file is not there or is not whole (it is a ValueError).
   """
+  (batch,) = distorted_batches(data_dir, batch_size, count=1)
+  return batch
+
+
+def distorted_batches(
+  data_dir: str, batch_size: int, count: int
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+  """Makes several batches a step out of one pipeline.
+
+  Args:
+    data_dir, batch_size: as for `distorted_inputs`.
+    count: number of batches.
+
+  Returns:
+    As many pairs of images and labels, as of `distorted_inputs`.
+
+  Raises:
+    DataError: as `distorted_inputs` does.
+  """
   filenames = _data_files(data_dir, _TRAINING_FILES)
   min_queue_examples = int(
     NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN * _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE
@@ -110,9 +129,10 @@ def distorted_inputs(
       enqueue_many=True,
     )
     images, labels = _images_and_labels(batch)
-    images, labels = _prefetch(distort(images), labels)
-  _image_summary(images)
-  return images, labels
+    queue = _ready_batches(distort(images), labels)
+    batches = [queue.dequeue() for _ in range(count)]
+  _image_summary(batches[0][0])
+  return batches
 
 
 def inputs(
@@ -366,9 +386,7 @@ def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   return images, labels
 
 
-def _prefetch(
-  images: tf.Tensor, labels: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _ready_batches(images: tf.Tensor, labels: tf.Tensor) -> tf.QueueBase:
   """Keeps a few batches ready, so that a step need not wait for the next."""
   queue = tf.FIFOQueue(
     _READY_BATCHES,
@@ -378,7 +396,7 @@ def _prefetch(
   )
   enqueue = queue.enqueue([images, labels])
   tf.train.add_queue_runner(tf.train.QueueRunner(queue, [enqueue]))
-  return queue.dequeue()
+  return queue
 
 
 def _image_summary(images: tf.Tensor) -> None:

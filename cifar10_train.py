@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import console  # first: it keeps TensorFlow's chatter off the console
 
@@ -72,26 +72,49 @@ _OWN_FILES = re.compile(
 
 
 def main() -> None:
+  train(
+    build_graph, FLAGS.batch_size, session_config(FLAGS.log_device_placement)
+  )
+
+
+def build_graph() -> tuple[tf.Tensor, tf.Operation]:
+  """Builds training, as the flags say; returns the loss and the step."""
+  global_step = tf.train.get_or_create_global_step()
+  images, labels = cifar10.distorted_inputs()
+  loss = cifar10.loss(cifar10.inference(images), labels)
+  return loss, cifar10.train(loss, global_step)
+
+
+def train(
+  build_graph: Callable[[], tuple[tf.Tensor, tf.Operation]],
+  examples_per_step: int,
+  config: tf.ConfigProto,
+) -> None:
+  """Trains as this module's flags say, what this or another program builds.
+
+  Args:
+    build_graph: adds to the default graph; returns the loss and the operation
+      that does a step.
+    examples_per_step: number of images that a step takes.
+    config: of the session.
+  """
   console.prepare_dir('--train_dir', FLAGS.train_dir)
   cifar10.maybe_download_and_extract()
   with tf.Graph().as_default():
-    global_step = tf.train.get_or_create_global_step()
-    images, labels = cifar10.distorted_inputs()
-    loss = cifar10.loss(cifar10.inference(images), labels)
-    train_op = cifar10.train(loss, global_step)
+    loss, train_op = build_graph()
     if FLAGS.restart:
       remove_earlier_run(FLAGS.train_dir)
     run_training(
       loss,
       train_op,
-      examples_per_step=FLAGS.batch_size,
+      examples_per_step=examples_per_step,
       train_dir=FLAGS.train_dir,
       max_steps=FLAGS.max_steps,
       log_frequency=FLAGS.log_frequency,
       save_checkpoint_secs=FLAGS.save_checkpoint_secs,
       save_summaries_steps=FLAGS.save_summaries_steps,
       keep_checkpoint_max=FLAGS.keep_checkpoint_max,
-      log_device_placement=FLAGS.log_device_placement,
+      config=config,
     )
 
 
@@ -105,7 +128,7 @@ def run_training(
   save_checkpoint_secs: int,
   save_summaries_steps: int,
   keep_checkpoint_max: int = 5,
-  log_device_placement: bool = False,
+  config: tf.ConfigProto | None = None,
 ) -> None:
   """Trains the default graph up to a step, going on from what `train_dir` has.
 
@@ -121,7 +144,7 @@ def run_training(
     save_checkpoint_secs: seconds between two checkpoints.
     save_summaries_steps: steps between two summaries.
     keep_checkpoint_max: number of checkpoints to keep, or 0 for all.
-    log_device_placement: whether TensorFlow logs where it runs each operation.
+    config: of the session; by default, `session_config()`.
 
   Raises:
     SystemExit: status 130 or 143 after a signal, 1 if training cannot go on.
@@ -152,7 +175,7 @@ def run_training(
       checkpoint_dir=train_dir,
       scaffold=scaffold,
       hooks=hooks,
-      config=session_config(log_device_placement),
+      config=config or session_config(),
       save_checkpoint_secs=None,  # the hook above does that
       save_checkpoint_steps=None,
       save_summaries_steps=save_summaries_steps,
@@ -173,7 +196,11 @@ def run_training(
 
 
 def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
-  """Returns how TensorFlow is to use the devices."""
+  """Returns how TensorFlow is to use the devices.
+
+  Args:
+    log_device_placement: whether it is to log where it runs each operation.
+  """
   config = tf.ConfigProto(
     allow_soft_placement=True, log_device_placement=log_device_placement
   )

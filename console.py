@@ -98,5 +98,6 @@ def prepare_dir(flag: str, path: str) -> None:
 
 
 def short_path(path: str) -> str:
-  """Returns a path as it is shown: from the working directory, if shorter."""
-  return min(path, os.path.relpath(path), key=len)
+  """Returns a path as it is shown: from the working directory, if in there."""
+  relative = os.path.relpath(path)
+  return path if relative.startswith(os.pardir) else relative

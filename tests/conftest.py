@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 import download
 
 tf.disable_v2_behavior()
+tf.app.flags.FLAGS.mark_as_parsed()  # at their defaults
 
 
 def write_records(path, labels, images):

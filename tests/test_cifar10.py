@@ -1,6 +1,5 @@
 """Tests the model against NumPy and against TensorFlow's own operations."""
 
-import sys
 import threading
 
 import numpy as np
@@ -13,7 +12,6 @@ import cifar10_ops
 import cifar10_train
 
 FLAGS = tf.app.flags.FLAGS
-FLAGS(sys.argv[:1])
 
 SHAPES = {
   'conv1/weights': [5, 5, 3, 64],
