@@ -65,7 +65,8 @@ def tower_devices(
       )
     return [f'/gpu:{k}' for k in range(num_gpus)], config
   towers = max(num_gpus, 1)
-  print(f'Without GPUs: the processor runs {towers} tower(s).')
+  noun = 'tower' if towers == 1 else 'towers'
+  print(f'Without GPUs: {towers} {noun} on the processor.')
   config.device_count['CPU'] = 1 + towers
   config.device_count['GPU'] = 0
   return [f'/cpu:{1 + k}' for k in range(towers)], config

@@ -124,7 +124,6 @@ def test_everything_runs_where_it_belongs(graph, batches_dir):
     for device in metadata.step_stats.dev_stats
     for node in device.node_stats
   ]
-  variables = tuple(variable.op.name for variable in tf.global_variables())
   counts = np.zeros([3], int)
   for device, name in ran:
     counts[device] += 1
@@ -135,11 +134,12 @@ def test_everything_runs_where_it_belongs(graph, batches_dir):
       assert device == 1 + int(tower[1]), name
     else:
       assert device == 0, name
-  # The same work in both towers, all of the network.
-  assert counts[1] > 100 and abs(counts[1] - counts[2]) < 0.1 * counts[1]
+  assert min(counts) > 50
+  for variable in tf.global_variables():
+    assert variable.device.endswith('CPU:0'), variable.op.name
   for op in graph.get_operations():
-    if op.name.startswith(variables) or op.name.startswith('input/'):
-      assert tf.DeviceSpec.from_string(op.device).device_index == 0, op.name
+    if op.name.startswith('input/'):
+      assert op.device.endswith('CPU:0'), op.name
 
 
 def test_tags_are_those_of_the_single_program(batches_dir):
@@ -223,7 +223,7 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, tmp_path):
     lines, errors = run(*program, *flags, f'--max_steps={max_steps}')
     assert errors == ''
     if len(program) > 1:
-      assert 'Without GPUs: the processor runs 2 tower(s).' in lines
+      assert 'Without GPUs: 2 towers on the processor.' in lines
     found = re.findall(r'step (\d+), loss = ([\d.]+)', '\n'.join(lines))
     assert [int(step) for step, _ in found] == [
       *range(max_steps - 20, max_steps)
