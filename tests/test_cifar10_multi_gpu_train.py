@@ -196,6 +196,26 @@ def test_the_schedule_counts_examples(graph):
     )
 
 
+@pytest.mark.parametrize('scale', [False, True])
+def test_towers_share_the_schedule(graph, batches_dir, scale):
+  devices, config = multi.tower_devices(2)
+  batches = cifar10_input.distorted_batches(batches_dir, 8, 2)
+  multi.train_towers(devices, batches, 8, scale)
+  (rate,) = (
+    summary.op.inputs[1]
+    for summary in tf.get_collection(tf.GraphKeys.SUMMARIES)
+    if summary.op.type == 'ScalarSummary'
+    and 'learning_rate' in str(summary.op.inputs[0].op.node_def)
+  )
+  step = tf.train.get_global_step()
+  decay = 350 * 50000 // 16
+  factor = 2 if scale else 1
+  with tf.Session(config=config) as session:
+    for at, expected in ((decay - 1, 0.1 * factor), (decay, 0.01 * factor)):
+      step.load(at, session)
+      assert session.run(rate) == pytest.approx(expected)
+
+
 def test_too_few_gpus(monkeypatch):
   monkeypatch.setattr(
     tf.config, 'list_physical_devices', lambda kind: [kind] * 2
