@@ -236,9 +236,9 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, tmp_path):
   ]
   losses, names = [], []
   for max_steps, program in (
-    (20, ['cifar10_train.py']),
-    (40, ['cifar10_multi_gpu_train.py', '--num_gpus=2']),
     (60, ['cifar10_train.py']),
+    (120, ['cifar10_multi_gpu_train.py', '--num_gpus=2']),
+    (180, ['cifar10_train.py']),
   ):
     lines, errors = run(*program, *flags, f'--max_steps={max_steps}')
     assert errors == ''
@@ -246,7 +246,7 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, tmp_path):
       assert 'Without GPUs: 2 towers on the processor.' in lines
     found = re.findall(r'step (\d+), loss = ([\d.]+)', '\n'.join(lines))
     assert [int(step) for step, _ in found] == [
-      *range(max_steps - 20, max_steps)
+      *range(max_steps - 60, max_steps)
     ]
     losses.append(np.mean([float(loss) for _, loss in found]))
     checkpoint = tf.train.latest_checkpoint(f'{tmp_path}/train')
