@@ -75,7 +75,9 @@ def compute_type() -> tf.DType:
   else:
     dtype = tf.float16 if FLAGS.use_fp16 else tf.float32
   if not ops.has_fast_path(dtype):
-    print(f'This processor has no fast path for {dtype.name}: expect it slow.')
+    print(
+      f'This processor has no fast path for {dtype.name}: slower than float32.'
+    )
   return dtype
 
 
@@ -332,7 +334,7 @@ def _convolution(
   biases = _variable('biases', [channels], tf.constant_initializer(bias))
   kernel = ops.enter_compute_type(kernel, x.dtype)
   biases = ops.enter_compute_type(biases, x.dtype)
-  return tf.nn.conv2d(x, kernel, strides=1, padding='SAME'), biases
+  return ops.convolution(x, kernel), biases
 
 
 def _dense(

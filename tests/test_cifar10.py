@@ -384,6 +384,49 @@ class TestLossScaling:
       assert np.isfinite(new).all() and not np.array_equal(old, new)
 
 
+OLD_PROCESSOR, NEW_PROCESSOR = {'avx2'}, {'avx2', 'avx512f', 'avx512_bf16'}
+
+
+@pytest.mark.parametrize('flags', [OLD_PROCESSOR, NEW_PROCESSOR])
+@pytest.mark.parametrize('channels', [3, 20])
+@pytest.mark.parametrize('size', [3, 5])
+def test_convolution_equals_tensorflows(
+  graph, monkeypatch, flags, channels, size
+):
+  monkeypatch.setattr(cifar10_ops, '_cpu_flags', lambda: flags)
+  x = tf.random.normal([6, 9, 8, channels], seed=1)
+  kernel = tf.random.normal([size, size, channels, 7], seed=2)
+  dy = tf.random.normal([6, 9, 8, 7], seed=3)
+  results = []
+  for convolve in (
+    cifar10_ops.convolution,
+    lambda x, kernel: tf.nn.conv2d(x, kernel, strides=1, padding='SAME'),
+  ):
+    y = convolve(x, kernel)
+    results.append([y, *tf.gradients(y, [x, kernel], dy)])
+  with tf.Session() as session:
+    for got, expected in zip(*session.run(results), strict=True):
+      np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [tf.bfloat16, tf.float16])
+def test_slow_types_are_rounded_from_float32(graph, monkeypatch, dtype):
+  monkeypatch.setattr(cifar10_ops, '_cpu_flags', lambda: OLD_PROCESSOR)
+  x = tf.cast(tf.random.normal([2, 6, 6, 20], seed=1), dtype)
+  kernel = tf.cast(tf.random.normal([5, 5, 20, 7], seed=2), dtype)
+  y = cifar10_ops.convolution(x, kernel)
+  gradients = tf.gradients(y, [x, kernel])
+  assert {tensor.dtype for tensor in [y, *gradients]} == {dtype}
+  slow = [op for op in graph.get_operations() if 'Conv2D' in op.type]
+  assert slow and all(op.get_attr('T') == tf.float32 for op in slow)
+  wide = tf.nn.conv2d(
+    tf.cast(x, tf.float32), tf.cast(kernel, tf.float32), 1, 'SAME'
+  )
+  with tf.Session() as session:
+    got, expected = session.run([y, tf.cast(wide, dtype)])
+  np.testing.assert_array_equal(got, expected)
+
+
 class TestStep:
   """What keeps a step fast, without timing it."""
 
