@@ -10,6 +10,7 @@ float16 or bfloat16); variables, logits and loss are float32 always.
 """
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Callable
@@ -170,6 +171,20 @@ def inference(images: tf.Tensor) -> tf.Tensor:
     )
     _activation_summary(logits)
   return logits
+
+
+def average_views(logits: tf.Tensor, num_views: int) -> tf.Tensor:
+  """Averages the probabilities that the views of each image give.
+
+  Args:
+    logits: float32 [batch * num_views, 10], the views of an image in a row.
+    num_views: number of views of each image.
+
+  Returns:
+    The averages' natural logarithms, float32 [batch, 10].
+  """
+  views = tf.reshape(tf.nn.log_softmax(logits), [-1, num_views, NUM_CLASSES])
+  return tf.reduce_logsumexp(views, axis=1) - math.log(num_views)
 
 
 def loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

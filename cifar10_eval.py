@@ -10,7 +10,6 @@ metrics.jsonl; the best checkpoint is kept.
 
 import datetime
 import io
-import math
 import os
 import sys
 import time
@@ -160,23 +159,9 @@ def build_network() -> Network:
   scaffold = tf.train.Scaffold(
     saver=tf.train.Saver(variables), summary_op=tf.summary.merge_all()
   )
-  return Network(labels, average_views(logits, num_views), variables, scaffold)
-
-
-def average_views(logits: tf.Tensor, num_views: int) -> tf.Tensor:
-  """Averages the probabilities that the views of each image give.
-
-  Args:
-    logits: float32 [batch * num_views, 10], the views of an image in a row.
-    num_views: number of views of each image.
-
-  Returns:
-    The averages' natural logarithms, float32 [batch, 10].
-  """
-  views = tf.reshape(
-    tf.nn.log_softmax(logits), [-1, num_views, cifar10.NUM_CLASSES]
+  return Network(
+    labels, cifar10.average_views(logits, num_views), variables, scaffold
   )
-  return tf.reduce_logsumexp(views, axis=1) - math.log(num_views)
 
 
 def checkpoints() -> Iterator[str]:

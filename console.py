@@ -47,25 +47,37 @@ with _discarded_stderr():
 # Deprecation notices of TF1's queues are nothing to the reader.
 tf.logging.set_verbosity(tf.logging.ERROR)
 
-import cifar10_input  # noqa: E402  (after TensorFlow's quiet import)
+import cifar10_checkpoint  # noqa: E402  (after TensorFlow's quiet import)
+import cifar10_input  # noqa: E402
 import download  # noqa: E402
 
+# What a user can mend; the message says how.
+_MISTAKES = (
+  download.DownloadError,
+  cifar10_input.DataError,
+  cifar10_checkpoint.CheckpointError,
+)
 
-def run(main: Callable[[], None]) -> None:
+
+def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
   """Parses the flags, runs `main` in TF1's graph mode, and exits.
+
+  With `takes_arguments`, `main` is given a list of what is not a flag;
+  otherwise, such a thing is a mistake.
 
   Mistakes that a user can mend end in one message and exit status 1; anything
   else keeps its traceback.
   """
   sys.stdout.reconfigure(line_buffering=True)  # a pipe sees each line at once
   tf.disable_v2_behavior()
+  tf.app.flags.FLAGS.set_gnu_getopt(True)  # flags may follow other arguments
 
   def checked_main(argv: list[str]) -> None:
-    if len(argv) > 1:
+    if len(argv) > 1 and not takes_arguments:
       sys.exit(f'Unexpected argument: {argv[1]} (flags begin with --)')
     try:
-      main()
-    except (download.DownloadError, cifar10_input.DataError) as error:
+      main(*([argv[1:]] if takes_arguments else []))
+    except _MISTAKES as error:
       sys.exit(f'{error}')
     except tf.errors.InvalidArgumentError as error:
       if cifar10_input.BAD_LABEL not in error.message:

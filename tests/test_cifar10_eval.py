@@ -14,6 +14,7 @@ import pytest
 import scipy.special
 import tensorflow.compat.v1 as tf
 from conftest import write_records
+from network_by_hand import COLOURS, write_network_by_hand
 from programs import rewrite_checkpoint, run, summaries
 from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
@@ -21,52 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import (
 
 import cifar10
 import cifar10_checkpoint
-import cifar10_eval
 import cifar10_input
 import cifar10_scores
 import download
-
-# A network by hand sees which of the three planes of a picture are bright, and
-# has a class for each such set.
-COLOURS = {
-  (1, 0, 0): 3,
-  (0, 1, 0): 1,
-  (0, 0, 1): 7,
-  (1, 1, 0): 9,
-  (1, 0, 1): 0,
-  (0, 1, 1): 4,
-}
-
-
-def write_network_by_hand(directory, step):
-  """Writes a checkpoint whose averages see colours; the variables see none."""
-  with tf.Graph().as_default(), tf.Session() as session:
-    cifar10.inference(tf.zeros([1, 24, 24, 3]))
-    averages = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
-    averages.apply(tf.trainable_variables())
-    values = {
-      variable.op.name: np.zeros(variable.shape.as_list(), np.float32)
-      for variable in tf.trainable_variables()
-    }
-    for k in range(3):
-      values['conv1/weights'][2, 2, k, k] = 1  # each plane by itself
-      values['conv2/weights'][2, 2, k, k] = 1
-      values['local3/weights'][k::64, k] = 1 / 36  # its mean
-      values['local4/weights'][k, k] = 1
-    for colour, label in COLOURS.items():
-      # The more planes a class wants, the less it gives for each.
-      gain = 10 if sum(colour) == 1 else 9
-      values['softmax_linear/weights'][:3, label] = [
-        gain if bright else -20 for bright in colour
-      ]
-    for name in ('2', '5', '6', '8'):
-      values['softmax_linear/biases'][int(name)] = -1000
-    session.run(tf.global_variables_initializer())
-    for variable in tf.trainable_variables():
-      averages.average(variable).load(values[variable.op.name], session)
-    global_step = tf.train.get_or_create_global_step()
-    session.run(global_step.assign(step))
-    return tf.train.Saver().save(session, f'{directory}/model.ckpt', step)
 
 
 def write_colours(data_dir, count):
@@ -199,7 +157,7 @@ def test_views_are_averaged(graph, batches_dir, num_views):
     True, batches_dir, 7, num_views=num_views
   )
   logits = cifar10.inference(images)
-  average = cifar10_eval.average_views(logits, num_views)
+  average = cifar10.average_views(logits, num_views)
   with tf.train.MonitoredSession() as session:
     images, labels, logits, average = session.run(
       [images, labels, logits, average]

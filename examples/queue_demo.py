@@ -1,0 +1,80 @@
+"""The queue lesson: how TF1 reads files.
+
+  python examples/queue_demo.py [--shuffle] [--num_epochs 5]
+
+Three pictures go through a filename queue and a reader, epoch after epoch:
+
+  string_input_producer    puts the names into a queue, from a thread
+  WholeFileReader          takes a name out, and reads that file
+  session.run              asks for one more
+
+Each that comes out is written to read/test_1.jpg, read/test_2.jpg, ...: with
+five epochs of three pictures, there are fifteen. Then the queue is empty.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
+
+import console  # first: it keeps TensorFlow's chatter off the console
+
+# isort: split
+import tensorflow.compat.v1 as tf
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+tf.app.flags.DEFINE_boolean('shuffle', False, 'Shuffle within each epoch.')
+tf.app.flags.DEFINE_integer(
+  'num_epochs', 5, 'How often each picture comes.', lower_bound=1
+)
+tf.app.flags.DEFINE_string(
+  'output_dir', os.path.join(_HERE, 'read'), 'Directory to write to.'
+)
+FLAGS = tf.app.flags.FLAGS
+
+NAMES = ['A.jpg', 'B.jpg', 'C.jpg']
+
+
+def main() -> None:
+  console.prepare_dir('--output_dir', FLAGS.output_dir)
+  filenames = [os.path.join(_HERE, 'pictures', name) for name in NAMES]
+
+  # The graph. Nothing is read yet: these are operations, to be run later. With
+  # num_epochs, the producer counts epochs in a local variable.
+  filename_queue = tf.train.string_input_producer(
+    filenames, num_epochs=FLAGS.num_epochs, shuffle=FLAGS.shuffle
+  )
+  key, value = tf.WholeFileReader().read(filename_queue)
+
+  with tf.Session() as session:
+    session.run(tf.local_variables_initializer())
+    # Now threads fill the queue. Without them, the first read would wait for a
+    # name forever. The coordinator is how they are asked to stop.
+    coordinator = tf.train.Coordinator()
+    threads = tf.train.start_queue_runners(session, coordinator)
+    count = 0
+    try:
+      while True:
+        # Both in one run: a run of each would read two files.
+        name, content = session.run([key, value])
+        count += 1
+        path = os.path.join(FLAGS.output_dir, f'test_{count}.jpg')
+        with open(path, 'wb') as file:
+          file.write(content)
+        print(
+          f'{os.path.basename(name.decode())} -> {console.short_path(path)}'
+        )
+    except tf.errors.OutOfRangeError:
+      # This is how a queue says that it is closed and empty.
+      print(
+        f'OutOfRangeError: {FLAGS.num_epochs} epochs of {len(NAMES)} pictures '
+        f'are {count}, and the queue has no more.'
+      )
+    finally:
+      coordinator.request_stop()
+      coordinator.join(threads)
+
+
+if __name__ == '__main__':
+  console.run(main)

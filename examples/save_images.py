@@ -1,0 +1,148 @@
+"""The data lesson: what is in CIFAR-10, and what the network sees of it.
+
+  python examples/save_images.py [--num_images 30] [--format png]
+
+Reads records through a filename queue, one image a run, and saves the first
+ones as cifar10_data/raw/0.jpg, 1.jpg, ... With --contact_sheet also one picture
+of them all, with --distorted one that shows some beside what training makes of
+them.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
+
+import console  # first: it keeps TensorFlow's chatter off the console
+
+# isort: split
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import tensorflow.compat.v1 as tf
+
+import cifar10_input
+import download
+
+tf.app.flags.DEFINE_string(
+  'data_dir', download.DEFAULT_DATA_DIR, 'Directory of the data set.'
+)
+tf.app.flags.DEFINE_string(
+  'output_dir', None, 'Directory to write to; by default raw/ in --data_dir.'
+)
+tf.app.flags.DEFINE_integer(
+  'num_images', 30, 'Number of images to save.', lower_bound=1
+)
+tf.app.flags.DEFINE_enum(
+  'format', 'jpg', ['jpg', 'png'], 'png keeps each pixel as it is.'
+)
+tf.app.flags.DEFINE_boolean(
+  'contact_sheet', False, 'Also write contact_sheet.png.'
+)
+tf.app.flags.DEFINE_boolean('distorted', False, 'Also write distorted.png.')
+FLAGS = tf.app.flags.FLAGS
+
+_COLUMNS = 10  # of the contact sheet
+_DISTORTIONS = 8  # of each image
+_ROWS_DISTORTED = 8  # images that are shown so
+_SCALE = 2  # pixels of a sheet per pixel of an image
+_CAPTION = 14  # height in pixels
+
+
+def main() -> None:
+  output_dir = FLAGS.output_dir or os.path.join(FLAGS.data_dir, 'raw')
+  console.prepare_dir('--output_dir', output_dir)
+  download.maybe_download_and_extract(FLAGS.data_dir)
+  images, labels = read_images(FLAGS.data_dir, FLAGS.num_images)
+  for number, image in enumerate(images):
+    name = f'{number}.{FLAGS.format}'
+    path = os.path.join(output_dir, name)
+    PIL.Image.fromarray(image).save(path, quality=95)
+  print(f'Saved {len(images)} images in {console.short_path(output_dir)}.')
+  if FLAGS.contact_sheet:
+    captions = [download.CLASS_NAMES[label] for label in labels]
+    path = os.path.join(output_dir, 'contact_sheet.png')
+    save_sheet(path, images, captions, _COLUMNS)
+  if FLAGS.distorted:
+    path = os.path.join(output_dir, 'distorted.png')
+    save_distorted(path, images[:_ROWS_DISTORTED])
+
+
+def read_images(
+  data_dir: str, num_images: int
+) -> tuple[list[np.ndarray], list[int]]:
+  """Reads the first records of the training files.
+
+  Returns:
+    images: uint8 [32, 32, 3] each.
+    labels: integers in 0..9.
+  """
+  filenames = [
+    os.path.join(data_dir, download.BATCHES_DIR, f'data_batch_{i}.bin')
+    for i in range(1, 6)
+  ]
+  images, labels = [], []
+  with tf.Graph().as_default(), tf.Session() as session:
+    # Names go into a queue; a reader takes one, and records out of that file.
+    filename_queue = tf.train.string_input_producer(
+      filenames, num_epochs=1, shuffle=False
+    )
+    record = cifar10_input.read_cifar10(filename_queue)
+    session.run(tf.local_variables_initializer())  # the epochs' count
+    coordinator = tf.train.Coordinator()
+    threads = tf.train.start_queue_runners(session, coordinator)
+    try:
+      while len(images) < num_images:
+        # In one run: the image and the label of the same record.
+        image, label = session.run([record.uint8image, record.label])
+        images.append(image)
+        labels.append(int(label[0]))
+    except tf.errors.OutOfRangeError:
+      print(f'There are only {len(images)} images.')
+    finally:
+      coordinator.request_stop()
+      coordinator.join(threads)
+  return images, labels
+
+
+def save_distorted(path: str, images: list[np.ndarray]) -> None:
+  """Shows images, each beside what training might make of it."""
+  with tf.Graph().as_default(), tf.Session() as session:
+    copies = np.repeat(images, _DISTORTIONS, axis=0)
+    distorted = session.run(cifar10_input.distort(tf.constant(copies)))
+  # The network sees numbers of mean 0 and deviation 1. To be looked at, they
+  # are brought back to 0..255, two deviations on either side.
+  visible = np.uint8(np.clip(distorted * 64 + 128, 0, 255))
+  row_starts = range(0, len(visible), _DISTORTIONS)
+  cells = [
+    cell
+    for image, start in zip(images, row_starts, strict=True)
+    for cell in (image, *visible[start : start + _DISTORTIONS])
+  ]
+  captions = ['as it is', *['distorted'] * _DISTORTIONS] * len(images)
+  save_sheet(path, cells, captions, 1 + _DISTORTIONS)
+
+
+def save_sheet(
+  path: str, images: list[np.ndarray], captions: list[str], columns: int
+) -> None:
+  """Writes images, enlarged, in rows of `columns`, each over its caption."""
+  width, height = 36 * _SCALE, 34 * _SCALE + _CAPTION
+  rows = -(-len(images) // columns)
+  sheet = PIL.Image.new('RGB', (columns * width, rows * height), 'white')
+  draw = PIL.ImageDraw.Draw(sheet)
+  for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    row, column = divmod(number, columns)
+    size = len(image) * _SCALE
+    picture = PIL.Image.fromarray(image).resize(
+      (size, size), PIL.Image.Resampling.NEAREST
+    )
+    centre = column * width + width // 2
+    sheet.paste(picture, (centre - size // 2, row * height + 2 * _SCALE))
+    draw.text((centre, (row + 1) * height - 2), caption, 'black', anchor='mb')
+  sheet.save(path)
+  print(f'Wrote {console.short_path(path)}.')
+
+
+if __name__ == '__main__':
+  console.run(main)
