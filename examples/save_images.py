@@ -59,13 +59,13 @@ def main() -> None:
     path = os.path.join(output_dir, name)
     PIL.Image.fromarray(image).save(path, quality=95)
   print(f'Saved {len(images)} images in {console.short_path(output_dir)}.')
+  captions = [download.CLASS_NAMES[label] for label in labels]
   if FLAGS.contact_sheet:
-    captions = [download.CLASS_NAMES[label] for label in labels]
     path = os.path.join(output_dir, 'contact_sheet.png')
     save_sheet(path, images, captions, _COLUMNS)
   if FLAGS.distorted:
     path = os.path.join(output_dir, 'distorted.png')
-    save_distorted(path, images[:_ROWS_DISTORTED])
+    save_distorted(path, images[:_ROWS_DISTORTED], captions)
 
 
 def read_images(
@@ -105,7 +105,9 @@ def read_images(
   return images, labels
 
 
-def save_distorted(path: str, images: list[np.ndarray]) -> None:
+def save_distorted(
+  path: str, images: list[np.ndarray], captions: list[str]
+) -> None:
   """Shows images, each beside what training might make of it."""
   with tf.Graph().as_default(), tf.Session() as session:
     copies = np.repeat(images, _DISTORTIONS, axis=0)
@@ -113,14 +115,12 @@ def save_distorted(path: str, images: list[np.ndarray]) -> None:
   # The network sees numbers of mean 0 and deviation 1. To be looked at, they
   # are brought back to 0..255, two deviations on either side.
   visible = np.uint8(np.clip(distorted * 64 + 128, 0, 255))
-  row_starts = range(0, len(visible), _DISTORTIONS)
-  cells = [
-    cell
-    for image, start in zip(images, row_starts, strict=True)
-    for cell in (image, *visible[start : start + _DISTORTIONS])
-  ]
-  captions = ['as it is', *['distorted'] * _DISTORTIONS] * len(images)
-  save_sheet(path, cells, captions, 1 + _DISTORTIONS)
+  cells, texts = [], []
+  for number, image in enumerate(images):
+    start = number * _DISTORTIONS
+    cells += [image, *visible[start : start + _DISTORTIONS]]
+    texts += [captions[number], *[''] * _DISTORTIONS]
+  save_sheet(path, cells, texts, 1 + _DISTORTIONS)
 
 
 def save_sheet(
@@ -139,7 +139,7 @@ def save_sheet(
     )
     centre = column * width + width // 2
     sheet.paste(picture, (centre - size // 2, row * height + 2 * _SCALE))
-    draw.text((centre, (row + 1) * height - 2), caption, 'black', anchor='mb')
+    draw.text((centre, (row + 1) * height - 4), caption, 'black', anchor='ms')
   sheet.save(path)
   print(f'Wrote {console.short_path(path)}.')
 
