@@ -130,6 +130,8 @@ def main() -> None:
         print(f'Skipped: {error}')
   if not some:
     sys.exit(1)
+  if FLAGS.report:
+    print(f'Wrote {console.short_path(FLAGS.report)}.')
 
 
 def build_network() -> Network:

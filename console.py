@@ -84,6 +84,9 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
         raise
       first_line = error.message.partition('\n')[0]
       sys.exit(first_line.removeprefix('assertion failed: '))
+    except BrokenPipeError:  # the reader of a pipe, 'head' say, has enough
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      sys.exit(1)
     except KeyboardInterrupt:
       print('Stopped by SIGINT.')
       sys.exit(130)

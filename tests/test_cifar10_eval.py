@@ -212,6 +212,7 @@ def test_scores_all_once_keeps_the_best_and_reports(tmp_path, train_dir):
   lines = run_eval(tmp_path, *flags, '--all_checkpoints')
   assert [r['step'] for r in read_records(tmp_path)] == [9, 10, 200]
   lines = run_eval(tmp_path, *flags, '--all_checkpoints')
+  assert lines.pop() == f'Wrote {tmp_path}/report.html.'
   assert len(lines) == 3
   assert all('has its score already' in line for line in lines)
   assert len(read_records(tmp_path)) == 3

@@ -252,15 +252,16 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, tmp_path):
     checkpoint = tf.train.latest_checkpoint(f'{tmp_path}/train')
     assert checkpoint.endswith(f'model.ckpt-{max_steps}')
     names.append(tf.train.list_variables(checkpoint))
-    lines, _ = run(
-      'cifar10_eval.py',
-      f'--data_dir={data_dir}',
-      f'--checkpoint_dir={tmp_path}/train',
-      f'--eval_dir={tmp_path}/eval',
-      '--num_examples=100',
-      '--run_once',
-    )
-    assert f'step {max_steps}: ' in lines[-1]
+  lines, _ = run(
+    'cifar10_eval.py',
+    f'--data_dir={data_dir}',
+    f'--checkpoint_dir={tmp_path}/train',
+    f'--eval_dir={tmp_path}/eval',
+    '--num_examples=100',
+    '--all_checkpoints',
+  )
+  scored = re.findall(r'step (\d+): ', '\n'.join(lines))
+  assert scored == ['0', '60', '120', '180']
   assert losses[0] > losses[1] > losses[2]
   assert names[0] == names[1] == names[2]
 

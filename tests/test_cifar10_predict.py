@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from network_by_hand import COLOURS, write_network_by_hand
-from programs import run
+from programs import ROOT, TIMEOUT, run
 
 import cifar10_predict
 import download
@@ -247,3 +247,16 @@ def test_mistakes(tmp_path, flags, says):
   assert says in errors and 'Traceback' not in errors
   assert len(errors.splitlines()) <= 2
   assert not os.path.exists('model') and not os.path.exists('model.tmp')
+
+
+def test_a_reader_may_have_enough(tmp_path, train_dir):
+  colour_image((1, 0, 0)).save(tmp_path / 'a.png')
+  program = os.path.join(ROOT, 'cifar10_predict.py')
+  result = subprocess.run(
+    f'{sys.executable} {program} --checkpoint_dir={train_dir} '
+    f'{" ".join(200 * [f"{tmp_path}/a.png"])} | true',
+    shell=True,
+    stderr=subprocess.PIPE,
+    timeout=TIMEOUT,
+  )
+  assert result.stderr == b''
