@@ -110,6 +110,8 @@ class Network(NamedTuple):
 def main() -> None:
   os.nice(_NICENESS)
   console.prepare_dir('--eval_dir', FLAGS.eval_dir)
+  if FLAGS.report:
+    console.prepare_dir('--report', os.path.dirname(FLAGS.report) or '.')
   scores = cifar10_scores.Scores(
     FLAGS.eval_dir,
     settings={
