@@ -4,7 +4,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: train eval report tensorboard test lint bench
+.PHONY: train eval report tensorboard test faults lint bench
 
 train: .venv/run
 	.venv/bin/python cifar10_train.py $(ARGS)
@@ -20,6 +20,9 @@ tensorboard: .venv/run
 
 test: .venv/dev
 	.venv/bin/python -m pytest $(ARGS)
+
+faults: .venv/dev
+	.venv/bin/python -m pytest tests/test_faults.py -m 'faults or not faults' $(ARGS)
 
 lint: .venv/dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

@@ -15,6 +15,10 @@ class CheckpointError(Exception):
   """A checkpoint cannot be used; the message names it and tells why."""
 
 
+class OtherNetworkError(CheckpointError):
+  """A checkpoint can be read, but is not of the network that it is for."""
+
+
 def saved_in(directory: str) -> list[str]:
   """Returns the paths of a directory's checkpoints, by their steps."""
   pattern = os.path.join(glob.escape(directory), 'model.ckpt-*.index')
@@ -31,6 +35,38 @@ def latest(directory: str) -> str | None:
   return state.model_checkpoint_path if state else None
 
 
+def newest_good(
+  directory: str, variables: dict[str, tf.Variable]
+) -> tuple[str, int] | None:
+  """Finds the newest checkpoint that can be read, and says which cannot.
+
+  Args:
+    directory: where to look.
+    variables: by the names that they are to have in the checkpoint.
+
+  Returns:
+    Its path and its global step; None if there is no checkpoint at all.
+
+  Raises:
+    CheckpointError: none can be read.
+    OtherNetworkError: the newest one that can is of another network.
+  """
+  paths = saved_in(directory)
+  named = latest(directory)
+  if named is not None and named not in paths:
+    paths.append(named)
+  for path in reversed(paths):
+    try:
+      return path, check(path, variables)
+    except OtherNetworkError:
+      raise
+    except CheckpointError as error:
+      print(f'Skipped: {error}')
+  if paths:
+    raise CheckpointError(f'No checkpoint in {directory} can be read.')
+  return None
+
+
 def check(path: str, variables: dict[str, tf.Variable]) -> int:
   """Compares a checkpoint with a network.
 
@@ -42,8 +78,8 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
     The global step of the checkpoint.
 
   Raises:
-    CheckpointError: it cannot be read, all of these variables of it, or one is
-      missing, or of another shape or type.
+    CheckpointError: it cannot be read, all of these variables of it.
+    OtherNetworkError: one is missing, or of another shape or type.
   """
   try:
     reader = tf.train.load_checkpoint(path)
@@ -61,7 +97,7 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
     if name in values:
       there = f'{values[name].dtype.name} {list(values[name].shape)}'
     if here != there:
-      raise CheckpointError(
+      raise OtherNetworkError(
         f'{path} is not of this network: {name} is {there} there, {here} here.'
       )
   return step

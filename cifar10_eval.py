@@ -112,19 +112,22 @@ def main() -> None:
   console.prepare_dir('--eval_dir', FLAGS.eval_dir)
   if FLAGS.report:
     console.prepare_dir('--report', os.path.dirname(FLAGS.report) or '.')
-  scores = cifar10_scores.Scores(
-    FLAGS.eval_dir,
-    settings={
-      'eval_data': FLAGS.eval_data,
-      'num_examples': FLAGS.num_examples,
-      'num_views': int(FLAGS.num_views),
-    },
-  )
   cifar10.maybe_download_and_extract()
   some = False
-  with tf.Graph().as_default():
+  with (
+    console.locked_dir('--eval_dir', FLAGS.eval_dir),
+    tf.Graph().as_default(),
+  ):
+    scores = cifar10_scores.Scores(
+      FLAGS.eval_dir,
+      settings={
+        'eval_data': FLAGS.eval_data,
+        'num_examples': FLAGS.num_examples,
+        'num_views': int(FLAGS.num_views),
+      },
+    )
     network = build_network()
-    for checkpoint in checkpoints():
+    for checkpoint in checkpoints(network.variables):
       try:
         score(checkpoint, network, scores)
         some = True
@@ -168,27 +171,47 @@ def build_network() -> Network:
   )
 
 
-def checkpoints() -> Iterator[str]:
+def checkpoints(variables: dict[str, tf.Variable]) -> Iterator[str]:
   """Yields the checkpoints that the flags ask for.
 
-  With neither --run_once nor --all_checkpoints, that is the latest one, then
-  each new one, without end.
+  With neither --run_once nor --all_checkpoints, that is the newest good one,
+  then each new one, without end.
+
+  Args:
+    variables: what they have to hold, by the names there.
+
+  Raises:
+    CheckpointError: --run_once, and there is none that can be used.
   """
   directory = FLAGS.checkpoint_dir
-  every = cifar10_checkpoint.saved_in(directory)
   latest = cifar10_checkpoint.latest(directory)
-  if not every and latest is None:
-    print(f'No checkpoint file found in {console.short_path(directory)}')
   if FLAGS.all_checkpoints:
-    yield from every
-  elif FLAGS.run_once:
-    yield from filter(None, [latest])
+    found = cifar10_checkpoint.saved_in(directory)
   else:
-    yield from _new_checkpoints(directory, FLAGS.eval_interval_secs)
+    found = _newest_good(directory, variables)
+  if not found:
+    print(f'No checkpoint file found in {console.short_path(directory)}')
+  yield from found
+  if not (FLAGS.run_once or FLAGS.all_checkpoints):
+    yield from _later_checkpoints(directory, FLAGS.eval_interval_secs, latest)
 
 
-def _new_checkpoints(directory: str, interval_secs: float) -> Iterator[str]:
-  last = None
+def _newest_good(
+  directory: str, variables: dict[str, tf.Variable]
+) -> list[str]:
+  try:
+    found = cifar10_checkpoint.newest_good(directory, variables)
+  except cifar10_checkpoint.CheckpointError as error:
+    if FLAGS.run_once:
+      raise
+    print(f'Skipped: {error}')
+    return []
+  return [found[0]] if found else []
+
+
+def _later_checkpoints(
+  directory: str, interval_secs: float, last: str | None
+) -> Iterator[str]:
   while True:
     latest = cifar10_checkpoint.latest(directory)
     if latest in (None, last):

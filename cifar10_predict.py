@@ -220,15 +220,14 @@ def restore(checkpoint_dir: str) -> tf.Session:
   """
   averages = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
   variables = averages.variables_to_restore()
-  checkpoint = cifar10_checkpoint.latest(checkpoint_dir)
-  if checkpoint is None:
+  found = cifar10_checkpoint.newest_good(checkpoint_dir, variables)
+  if found is None:
     raise cifar10_checkpoint.CheckpointError(
       f'No checkpoint file found in {console.short_path(checkpoint_dir)}. '
       'Train first: python cifar10_train.py'
     )
-  cifar10_checkpoint.check(checkpoint, variables)
   session = tf.Session()
-  tf.train.Saver(variables).restore(session, checkpoint)
+  tf.train.Saver(variables).restore(session, found[0])
   return session
 
 

@@ -8,6 +8,7 @@ from the last checkpoint there; cifar10_eval.py, beside it, scores each.
 
 import contextlib
 import datetime
+import itertools
 import math
 import os
 import re
@@ -54,6 +55,9 @@ tf.app.flags.DEFINE_integer(
 tf.app.flags.DEFINE_integer(
   'save_summaries_steps', 100, 'Steps between two summaries.', lower_bound=1
 )
+tf.app.flags.DEFINE_integer(
+  'seed', None, 'Seed of everything random; without one, each run differs.'
+)
 tf.app.flags.DEFINE_boolean(
   'log_device_placement', False, 'Show on which device each operation runs.'
 )
@@ -65,7 +69,7 @@ FLAGS = tf.app.flags.FLAGS
 
 # What a trainer writes; --restart removes nothing else.
 _OWN_FILES = re.compile(
-  r'checkpoint|graph\.pbtxt|events\.out\.tfevents\..*'
+  r'checkpoint|graph\.pbtxt|\.lock|events\.out\.tfevents\..*'
   r'|model\.ckpt-\d+\.(index|meta|data-\d+-of-\d+)'
   r'|(checkpoint|graph\.pbtxt)\.tmp.*|model\.ckpt-\d+(_temp|\..*tempstate).*'
 )
@@ -99,8 +103,15 @@ def train(
     config: of the session.
   """
   console.prepare_dir('--train_dir', FLAGS.train_dir)
+  if FLAGS.restart:
+    refuse_to_remove_others(FLAGS.train_dir)
   cifar10.maybe_download_and_extract()
-  with tf.Graph().as_default():
+  with (
+    console.locked_dir('--train_dir', FLAGS.train_dir),
+    tf.Graph().as_default(),
+  ):
+    if FLAGS.seed is not None:
+      tf.set_random_seed(FLAGS.seed)
     loss, train_op = build_graph()
     if FLAGS.restart:
       remove_earlier_run(FLAGS.train_dir)
@@ -158,9 +169,10 @@ def run_training(
   scaffold = tf.train.Scaffold(
     saver=tf.train.Saver(max_to_keep=keep_checkpoint_max, sharded=True)
   )
+  log_hook = _LogHook(loss, examples_per_step, start, max_steps, log_frequency)
   hooks = [
     tf.train.StopAtStepHook(last_step=max_steps),
-    _LogHook(loss, examples_per_step, start, max_steps, log_frequency),
+    log_hook,
     # The last one, so that a checkpoint is written after the checks.
     tf.train.CheckpointSaverHook(
       train_dir,
@@ -169,20 +181,23 @@ def run_training(
       listeners=[_RefuseToSaveNan()],
     ),
   ]
-  with (
-    _collected_signals() as signals,
-    tf.train.MonitoredTrainingSession(
-      checkpoint_dir=train_dir,
-      scaffold=scaffold,
-      hooks=hooks,
-      config=config or session_config(),
-      save_checkpoint_secs=None,  # the hook above does that
-      save_checkpoint_steps=None,
-      save_summaries_steps=save_summaries_steps,
-    ) as session,
-  ):
-    while not session.should_stop() and not signals:
-      session.run(train_op)
+  try:
+    with (
+      _collected_signals() as signals,
+      tf.train.MonitoredTrainingSession(
+        checkpoint_dir=train_dir,
+        scaffold=scaffold,
+        hooks=hooks,
+        config=config or session_config(),
+        save_checkpoint_secs=None,  # the hook above does that
+        save_checkpoint_steps=None,
+        save_summaries_steps=save_summaries_steps,
+      ) as session,
+    ):
+      while not session.should_stop() and not signals:
+        session.run(train_op)
+  except tf.errors.OpError as error:
+    _explain(error, log_hook.step, where)
 
   step = _checkpoint_step(tf.train.latest_checkpoint(train_dir))
   if signals:
@@ -217,40 +232,40 @@ class _LogHook(tf.train.SessionRunHook):
   def __init__(self, loss, examples_per_step, start, max_steps, log_frequency):
     self._loss = loss
     self._examples_per_step = examples_per_step
-    self._start = self._step = start  # _step counts the steps done
+    self._start = self.step = start  # step counts the steps done
     self._max_steps = max_steps
     self._log_frequency = log_frequency
 
   def after_create_session(self, session, coord):
     self._bar = tqdm(
-      initial=self._step,
+      initial=self.step,
       total=self._max_steps,
       unit='step',
       dynamic_ncols=True,
       disable=None,  # where there is no terminal
     )
-    self._last_step = self._step
+    self._last_step = self.step
     self._last_time = time.perf_counter()
 
   def before_run(self, run_context):
-    if self._step == self._start or self._step % self._log_frequency == 0:
+    if self.step == self._start or self.step % self._log_frequency == 0:
       return tf.train.SessionRunArgs(self._loss)
     return None
 
   def after_run(self, run_context, run_values):
     self._bar.update()
-    self._step += 1
+    self.step += 1
     if run_values.results is not None:
-      self._log(self._step - 1, run_values.results)
+      self._log(self.step - 1, run_values.results)
 
   def _log(self, step, loss):
     """Prints the loss that the variables had at `step`, and the rates since."""
     if not math.isfinite(loss):
       _stop_at_nan(f'the loss is {loss}', step)
     now = time.perf_counter()
-    sec_per_batch = (now - self._last_time) / (self._step - self._last_step)
+    sec_per_batch = (now - self._last_time) / (self.step - self._last_step)
     examples_per_sec = self._examples_per_step / sec_per_batch
-    self._last_step, self._last_time = self._step, now
+    self._last_step, self._last_time = self.step, now
     tqdm.write(
       f'{datetime.datetime.now()}: step {step}, loss = {loss:.2f} '
       f'({examples_per_sec:.1f} examples/sec; {sec_per_batch:.3f} sec/batch)'
@@ -280,6 +295,25 @@ class _RefuseToSaveNan(tf.train.CheckpointSaverListener):
       _stop_at_nan('a variable is not finite', global_step_value)
 
 
+def _explain(error: tf.errors.OpError, step: int, where: str) -> None:
+  """Ends the program if an error is one that its user can mend; raises it."""
+  if 'in summary histogram' in error.message:  # a NaN or an infinity
+    _stop_at_nan('a summarized value is not finite', step)
+  for reason in ('No space left on device', 'File too large', 'quota exceeded'):
+    if reason in error.message:
+      sys.exit(
+        f'Cannot write to {where}: {reason}. Training stopped at step {step}; '
+        'make room, and the same command goes on from the last checkpoint.'
+      )
+  if isinstance(error, tf.errors.NotFoundError):  # a data file has gone
+    reason = error.message.splitlines()[0]
+    sys.exit(
+      f'Training stopped at step {step}: {reason}. With the file back, the '
+      'same command goes on from the last checkpoint.'
+    )
+  raise error
+
+
 def _stop_at_nan(what: str, step: int) -> None:
   sys.exit(
     f'Training diverged: at step {step} {what}. Nothing was saved of it; the '
@@ -302,8 +336,8 @@ def _collected_signals() -> Iterator[list[int]]:
       signal.signal(number, handler)
 
 
-def remove_earlier_run(train_dir: str) -> None:
-  """Removes what a trainer wrote, or nothing if anything else is there."""
+def refuse_to_remove_others(train_dir: str) -> None:
+  """Ends the program if a directory holds what training did not write."""
   others = [
     name for name in os.listdir(train_dir) if not _OWN_FILES.fullmatch(name)
   ]
@@ -313,8 +347,15 @@ def remove_earlier_run(train_dir: str) -> None:
       f'{", ".join(sorted(others)[:5])}, not written by training. Move that '
       'away, or choose another --train_dir.'
     )
+
+
+def remove_earlier_run(train_dir: str) -> None:
+  """Removes what a trainer wrote, or nothing if anything else is there."""
+  refuse_to_remove_others(train_dir)
   for name in os.listdir(train_dir):
     path = os.path.join(train_dir, name)
+    if name == console.LOCK:  # ours, now
+      continue
     if os.path.isdir(path):
       shutil.rmtree(path)
     else:
@@ -324,17 +365,27 @@ def remove_earlier_run(train_dir: str) -> None:
 def _find_start(train_dir: str) -> int:
   """Returns the step from which to go on, and says so if it is not the first.
 
-  The default graph's variables are compared with those of the checkpoint.
+  That is the step of the newest checkpoint that can be read, and the directory
+  names it as its latest afterwards: the session restores that one.
   """
-  checkpoint = tf.train.latest_checkpoint(train_dir)
-  if checkpoint is None:
-    return 0
   variables = {variable.op.name: variable for variable in tf.global_variables()}
   try:
-    step = cifar10_checkpoint.check(checkpoint, variables)
+    found = cifar10_checkpoint.newest_good(train_dir, variables)
   except cifar10_checkpoint.CheckpointError as error:
     sys.exit(
       f'{error} Choose another --train_dir, or begin afresh with --restart.'
+    )
+  if found is None:
+    return 0
+  path, step = found
+  if path != cifar10_checkpoint.latest(train_dir):
+    older = itertools.takewhile(
+      lambda other: other != path, cifar10_checkpoint.saved_in(train_dir)
+    )
+    tf.train.update_checkpoint_state(
+      train_dir,
+      os.path.basename(path),
+      [os.path.basename(other) for other in (*older, path)],
     )
   print(f'Resuming from step {step}')
   return step

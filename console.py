@@ -7,7 +7,9 @@ runtime's messages come back with TF_CPP_MIN_LOG_LEVEL=0 in the environment.
 """
 
 import contextlib
+import fcntl
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -50,6 +52,8 @@ tf.logging.set_verbosity(tf.logging.ERROR)
 import cifar10_checkpoint  # noqa: E402  (after TensorFlow's quiet import)
 import cifar10_input  # noqa: E402
 import download  # noqa: E402
+
+LOCK = '.lock'  # the file in a directory that one process has for itself
 
 # What a user can mend; the message says how.
 _MISTAKES = (
@@ -110,6 +114,33 @@ def prepare_dir(flag: str, path: str) -> None:
       pass
   except OSError as error:
     sys.exit(f'Cannot write to {flag} {path}: {error.strerror}')
+
+
+@contextlib.contextmanager
+def locked_dir(flag: str, path: str) -> Iterator[None]:
+  """Keeps a directory for this process alone.
+
+  The lock ends with the process, however that ends.
+
+  Args:
+    flag: the flag that names the directory, for the message.
+    path: the directory.
+
+  Raises:
+    SystemExit: another process has it.
+  """
+  with open(os.path.join(path, LOCK), 'a+') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      sys.exit(
+        f'{flag} {path} is in use by {file.read() or "another process"}.'
+      )
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    yield
 
 
 def short_path(path: str) -> str:
