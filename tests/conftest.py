@@ -1,6 +1,7 @@
 """A tiny made-up data set, and TensorFlow as the programs use it."""
 
 import os
+import signal
 
 import console  # first: it keeps TensorFlow's chatter off the console  # noqa: F401
 
@@ -10,6 +11,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import download
+
+# A shell's background job ignores SIGINT, and so would the programs started by
+# the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 tf.disable_v2_behavior()
 tf.app.flags.FLAGS.mark_as_parsed()  # at their defaults
