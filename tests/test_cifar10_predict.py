@@ -235,7 +235,6 @@ def test_exported_model_serves_without_the_project(tmp_path, train_dir):
     (['x.png'], 'No checkpoint file found in'),
     (['--export_dir=.'], '--export_dir . exists already'),
     (['--saved_model=none', 'x.png'], 'There is no exported model in none.'),
-    (['x.png', '--top_k=11'], '--top_k=11'),
   ],
 )
 def test_mistakes(tmp_path, flags, says):

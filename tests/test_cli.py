@@ -181,14 +181,14 @@ def test_evaluator_beside_a_trainer_that_deletes_checkpoints(
       with Program(
         'cifar10_eval.py', *eval_flags, '--eval_interval_secs=0'
       ) as evaluator:
-        for _ in range(3):
+        for _ in range(2):
           evaluator.wait_for(' right, ')
         assert evaluator.errors() == ''
     trainer.send_signal(signal.SIGINT)
     status, _ = trainer.finish()
     assert status == 130
   steps = scored_steps(tmp_path)
-  assert steps == sorted(set(steps)) and len(steps) >= 6
+  assert steps == sorted(set(steps)) and len(steps) >= 4
   metrics = (tmp_path / 'eval' / 'metrics.jsonl').read_text()
   assert [json.loads(line)['step'] for line in metrics.splitlines()] == steps
   assert len(glob.glob(f'{tmp_path}/train/*.index')) == 2
