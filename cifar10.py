@@ -340,6 +340,15 @@ def apply_gradients(
     return averages.apply(tf.trainable_variables())
 
 
+def variables_to_restore() -> dict[str, tf.Variable]:
+  """Returns what evaluation reads from a checkpoint, by the names there.
+
+  Those are the variables' moving averages, and other saved variables.
+  """
+  averages = tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY)
+  return averages.variables_to_restore()
+
+
 def _convolution(
   x: tf.Tensor, channels: int, bias: float
 ) -> tuple[tf.Tensor, tf.Tensor]:

@@ -161,8 +161,7 @@ def build_network() -> Network:
     num_views=num_views,
   )
   logits = cifar10.inference(tf.cast(images, cifar10.compute_type()))
-  averages = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
-  variables = averages.variables_to_restore()
+  variables = cifar10.variables_to_restore()
   scaffold = tf.train.Scaffold(
     saver=tf.train.Saver(variables), summary_op=tf.summary.merge_all()
   )

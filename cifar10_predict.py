@@ -218,8 +218,7 @@ def restore(checkpoint_dir: str) -> tf.Session:
   Raises:
     CheckpointError: there is none, or it is not of the network in the graph.
   """
-  averages = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
-  variables = averages.variables_to_restore()
+  variables = cifar10.variables_to_restore()
   found = cifar10_checkpoint.newest_good(checkpoint_dir, variables)
   if found is None:
     raise cifar10_checkpoint.CheckpointError(
