@@ -226,32 +226,34 @@ def train(total_loss: tf.Tensor, global_step: tf.Variable) -> tf.Operation:
     return apply_gradients(optimizer, gradients, global_step)
 
 
-def named_losses(total_loss: tf.Tensor) -> dict[str, tf.Tensor]:
-  """Returns the losses that make up a total, and that, by their names.
+def named_losses(total_loss: tf.Tensor) -> list[tuple[str, tf.Tensor]]:
+  """Returns the losses that make up a total, and that last, with their names.
 
-  The names leave out the tower's prefix.
+  The names leave out towers' prefixes.
 
   Args:
     total_loss: float32 [], from `loss`, in the same name scope.
   """
-  prefix = _tower_prefix()
-  losses = [*tf.get_collection('losses', prefix), total_loss]
-  return {value.op.name.removeprefix(prefix): value for value in losses}
+  losses = [*tf.get_collection('losses', _tower_prefix()), total_loss]
+  return [
+    (re.sub(f'{TOWER_NAME}_[0-9]*/', '', value.op.name), value)
+    for value in losses
+  ]
 
 
-def average_losses(losses: dict[str, tf.Tensor]) -> tf.Operation:
+def average_losses(losses: list[tuple[str, tf.Tensor]]) -> tf.Operation:
   """Summarizes each loss and its moving average (decay 0.9).
 
   The averages start at the first losses, and again so when training resumes:
   they are not part of a checkpoint, nor of any collection of variables.
 
   Args:
-    losses: float32 [] each, by the tags of their summaries.
+    losses: pairs of a summary's tag and a loss, float32 [].
 
   Returns:
     The operation that updates the averages.
   """
-  values = tf.stack(list(losses.values()))
+  values = tf.stack([value for _, value in losses])
   averages = tf.Variable(
     tf.zeros([len(losses)]),
     trainable=False,
@@ -266,9 +268,7 @@ def average_losses(losses: dict[str, tf.Tensor]) -> tf.Operation:
       lambda: values,
     )
   )
-  for tag, value, average in zip(
-    losses, losses.values(), tf.unstack(update), strict=True
-  ):
+  for (tag, value), average in zip(losses, tf.unstack(update), strict=True):
     ops.scalar_summary(f'{tag} (raw)', value)
     ops.scalar_summary(tag, average)
   return update.op

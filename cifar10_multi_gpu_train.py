@@ -136,15 +136,16 @@ def train_towers(
       tf.get_collection_ref(tf.GraphKeys.SUMMARIES)[:] = summaries
 
   with tf.device('/cpu:0'):
-    mean_losses = {
-      name: tf.add_n([tower[name] for tower in losses]) / len(losses)
-      for name in losses[0]
-    }
+    mean_losses = [
+      (same[0][0], tf.add_n([value for _, value in same]) / len(same))
+      for same in zip(*losses, strict=True)
+    ]
     with tf.control_dependencies([cifar10.average_losses(mean_losses)]):
       train_op = cifar10.apply_gradients(
         optimizer, average_gradients(gradients), global_step
       )
-  return mean_losses['total_loss'], train_op
+  _, mean_total_loss = mean_losses[-1]
+  return mean_total_loss, train_op
 
 
 def average_gradients(

@@ -384,6 +384,20 @@ class TestLossScaling:
       assert np.isfinite(new).all() and not np.array_equal(old, new)
 
 
+def test_tags_of_losses_leave_out_towers(graph):
+  with tf.name_scope('tower_0'):
+    logits = cifar10.inference(tf.zeros([4, 24, 24, 3]))
+    loss = cifar10.loss(logits, tf.zeros([4], tf.int32))
+  # Outside of the tower's name scope, as the tutorial's readers may do.
+  names = [name for name, _ in cifar10.named_losses(loss)]
+  assert names == [
+    'local3/weight_loss',
+    'local4/weight_loss',
+    'cross_entropy',
+    'total_loss',
+  ]
+
+
 OLD_PROCESSOR, NEW_PROCESSOR = {'avx2'}, {'avx2', 'avx512f', 'avx512_bf16'}
 
 
