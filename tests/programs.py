@@ -1,9 +1,10 @@
 """Runs the programs as processes, and reads and writes what they do."""
 
 import contextlib
+import multiprocessing
 import os
 import queue
-import subprocess
+import runpy
 import sys
 import tempfile
 import threading
@@ -15,18 +16,45 @@ import download
 ROOT = os.path.dirname(os.path.abspath(download.__file__))
 TIMEOUT = 120  # seconds after which a process counts as hung
 
+# Most of a program's time to start is spent on importing TensorFlow. Those of
+# the tests fork off a process that has done only that.
+_processes = multiprocessing.get_context('forkserver')
+_processes.set_forkserver_preload(['tensorflow.compat.v1', 'tqdm'])
+
+
+def _run_as_main(path, arguments, environment, stdout, stderr_name):
+  """Becomes a program, as `python path argument ...` would."""
+  os.dup2(stdout.fileno(), 1)
+  stdout.close()
+  with open(stderr_name, 'w') as stderr:
+    os.dup2(stderr.fileno(), 2)
+  os.environ.clear()
+  os.environ.update(environment)
+  sys.argv = [path, *arguments]
+  sys.path[0] = os.path.dirname(path)
+  runpy.run_path(path, run_name='__main__')
+
 
 class Program:
   """A program that runs beside the test, its lines read as they come."""
 
   def __init__(self, program, *arguments):
-    self._errors = tempfile.TemporaryFile('w+')  # noqa: SIM115
-    self._process = subprocess.Popen(
-      [sys.executable, os.path.join(ROOT, program), *arguments],
-      stdout=subprocess.PIPE,
-      stderr=self._errors,
-      text=True,
+    self._errors = tempfile.NamedTemporaryFile('r')  # noqa: SIM115
+    self._stdout, stdout = _processes.Pipe(duplex=False)
+    self._process = _processes.Process(
+      target=_run_as_main,
+      args=(
+        os.path.join(ROOT, program),
+        arguments,
+        dict(os.environ),
+        stdout,
+        self._errors.name,
+      ),
+      daemon=True,
     )
+    self._process.start()
+    self.pid = self._process.pid
+    stdout.close()
     self._lines = queue.SimpleQueue()
     threading.Thread(target=self._read, daemon=True).start()
 
@@ -35,12 +63,13 @@ class Program:
 
   def __exit__(self, *exception):
     self._process.kill()
-    self._process.wait()
+    self._process.join()
     self._errors.close()
 
   def _read(self):
-    for line in self._process.stdout:
-      self._lines.put(line.rstrip('\n'))
+    with open(self._stdout.fileno(), closefd=False) as stdout:
+      for line in stdout:
+        self._lines.put(line.rstrip('\n'))
     self._lines.put(None)
 
   def wait_for(self, part):
@@ -56,12 +85,13 @@ class Program:
     return self._errors.read()
 
   def send_signal(self, number):
-    self._process.send_signal(number)
+    os.kill(self.pid, number)
 
   def finish(self):
     """Waits for the end; returns the exit status and the lines left."""
     lines = list(iter(lambda: self._lines.get(timeout=TIMEOUT), None))
-    return self._process.wait(TIMEOUT), lines
+    self._process.join(TIMEOUT)
+    return self._process.exitcode, lines
 
 
 def run(program, *arguments, status=0):
