@@ -22,7 +22,8 @@ test: .venv/dev
 	.venv/bin/python -m pytest $(ARGS)
 
 faults: .venv/dev
-	.venv/bin/python -m pytest tests/test_faults.py -m 'faults or not faults' $(ARGS)
+	.venv/bin/python -m pytest tests/test_faults.py tests/test_download.py \
+	  -m 'faults or not faults' $(ARGS)
 
 lint: .venv/dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

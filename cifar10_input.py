@@ -31,6 +31,9 @@ _RECORDS_PER_READ = 200
 _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE = 0.4
 _READY_BATCHES = 4  # enough for a step never to wait for its input
 
+# A graph's collection of the paths of the files that training reads.
+DATA_FILES = 'data_files'
+
 BAD_LABEL = f'Damaged file: a label is above {NUM_CLASSES - 1}'
 
 
@@ -110,6 +113,8 @@ def distorted_batches(
     DataError: as `distorted_inputs` does.
   """
   filenames = _data_files(data_dir, _TRAINING_FILES)
+  for name in filenames:
+    tf.add_to_collection(DATA_FILES, name)
   min_queue_examples = int(
     NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN * _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE
   )

@@ -9,12 +9,14 @@ checkpoint, or an exported one:
   python cifar10_predict.py --saved_model DIR PICTURE...
 """
 
+import contextlib
 import glob
 import itertools
 import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 import console  # first: it keeps TensorFlow's chatter off the console
@@ -146,29 +148,41 @@ def read_picture(path: str) -> np.ndarray:
   if os.path.isdir(path):
     raise PictureError('there are no pictures in this folder.')
   try:
-    with PIL.Image.open(path) as image:
+    with _quiet_decoders(), PIL.Image.open(path) as image:
       if image.width * image.height > _MAX_PIXELS:
         raise PIL.Image.DecompressionBombError
       image.draft('RGB', (4 * SIZE, 4 * SIZE))  # reads a large JPEG smaller
-      image = PIL.ImageOps.exif_transpose(image)
+      PIL.ImageOps.exif_transpose(image, in_place=True)
       if image.mode.startswith('I'):  # 16 bits
         image = PIL.Image.fromarray(np.uint8(np.array(image) // 256))
-      layer = image.convert('RGBA')
+      mode = 'RGBA' if image.has_transparency_data else 'RGB'
+      layer = PIL.ImageOps.fit(
+        image.convert(mode), (SIZE, SIZE), PIL.Image.Resampling.LANCZOS
+      ).convert('RGBA')
     white = PIL.Image.new('RGBA', layer.size, 'white')
-    picture = PIL.Image.alpha_composite(white, layer).convert('RGB')
-    return np.array(
-      PIL.ImageOps.fit(picture, (SIZE, SIZE), PIL.Image.Resampling.LANCZOS)
-    )
+    return np.array(PIL.Image.alpha_composite(white, layer).convert('RGB'))
   except (FileNotFoundError, PermissionError) as error:
     raise PictureError(f'{error.strerror}.') from error
   except PIL.UnidentifiedImageError as error:
     raise PictureError('it is no picture of a known format.') from error
-  except PIL.Image.DecompressionBombError as error:
+  except (
+    PIL.Image.DecompressionBombError,
+    PIL.Image.DecompressionBombWarning,
+  ) as error:
     raise PictureError(
       f'it has more than {_MAX_PIXELS // 10**6} million pixels.'
     ) from error
   except Exception as error:  # a damaged file makes decoders raise anything
     raise PictureError(f'it is damaged ({error}).') from error
+
+
+@contextlib.contextmanager
+def _quiet_decoders() -> Iterator[None]:
+  """Leaves out their warnings; one of size is as good as an error."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    warnings.simplefilter('error', PIL.Image.DecompressionBombWarning)
+    yield
 
 
 def describe(

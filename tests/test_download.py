@@ -26,13 +26,17 @@ def digest(content):
 
 
 def tar(members):
-  """Returns a .tar.gz of {name: content}."""
+  """Returns a .tar.gz of {name: content}; other content is a member's type."""
   buffer = io.BytesIO()
   with tarfile.open(fileobj=buffer, mode='w:gz') as archive:
     for name, content in members.items():
       info = tarfile.TarInfo(name)
-      info.size = len(content)
-      archive.addfile(info, io.BytesIO(content))
+      if isinstance(content, bytes):
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+      else:
+        info.type, info.linkname = content
+        archive.addfile(info)
   return buffer.getvalue()
 
 
@@ -44,10 +48,16 @@ class Server(http.server.ThreadingHTTPServer):
     self.content = content
     self.knows_ranges = True
     self.cut_after = None  # bytes of a response
+    self.claims = None  # length that it claims, instead of the true one
+    self.endless = False  # after the content come zeros
+    self.zeros = 0  # bytes of them
+    self.stalls = False  # after the content it holds the line
+    self.redirects = 0  # times it sends elsewhere first
     self.starts = []  # first byte of each request
     self.asked = threading.Event()  # there was a request
     self.may_answer = threading.Event()
     self.may_answer.set()
+    self.may_go_on = threading.Event()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -59,14 +69,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server.starts.append(start)
     server.asked.set()
     server.may_answer.wait(60)
+    if server.redirects:
+      server.redirects -= 1
+      self.send_response(302)
+      self.send_header('Location', '/moved.tar.gz')
+      self.end_headers()
+      return
     if start >= len(server.content):
       self.send_error(416)
       return
     body = server.content[start:]
     self.send_response(206 if start else 200)
-    self.send_header('Content-Length', str(len(body)))
+    if not server.endless:
+      self.send_header('Content-Length', str(server.claims or len(body)))
     self.end_headers()
     self.wfile.write(body[: server.cut_after])
+    if server.stalls:
+      server.may_go_on.wait(60)
+    with contextlib.suppress(OSError):  # until it hangs up
+      while server.endless:
+        self.wfile.write(bytes(1 << 16))
+        server.zeros += 1 << 16
 
   def log_message(self, *args):
     pass
@@ -96,6 +119,8 @@ class World:
     self.constants = {
       'DATA_URL': f'http://127.0.0.1:{port}/cifar-10-binary.tar.gz',
       'ARCHIVE_SHA256': digest(self.archive),
+      'ARCHIVE_BYTES': len(self.archive),
+      'FILE_BYTES': RECORDS * 3073,
       'FILE_SHA256': {n: digest(c) for n, c in self.files.items()},
     }
     for name, value in self.constants.items():
@@ -108,6 +133,12 @@ class World:
   def change(self, name, value):
     self.constants[name] = value
     self.monkeypatch.setattr(download, name, value)
+
+  def serve(self, archive):
+    """Serves another archive, as if it were the published one."""
+    self.server.content = archive
+    self.change('ARCHIVE_SHA256', digest(archive))
+    self.change('ARCHIVE_BYTES', len(archive))
 
   def fetch(self):
     return download.maybe_download_and_extract(self.data_dir)
@@ -153,6 +184,7 @@ class World:
 def world(tmp_path, monkeypatch):
   world = World(tmp_path, monkeypatch)
   yield world
+  world.server.may_go_on.set()
   world.server.shutdown()
   world.server.server_close()
 
@@ -228,28 +260,82 @@ def test_refuses_an_archive_of_another_digest(world):
 def test_refuses_a_data_file_of_another_digest(world):
   members = {f'{download.BATCHES_DIR}/{n}': c for n, c in world.files.items()}
   members[f'{download.BATCHES_DIR}/test_batch.bin'] = b'other'
-  archive = tar(members)
-  world.server.content = archive
-  world.change('ARCHIVE_SHA256', digest(archive))
+  world.serve(tar(members))
   with pytest.raises(download.DownloadError, match='test_batch.bin'):
     world.fetch()
   assert 'test_batch.bin' not in os.listdir(world.batches_dir)
 
 
-def test_extracts_only_what_it_expects(world, tmp_path):
-  members = {
-    '../climbed.bin': b'x',
-    f'{download.BATCHES_DIR}/../../data_batch_1.bin': b'x',
-    f'{tmp_path}/absolute.bin': b'x',
-    f'{download.BATCHES_DIR}/readme.html': b'x',
-  }
-  members |= {f'{download.BATCHES_DIR}/{n}': c for n, c in world.files.items()}
-  archive = tar(members)
-  world.server.content = archive
-  world.change('ARCHIVE_SHA256', digest(archive))
+@pytest.mark.parametrize(
+  'fault',
+  ['cut off', 'stalls', 'claims more', 'claims less', 'endless', 'other bytes'],
+)
+def test_survives_a_server_that(world, fault, record_fault):
+  server = world.server
+  if fault == 'cut off':
+    server.cut_after = 5000
+  elif fault == 'stalls':
+    world.change('TIMEOUT_SECS', 0.2)
+    server.cut_after, server.stalls = 5000, True
+  elif fault == 'claims more':
+    server.claims = len(world.archive) + 1
+  elif fault == 'claims less':
+    server.claims = len(world.archive) - 1
+  elif fault == 'endless':
+    server.endless = True
+  else:
+    server.content = bytes(len(world.archive))
+  with pytest.raises(download.DownloadError, match='127.0.0.1'):
+    world.fetch()
+  assert not os.path.exists(world.archive_path)
+  assert server.zeros < 20 << 20
+  assert os.listdir(world.batches_dir) == []
+
+  server.cut_after = server.claims = None
+  server.stalls = server.endless = False
+  server.content = world.archive
   assert world.fetch()
   world.check_files()
-  assert set(os.listdir(tmp_path)) == {'data', 'bin'}
+  record_fault(f'download: the server {fault}')
+
+
+def test_follows_redirects(world):
+  world.server.redirects = 3
+  assert world.fetch()
+  world.check_files()
+
+
+def test_gives_up_on_redirects_without_end(world):
+  world.server.redirects = 1000
+  with pytest.raises(download.DownloadError, match='redirect'):
+    world.fetch()
+
+
+def test_extracts_only_what_it_expects(world, tmp_path, record_fault):
+  (tmp_path / 'secret').write_text('secret')
+  inside = f'{download.BATCHES_DIR}/'
+  members = {
+    '../climbed.bin': b'x',
+    f'{inside}../../data_batch_1.bin': b'x',
+    f'{tmp_path}/absolute.bin': b'x',
+    f'{inside}readme.html': b'x',
+    f'{inside}data_batch_1.bin': (tarfile.SYMTYPE, f'{tmp_path}/secret'),
+    f'./{inside}data_batch_2.bin': (tarfile.LNKTYPE, '../../secret'),
+    f'./{inside}data_batch_3.bin': (tarfile.CHRTYPE, ''),
+    f'./{inside}data_batch_4.bin': (tarfile.FIFOTYPE, ''),
+    f'./{inside}data_batch_5.bin': bytes(50 << 20),  # a bomb
+  }
+  good = {f'{inside}{n}': c for n, c in world.files.items()}
+  world.serve(tar(members))
+  with pytest.raises(download.DownloadError, match='has no right'):
+    world.fetch()
+  assert os.listdir(world.batches_dir) == []
+  os.remove(world.archive_path)
+  world.serve(tar({**{f'./{n}': c for n, c in members.items()}, **good}))
+  assert world.fetch()
+  world.check_files()
+  assert set(os.listdir(tmp_path)) == {'data', 'bin', 'secret'}
+  record_fault('download: a hostile member in the archive', len(members))
 
 
 def test_says_what_was_tried_and_what_to_do(world):
