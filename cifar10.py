@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 
+import cifar10_cluster
 import cifar10_input
 import cifar10_ops as ops
 import download
@@ -209,18 +210,25 @@ def loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   )
 
 
-def train(total_loss: tf.Tensor, global_step: tf.Variable) -> tf.Operation:
+def train(
+  total_loss: tf.Tensor,
+  global_step: tf.Variable,
+  cluster: cifar10_cluster.Cluster = cifar10_cluster.ALONE,
+) -> tf.Operation:
   """Builds one step of training, for batches of `--batch_size`.
 
   Args:
     total_loss: float32 [], from `loss`.
     global_step: integer [], counts the steps.
+    cluster: the workers that train together.
 
   Returns:
     The operation that updates the variables, then their moving averages.
   """
-  rate = learning_rate(global_step, FLAGS.batch_size)
-  optimizer = tf.train.GradientDescentOptimizer(rate)
+  rate = learning_rate(
+    global_step, cluster.gradients_per_step * FLAGS.batch_size
+  )
+  optimizer = cluster.synchronized(make_optimizer(rate))
   gradients = optimizer.compute_gradients(total_loss)
   with tf.control_dependencies([average_losses(named_losses(total_loss))]):
     return apply_gradients(optimizer, gradients, global_step)
@@ -254,13 +262,14 @@ def average_losses(losses: list[tuple[str, tf.Tensor]]) -> tf.Operation:
     The operation that updates the averages.
   """
   values = tf.stack([value for _, value in losses])
-  averages = tf.Variable(
-    tf.zeros([len(losses)]),
-    trainable=False,
-    collections=[],
-    use_resource=True,
-    name='loss_averages',
-  )
+  with tf.colocate_with(values):  # each worker of a cluster has its own
+    averages = tf.Variable(
+      tf.zeros([len(losses)]),
+      trainable=False,
+      collections=[],
+      use_resource=True,
+      name='loss_averages',
+    )
   update = averages.assign(
     tf.cond(
       tf.is_variable_initialized(averages),
@@ -305,39 +314,64 @@ def learning_rate(
   return rate
 
 
+def make_optimizer(rate: tf.Tensor) -> tf.train.Optimizer:
+  """Returns gradient descent that averages the variables after each update.
+
+  Args:
+    rate: float32 [], the learning rate.
+  """
+  return _AveragingOptimizer(tf.train.GradientDescentOptimizer(rate))
+
+
+class _AveragingOptimizer(tf.train.Optimizer):
+  """Lets another optimizer update the variables; then averages them.
+
+  The average of a variable is `d * average + (1 - d) * variable`, where
+  d = min(0.9999, (1 + step) / (10 + step)) and variable and step are those
+  after the update.
+  """
+
+  def __init__(self, optimizer):
+    super().__init__(use_locking=False, name='Averaging')
+    self._optimizer = optimizer
+
+  def compute_gradients(self, *args, **kwargs):
+    return self._optimizer.compute_gradients(*args, **kwargs)
+
+  def apply_gradients(self, grads_and_vars, global_step=None, name=None):
+    update = self._optimizer.apply_gradients(grads_and_vars, name=name)
+    with tf.control_dependencies([update]):
+      # The sum is used, not global_step: graph optimization may merge two reads
+      # of one of TF1's reference variables, across what lies between them.
+      step = tf.assign_add(global_step, 1)
+      averages = tf.train.ExponentialMovingAverage(
+        MOVING_AVERAGE_DECAY, num_updates=step
+      )
+      return averages.apply(tf.trainable_variables())
+
+
 def apply_gradients(
   optimizer: tf.train.Optimizer,
   gradients: list[tuple[tf.Tensor, tf.Variable]],
   global_step: tf.Variable,
 ) -> tf.Operation:
-  """Lets the optimizer update the variables; then averages them.
-
-  The average of a variable is `d * average + (1 - d) * variable`, where
-  d = min(0.9999, (1 + step) / (10 + step)) and variable and step are those
-  after the update.
+  """Summarizes variables and gradients, and lets the optimizer update.
 
   Args:
-    optimizer: what updates.
+    optimizer: from `make_optimizer`, or one that wraps such a one.
     gradients: (gradient, variable) pairs, from `compute_gradients`.
     global_step: integer [], grows by one.
 
   Returns:
-    The operation that does all of this.
+    The operation that does the update, and what follows it.
   """
   for gradient, variable in gradients:
     ops.histogram_summary(variable.op.name, variable)
     if gradient is not None:
       ops.histogram_summary(f'{variable.op.name}/gradients', gradient)
   gradients, adapt_loss_scale = ops.without_overflow(gradients)
-  update = optimizer.apply_gradients(gradients)
-  with tf.control_dependencies([update, adapt_loss_scale]):
-    # The sum is used, not global_step: graph optimization may merge two reads
-    # of one of TF1's reference variables, across what lies between them.
-    step = tf.assign_add(global_step, 1)
-    averages = tf.train.ExponentialMovingAverage(
-      MOVING_AVERAGE_DECAY, num_updates=step
-    )
-    return averages.apply(tf.trainable_variables())
+  with tf.control_dependencies([adapt_loss_scale]):
+    return tf.group(optimizer.apply_gradients(gradients, global_step))
 
 
 def variables_to_restore() -> dict[str, tf.Variable]:

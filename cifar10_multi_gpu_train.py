@@ -19,6 +19,7 @@ import console  # first: it keeps TensorFlow's chatter off the console
 import tensorflow.compat.v1 as tf
 
 import cifar10
+import cifar10_cluster
 import cifar10_train
 
 tf.app.flags.DEFINE_integer(
@@ -72,11 +73,14 @@ def tower_devices(
   return [f'/cpu:{1 + k}' for k in range(towers)], config
 
 
-def build_graph(devices: list[str]) -> tuple[tf.Tensor, tf.Operation]:
+def build_graph(
+  devices: list[str], cluster: cifar10_cluster.Cluster
+) -> tuple[tf.Tensor, tf.Operation]:
   """Builds training on several devices, as the flags say.
 
   Args:
     devices: one for each tower.
+    cluster: the workers that train together.
 
   Returns:
     loss: float32 [], the mean of the towers' total losses.
@@ -87,6 +91,7 @@ def build_graph(devices: list[str]) -> tuple[tf.Tensor, tf.Operation]:
     cifar10.distorted_batches(len(devices)),
     FLAGS.batch_size,
     FLAGS.scale_learning_rate,
+    cluster,
   )
 
 
@@ -95,6 +100,7 @@ def train_towers(
   batches: list[tuple[tf.Tensor, tf.Tensor]],
   batch_size: int,
   scale_learning_rate: bool = False,
+  cluster: cifar10_cluster.Cluster = cifar10_cluster.ALONE,
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Builds a step of training that each device does a part of.
 
@@ -104,20 +110,22 @@ def train_towers(
       of each tower.
     batch_size: number of images of each tower.
     scale_learning_rate: whether to multiply the learning rate by the number of
-      towers.
+      towers, those of all workers.
+    cluster: the workers that train together.
 
   Returns:
     loss: float32 [], the mean of the towers' total losses.
     train_op: the operation that does the step.
   """
   with tf.device('/cpu:0'):
-    global_step = tf.train.get_or_create_global_step()
+    global_step = cifar10_train.make_global_step()
+    towers = len(devices) * cluster.gradients_per_step
     learning_rate = cifar10.learning_rate(
       global_step,
-      examples_per_step=len(devices) * batch_size,
-      scale=len(devices) if scale_learning_rate else 1,
+      examples_per_step=towers * batch_size,
+      scale=towers if scale_learning_rate else 1,
     )
-  optimizer = tf.train.GradientDescentOptimizer(learning_rate)
+  optimizer = cluster.synchronized(cifar10.make_optimizer(learning_rate))
 
   losses, gradients = [], []
   for k, (device, (images, labels)) in enumerate(

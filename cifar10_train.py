@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import cifar10
 import cifar10_checkpoint
+import cifar10_cluster
 import cifar10_input
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -60,6 +61,21 @@ tf.app.flags.DEFINE_integer(
   'seed', None, 'Seed of everything random; without one, each run differs.'
 )
 tf.app.flags.DEFINE_boolean(
+  'sync', True, 'In a cluster, update once with the gradients of all workers.'
+)
+tf.app.flags.DEFINE_integer(
+  'backup_workers',
+  0,
+  'In a cluster, number of workers that an update does without, the latest.',
+  lower_bound=0,
+)
+tf.app.flags.DEFINE_integer(
+  'cluster_timeout_secs',
+  600,
+  'In a cluster, seconds of silence after which a task is given up.',
+  lower_bound=1,
+)
+tf.app.flags.DEFINE_boolean(
   'log_device_placement', False, 'Show on which device each operation runs.'
 )
 tf.app.flags.DEFINE_boolean(
@@ -82,44 +98,71 @@ def main() -> None:
   )
 
 
-def build_graph() -> tuple[tf.Tensor, tf.Operation]:
+def build_graph(
+  cluster: cifar10_cluster.Cluster,
+) -> tuple[tf.Tensor, tf.Operation]:
   """Builds training, as the flags say; returns the loss and the step."""
-  global_step = tf.train.get_or_create_global_step()
+  global_step = make_global_step()
   images, labels = cifar10.distorted_inputs()
   loss = cifar10.loss(cifar10.inference(images), labels)
-  return loss, cifar10.train(loss, global_step)
+  return loss, cifar10.train(loss, global_step, cluster)
+
+
+def make_global_step() -> tf.Variable:
+  """Returns the global step, int64 [], a resource as the variables are."""
+  with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
+    return tf.train.get_or_create_global_step()
 
 
 def train(
-  build_graph: Callable[[], tuple[tf.Tensor, tf.Operation]],
-  examples_per_step: int,
+  build_graph: Callable[
+    [cifar10_cluster.Cluster], tuple[tf.Tensor, tf.Operation]
+  ],
+  batch_size: int,
   config: tf.ConfigProto,
 ) -> None:
   """Trains as this module's flags say, what this or another program builds.
 
   Args:
-    build_graph: adds to the default graph; returns the loss and the operation
-      that does a step.
-    examples_per_step: number of images that a step takes.
+    build_graph: given the cluster, adds to the default graph; returns the loss
+      and the operation that does a step.
+    batch_size: number of images of this process's part in a step.
     config: of the session.
   """
-  console.prepare_dir('--train_dir', FLAGS.train_dir)
-  if FLAGS.restart:
-    refuse_to_remove_others(FLAGS.train_dir)
+  task = cifar10_cluster.this_task()
+  if task.type == 'evaluator':
+    become_evaluator()
+  if task.type == 'ps':
+    cifar10_cluster.serve(task, FLAGS.cluster_timeout_secs)
+    return
+  if not 0 <= FLAGS.backup_workers < len(task.workers):
+    sys.exit(
+      f'--backup_workers={FLAGS.backup_workers} leaves none of the '
+      f'{len(task.workers)} workers.'
+    )
+  if task.is_chief:
+    console.prepare_dir('--train_dir', FLAGS.train_dir)
+    if FLAGS.restart:
+      refuse_to_remove_others(FLAGS.train_dir)
   cifar10.maybe_download_and_extract()
+  cluster = cifar10_cluster.Cluster(task, FLAGS.sync, FLAGS.backup_workers)
   with (
-    console.locked_dir('--train_dir', FLAGS.train_dir),
+    console.locked_dir('--train_dir', FLAGS.train_dir)
+    if task.is_chief
+    else contextlib.nullcontext(),
     tf.Graph().as_default(),
   ):
     if FLAGS.seed is not None:
-      tf.set_random_seed(FLAGS.seed)
-    loss, train_op = build_graph()
-    if FLAGS.restart:
+      tf.set_random_seed(FLAGS.seed + task.number)
+    with tf.device(cluster.device_setter()):
+      loss, train_op = build_graph(cluster)
+    if FLAGS.restart and task.is_chief:
       remove_earlier_run(FLAGS.train_dir)
+    cluster.join(config, FLAGS.cluster_timeout_secs)
     run_training(
       loss,
       train_op,
-      examples_per_step=examples_per_step,
+      examples_per_step=batch_size * cluster.gradients_per_step,
       train_dir=FLAGS.train_dir,
       max_steps=FLAGS.max_steps,
       log_frequency=FLAGS.log_frequency,
@@ -127,7 +170,22 @@ def train(
       save_summaries_steps=FLAGS.save_summaries_steps,
       keep_checkpoint_max=FLAGS.keep_checkpoint_max,
       config=config,
+      cluster=cluster,
     )
+
+
+def become_evaluator() -> None:
+  """Runs the evaluation program in this one's place."""
+  flags = [
+    FLAGS[name].serialize()
+    for name in ('data_dir', 'use_fp16', 'use_bf16')
+    if FLAGS[name].present
+  ]
+  program = os.path.join(_HERE, 'cifar10_eval.py')
+  os.execv(
+    sys.executable,
+    [sys.executable, program, f'--checkpoint_dir={FLAGS.train_dir}', *flags],
+  )
 
 
 def run_training(
@@ -141,6 +199,7 @@ def run_training(
   save_summaries_steps: int,
   keep_checkpoint_max: int = 5,
   config: tf.ConfigProto | None = None,
+  cluster: cifar10_cluster.Cluster = cifar10_cluster.ALONE,
 ) -> None:
   """Trains the default graph up to a step, going on from what `train_dir` has.
 
@@ -157,42 +216,56 @@ def run_training(
     save_summaries_steps: steps between two summaries.
     keep_checkpoint_max: number of checkpoints to keep, or 0 for all.
     config: of the session; by default, `session_config()`.
+    cluster: the workers that train together; only the chief uses `train_dir`.
 
   Raises:
     SystemExit: status 130 or 143 after a signal, 1 if training cannot go on.
   """
   where = console.short_path(train_dir)
-  start = _find_start(train_dir)
+  task = cluster.task
+  start = _find_start(train_dir) if task.is_chief else 0
   if start >= max_steps:
     print(f'{where} is at step {start} already: nothing left to train.')
-    return
+    if task.is_alone:
+      return
 
-  scaffold = tf.train.Scaffold(
-    saver=tf.train.Saver(max_to_keep=keep_checkpoint_max, sharded=True)
+  config = config or session_config()
+  with tf.device(cluster.device):
+    saver = tf.train.Saver(max_to_keep=keep_checkpoint_max)
+  scaffold = cluster.scaffold(config, saver=saver)
+  log_hook = _LogHook(
+    loss, examples_per_step, start, max_steps, log_frequency, cluster
   )
-  log_hook = _LogHook(loss, examples_per_step, start, max_steps, log_frequency)
   hooks = [
     tf.train.StopAtStepHook(last_step=max_steps),
     log_hook,
-    # The last one, so that a checkpoint is written after the checks.
-    tf.train.CheckpointSaverHook(
-      train_dir,
-      save_secs=save_checkpoint_secs,
-      scaffold=scaffold,
-      listeners=[_RefuseToSaveNan(), _WatchDataFiles()],
-    ),
+    *cluster.hooks(),
   ]
+  if task.is_chief:
+    # The last one, so that a checkpoint is written after the checks.
+    hooks.append(
+      tf.train.CheckpointSaverHook(
+        train_dir,
+        save_secs=save_checkpoint_secs,
+        scaffold=scaffold,
+        listeners=[_RefuseToSaveNan(), _WatchDataFiles()],
+      )
+    )
   try:
     with (
       _collected_signals() as signals,
       tf.train.MonitoredTrainingSession(
+        master=cluster.master,
+        is_chief=task.is_chief,
         checkpoint_dir=train_dir,
         scaffold=scaffold,
         hooks=hooks,
-        config=config or session_config(),
+        config=config,
         save_checkpoint_secs=None,  # the hook above does that
         save_checkpoint_steps=None,
         save_summaries_steps=save_summaries_steps,
+        # The chief's thread that applies gradients ends with its session only.
+        stop_grace_period_secs=120 if task.is_alone else 2,
       ) as session,
     ):
       while not session.should_stop() and not signals:
@@ -200,15 +273,20 @@ def run_training(
   except tf.errors.OpError as error:
     _explain(error, log_hook.step, where)
 
-  step = _checkpoint_step(tf.train.latest_checkpoint(train_dir))
+  step = log_hook.step
+  if task.is_chief:
+    step = _checkpoint_step(tf.train.latest_checkpoint(train_dir))
   if signals:
     name = signal.Signals(signals[0]).name
+    saved = f'is saved in {where}' if task.is_chief else 'is left to the others'
     print(
-      f'Stopped by {name}: step {step} is saved in {where}. The same command '
-      'goes on from there.'
+      f'Stopped by {name}: step {step} {saved}. The same command goes on from '
+      'there.'
     )
     sys.exit(128 + signals[0])
-  print(f'Trained to step {step}, which is saved in {where}.')
+  saved = f', which is saved in {where}' if task.is_chief else ''
+  print(f'Trained to step {step}{saved}.')
+  cluster.leave()
 
 
 def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
@@ -228,16 +306,32 @@ def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
 
 
 class _LogHook(tf.train.SessionRunHook):
-  """Prints a line every few steps; on a terminal, moves a progress bar."""
+  """Prints a line every few steps; on a terminal, moves a progress bar.
 
-  def __init__(self, loss, examples_per_step, start, max_steps, log_frequency):
+  Alone, it counts the steps itself; among other workers, it reads their count.
+  """
+
+  def __init__(
+    self, loss, examples_per_step, start, max_steps, log_frequency, cluster
+  ):
     self._loss = loss
     self._examples_per_step = examples_per_step
-    self._start = self.step = start  # step counts the steps done
+    self._next = self.step = start  # step counts the steps done
     self._max_steps = max_steps
     self._log_frequency = log_frequency
+    self._counts = cluster.task.is_alone
+    self._bar = None
+
+  def begin(self):
+    self._global_step = tf.train.get_global_step()
 
   def after_create_session(self, session, coord):
+    self.step = int(session.run(self._global_step))
+    if self.step >= self._max_steps:  # others have ended
+      coord.request_stop()
+    if self._bar:  # a parameter server was lost
+      self._bar.close()
+      print(f'Resuming from step {self.step}')
     self._bar = tqdm(
       initial=self.step,
       total=self._max_steps,
@@ -245,19 +339,24 @@ class _LogHook(tf.train.SessionRunHook):
       dynamic_ncols=True,
       disable=None,  # where there is no terminal
     )
-    self._last_step = self.step
+    self._next = self._last_step = self.step
     self._last_time = time.perf_counter()
 
   def before_run(self, run_context):
-    if self.step == self._start or self.step % self._log_frequency == 0:
-      return tf.train.SessionRunArgs(self._loss)
-    return None
+    fetches = {}
+    if not self._counts:
+      fetches['step'] = self._global_step
+    if self.step >= self._next:
+      fetches['loss'] = self._loss
+    return tf.train.SessionRunArgs(fetches)
 
   def after_run(self, run_context, run_values):
-    self._bar.update()
-    self.step += 1
-    if run_values.results is not None:
-      self._log(self.step - 1, run_values.results)
+    before = run_values.results.get('step', self.step)
+    self._bar.update(before + 1 - self.step)
+    self.step = before + 1
+    if 'loss' in run_values.results:
+      self._log(before, run_values.results['loss'])
+      self._next = before - before % self._log_frequency + self._log_frequency
 
   def _log(self, step, loss):
     """Prints the loss that the variables had at `step`, and the rates since."""

@@ -50,6 +50,7 @@ with _discarded_stderr():
 tf.logging.set_verbosity(tf.logging.ERROR)
 
 import cifar10_checkpoint  # noqa: E402  (after TensorFlow's quiet import)
+import cifar10_cluster  # noqa: E402
 import cifar10_input  # noqa: E402
 import download  # noqa: E402
 
@@ -60,6 +61,7 @@ _MISTAKES = (
   download.DownloadError,
   cifar10_input.DataError,
   cifar10_checkpoint.CheckpointError,
+  cifar10_cluster.ClusterError,
 )
 
 

@@ -39,7 +39,7 @@ def _run_as_main(path, arguments, environment, stdout, stderr_name):
 class Program:
   """A program that runs beside the test, its lines read as they come."""
 
-  def __init__(self, program, *arguments):
+  def __init__(self, program, *arguments, environment=None):
     self._errors = tempfile.NamedTemporaryFile('r')  # noqa: SIM115
     self._stdout, stdout = _processes.Pipe(duplex=False)
     self._process = _processes.Process(
@@ -47,7 +47,7 @@ class Program:
       args=(
         os.path.join(ROOT, program),
         arguments,
-        dict(os.environ),
+        {**os.environ, **(environment or {})},
         stdout,
         self._errors.name,
       ),
@@ -77,13 +77,13 @@ class Program:
     return self._lines.get(timeout=max(deadline - time.monotonic(), 0))
 
   def wait_for(self, part):
-    """Waits for the next line that contains `part`."""
+    """Waits for the next line that contains `part`, and returns it."""
     deadline = time.monotonic() + TIMEOUT
     while True:
       line = self._next_line(deadline)
       assert line is not None, f'ended without {part!r}: {self.errors()}'
       if part in line:
-        return
+        return line
 
   def errors(self):
     self._errors.seek(0)
@@ -102,9 +102,9 @@ class Program:
     return self._process.exitcode, lines
 
 
-def run(program, *arguments, status=0):
+def run(program, *arguments, status=0, environment=None):
   """Runs a program to its end and returns its lines and its error output."""
-  with Program(program, *arguments) as process:
+  with Program(program, *arguments, environment=environment) as process:
     got, lines = process.finish()
     errors = process.errors()
   assert got == status, '\n'.join([*lines, errors])

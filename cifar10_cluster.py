@@ -1,0 +1,413 @@
+"""One training on several machines, on TensorFlow's own runtime.
+
+Each machine runs the same program. TF_CONFIG in its environment, which training
+operators set, tells it all addresses and its own part:
+
+  {"cluster": {"ps": ["a:2222"], "chief": ["b:2222"], "worker": ["c:2222"]},
+   "task": {"type": "worker", "index": 0}}
+
+Parameter servers ("ps") hold the variables. The chief and the workers have a
+whole network and an input each, and send gradients; the chief also restores,
+saves and summarizes. An "evaluator" scores what the chief saves. Without a
+chief, the first worker is it. Without TF_CONFIG, a program is alone.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import tensorflow.compat.v1 as tf
+
+_TYPES = ('chief', 'worker', 'ps', 'evaluator')
+_POLL_SECS = 1
+_SILENCE_SECS = 5  # after which it is said that a task does not answer
+_FAREWELL_SECS = 15  # that servers wait for the last workers' end
+
+
+class ClusterError(Exception):
+  """TF_CONFIG cannot be used; the message tells why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A process's part in a cluster.
+
+  Attributes:
+    type: 'chief', 'worker', 'ps' or 'evaluator'.
+    index: its number among those of its type.
+    addresses: 'host:port' of the tasks of each type; empty for one that is
+      alone.
+  """
+
+  type: str = 'chief'
+  index: int = 0
+  addresses: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+  @property
+  def name(self) -> str:
+    return f'{self.type} {self.index}'
+
+  @property
+  def is_alone(self) -> bool:
+    return not self.addresses
+
+  @property
+  def workers(self) -> list[str]:
+    """The names of all that compute gradients, the chief first."""
+    if self.is_alone:
+      return [self.name]
+    return [
+      f'{kind} {index}'
+      for kind in ('chief', 'worker')
+      for index in range(len(self.addresses.get(kind, [])))
+    ]
+
+  @property
+  def servers(self) -> list[str]:
+    """The names of the parameter servers."""
+    return [f'ps {index}' for index in range(len(self.addresses.get('ps', [])))]
+
+  @property
+  def is_chief(self) -> bool:
+    return self.name == self.workers[0]
+
+  @property
+  def number(self) -> int:
+    """Its place among the workers."""
+    return self.workers.index(self.name)
+
+  def address(self, name: str) -> str:
+    kind, index = name.split()
+    return self.addresses[kind][int(index)]
+
+
+def this_task() -> Task:
+  """Returns this process's part, as TF_CONFIG says.
+
+  Raises:
+    ClusterError: TF_CONFIG is wrong.
+  """
+  text = os.environ.get('TF_CONFIG', '')
+  if not text:
+    return Task()
+  try:
+    config = json.loads(text)
+    addresses = {
+      'chief' if kind == 'master' else kind: list(some)
+      for kind, some in config.get('cluster', {}).items()
+    }
+    task = config.get('task', {})
+    kind, index = task.get('type', 'chief'), int(task.get('index', 0))
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ClusterError(f'TF_CONFIG is not as it should be: {error}') from error
+  kind = 'chief' if kind == 'master' else kind
+  if kind == 'evaluator':
+    return Task(kind, index, addresses)
+  addresses.pop('evaluator', None)
+  if sum(len(some) for some in addresses.values()) <= 1:
+    return Task()
+  _check(kind, index, addresses)
+  return Task(kind, index, addresses)
+
+
+def _check(kind: str, index: int, addresses: dict[str, list[str]]) -> None:
+  """Raises ClusterError if there is no such task, or the cluster is no good."""
+  problem = None
+  if unknown := sorted(set(addresses) - set(_TYPES)):
+    problem = f'it has tasks of an unknown type, {unknown[0]!r}'
+  elif len(addresses.get('chief', [])) > 1:
+    problem = 'it has more than one chief'
+  elif not addresses.get('ps'):
+    problem = 'it has no "ps", the servers that hold the variables'
+  elif not (addresses.get('chief') or addresses.get('worker')):
+    problem = 'it has no "chief" and no "worker"'
+  elif not 0 <= index < len(addresses.get(kind, [])):
+    problem = f'the cluster has no {kind} {index}, which this task is to be'
+  for address in sum(addresses.values(), []):
+    host, _, port = str(address).rpartition(':')
+    if not (host and port.isdigit()):
+      problem = f'{address!r} is not an address such as "host:2222"'
+  if problem:
+    raise ClusterError(f'TF_CONFIG is not as it should be: {problem}.')
+
+
+class Cluster:
+  """What a worker needs of its cluster; alone, it changes nothing.
+
+  Attributes:
+    task: this process's part.
+    gradients_per_step: the number of workers whose gradients a step takes.
+    master: where the session is to run, '' for this process.
+  """
+
+  def __init__(self, task: Task, sync: bool = True, backup_workers: int = 0):
+    """Describes the cluster.
+
+    Args:
+      task: this process's part, that of a worker or the chief.
+      sync: whether a step takes gradients of several workers.
+      backup_workers: how many of the workers a step goes without, the latest.
+    """
+    self.task = task
+    self.gradients_per_step = len(task.workers) - backup_workers if sync else 1
+    self._is_sync = sync and not task.is_alone
+    self._synchronizer = None
+    self.master = ''
+
+  def join(self, config: tf.ConfigProto, timeout_secs: float) -> None:
+    """Starts this worker's server, and watches the others.
+
+    Args:
+      config: how TensorFlow is to use this machine's devices; it is told to
+        leave other workers' alone.
+      timeout_secs: how long a task that this one needs may be silent.
+    """
+    if self.task.is_alone:
+      return
+    self.master = start_server(self.task, config).target
+    config.device_filters.extend(['/job:ps', self.device])
+    keep_watch(self, timeout_secs)
+    tf.logging.set_verbosity(tf.logging.FATAL)  # the watch tells who is away
+    threading.excepthook = _ignore_ends_of_sessions
+
+  def device_setter(self) -> Callable[[tf.Operation], str] | None:
+    """Returns what `tf.device` needs to place a network in this cluster."""
+    if self.task.is_alone:
+      return None
+    return tf.train.replica_device_setter(
+      worker_device=self.device,
+      cluster=tf.train.ClusterSpec(self.task.addresses),
+      ps_strategy=balanced(len(self.task.servers)),
+    )
+
+  @property
+  def device(self) -> str | None:
+    """This worker's."""
+    if self.task.is_alone:
+      return None
+    return f'/job:{self.task.type}/task:{self.task.index}'
+
+  def scaffold(self, config: tf.ConfigProto, **parts) -> tf.train.Scaffold:
+    """Returns a scaffold for this worker's session.
+
+    Args:
+      config: the session's.
+      **parts: of the scaffold.
+    """
+    if self.task.is_alone:
+      return tf.train.Scaffold(**parts)
+    return _Scaffold(self, config, parts)
+
+  def synchronized(self, optimizer: tf.train.Optimizer) -> tf.train.Optimizer:
+    """Lets an optimizer update once with the workers' mean gradients."""
+    if not self._is_sync:
+      return optimizer
+    self._synchronizer = tf.train.SyncReplicasOptimizer(
+      optimizer,
+      replicas_to_aggregate=self.gradients_per_step,
+      total_num_replicas=len(self.task.workers),
+    )
+    return self._synchronizer
+
+  def hooks(self) -> list[tf.train.SessionRunHook]:
+    """Returns what the session of this worker needs."""
+    if self._synchronizer is None:
+      return []
+    # The steps begin with the variables: nobody has to wait for a first token.
+    return [
+      self._synchronizer.make_session_run_hook(self.task.is_chief, num_tokens=0)
+    ]
+
+  def needed(self) -> list[str]:
+    """Returns the names of the tasks without which this one cannot go on."""
+    task = self.task
+    names = [*task.servers, task.workers[0]]
+    if self.gradients_per_step == len(task.workers):
+      names = [*task.servers, *task.workers]
+    return [name for name in names if name != task.name]
+
+  def leave(self) -> None:
+    """Tells the parameter servers that this worker has done its part."""
+    if self.task.is_alone:
+      return
+    for index, name in enumerate(self.task.servers):
+      config = tf.ConfigProto(
+        device_filters=[f'/job:ps/task:{index}', self.device],
+        operation_timeout_in_ms=1000 * _FAREWELL_SECS,
+      )
+      with tf.Graph().as_default():
+        ended = _ended_queue(index).enqueue(self.task.name)
+        try:
+          with tf.Session(self.master, config=config) as session:
+            session.run(ended)
+        except tf.errors.OpError:
+          print(f'{name} did not hear that training has ended.')
+
+
+ALONE = Cluster(Task())
+
+
+class _Scaffold(tf.train.Scaffold):
+  """Prepares each session, the first one and those after a server was lost."""
+
+  def __init__(self, cluster, config, parts):
+    super().__init__(**parts)
+    self._cluster = cluster
+    self._session_config = config
+
+  def finalize(self):
+    super().finalize()
+    if not self._cluster.task.is_chief:
+      self._wait_for_variables()
+    return self
+
+  def _wait_for_variables(self):
+    """Returns once the chief has set them (TensorFlow looks every 30 s)."""
+    while True:
+      try:
+        with tf.Session(
+          self._cluster.master, config=self._session_config
+        ) as session:
+          if not session.run(self.ready_for_local_init_op).size:
+            return
+      except tf.errors.OpError:  # a server is away; the watch says so
+        pass
+      time.sleep(_POLL_SECS)
+
+
+def _ignore_ends_of_sessions(failure: threading.ExceptHookArgs) -> None:
+  """Leaves out what the main thread hears, too, when a session ends."""
+  if not issubclass(failure.exc_type, tf.errors.OpError):
+    threading.__excepthook__(failure)
+
+
+def start_server(task: Task, config: tf.ConfigProto) -> tf.train.Server:
+  """Starts TensorFlow's gRPC server of a task.
+
+  Raises:
+    ClusterError: its port is not free.
+  """
+  try:
+    return tf.train.Server(
+      tf.train.ClusterSpec(task.addresses), task.type, task.index, config=config
+    )
+  except tf.errors.OpError as error:
+    raise ClusterError(
+      f'{task.name} cannot serve at {task.address(task.name)}: '
+      f'{error.message}. Is its port in use?'
+    ) from error
+
+
+def balanced(count: int) -> Callable[[tf.Operation], int]:
+  """Returns a strategy that gives the server with the least the next variable.
+
+  Args:
+    count: number of parameter servers.
+  """
+  loads = [0] * count
+
+  def choose(op: tf.Operation) -> int:
+    shape = tf.TensorShape(op.get_attr('shape'))
+    server = loads.index(min(loads))
+    loads[server] += shape.num_elements() * op.get_attr('dtype').size
+    return server
+
+  return choose
+
+
+def serve(task: Task, timeout_secs: float) -> None:
+  """Holds variables until the chief says that training has ended.
+
+  Raises:
+    SystemExit: the chief has not been reached for `timeout_secs`.
+  """
+  server = start_server(task, tf.ConfigProto())
+  chief = task.workers[0]
+  config = tf.ConfigProto(device_filters=[f'/job:ps/task:{task.index}'])
+  poll = tf.RunOptions(timeout_in_ms=1000 * _POLL_SECS)
+  watched = watch(task, [chief], timeout_secs)
+  ended, deadline = set(), None
+  with tf.Graph().as_default():
+    dequeue = _ended_queue(task.index).dequeue()
+    with tf.Session(server.target, config=config) as session:
+      while not ended >= set(task.workers):
+        if chief in ended:
+          deadline = deadline or time.monotonic() + _FAREWELL_SECS
+          if time.monotonic() > deadline:
+            break
+        else:
+          next(watched)
+        with contextlib.suppress(tf.errors.DeadlineExceededError):
+          ended.add(session.run(dequeue, options=poll).decode())
+  print('Training has ended.')
+
+
+def watch(task: Task, names: list[str], timeout_secs: float) -> Iterator[None]:
+  """Looks, at each `next`, which tasks answer, and says when that changes.
+
+  Args:
+    task: this process's part.
+    names: of the tasks to look for.
+    timeout_secs: how long one of them may be silent.
+
+  Raises:
+    SystemExit: one has been silent for longer.
+  """
+  since = {name: time.monotonic() for name in names}
+  missed = set()
+  while True:
+    for name in names:
+      now, where = time.monotonic(), f'{name} at {task.address(name)}'
+      if _answers(task.address(name)):
+        since[name] = now
+        if name in missed:
+          missed.remove(name)
+          print(f'Found {where}.')
+      elif now - since[name] > timeout_secs:
+        sys.exit(
+          f'{where} has not answered for {timeout_secs:g} s: {task.name} gives '
+          'up. Started again, training goes on from its last checkpoint.'
+        )
+      elif now - since[name] > _SILENCE_SECS and name not in missed:
+        missed.add(name)
+        print(f'Waiting for {where}.')
+    yield
+
+
+def keep_watch(cluster: Cluster, timeout_secs: float) -> None:
+  """Watches the tasks that a worker needs, beside its training.
+
+  TensorFlow waits for them without an end. So if one is silent for too long,
+  the process ends.
+  """
+
+  def look() -> None:
+    try:
+      for _ in watch(cluster.task, cluster.needed(), timeout_secs):
+        time.sleep(_POLL_SECS)
+    except SystemExit as reason:
+      print(reason, file=sys.stderr, flush=True)
+      os._exit(1)  # the main thread does not come back from TensorFlow
+
+  threading.Thread(target=look, daemon=True).start()
+
+
+def _answers(address: str) -> bool:
+  host, _, port = address.rpartition(':')
+  try:
+    socket.create_connection((host, int(port)), timeout=_POLL_SECS).close()
+    return True
+  except OSError:
+    return False
+
+
+def _ended_queue(index: int) -> tf.QueueBase:
+  """The queue on a server in which workers put their names at their end."""
+  with tf.device(f'/job:ps/task:{index}/cpu:0'):
+    return tf.FIFOQueue(-1, tf.string, shapes=[()], shared_name='ended')

@@ -1,0 +1,149 @@
+"""Trains in a cluster of processes on this machine, to see how one works.
+
+  python examples/cluster.py --workers 2 --ps 1 [flags of cifar10_train.py]
+
+Each task is a process with a log of its own, and finds the others through
+TF_CONFIG, as it would on machines of their own. What the chief prints shows
+here. A task that is killed is started again; Ctrl-C stops them all.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_POLL_SECS = 0.2
+_PATIENCE_SECS = 60  # for tasks to end once the chief has
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description='Trains in a cluster on this machine; other flags go to the '
+    'program.',
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--workers', type=int, default=2, help='tasks that train, with the chief'
+  )
+  parser.add_argument('--ps', type=int, default=1, help='parameter servers')
+  parser.add_argument(
+    '--evaluator', action='store_true', help='evaluate beside the training'
+  )
+  parser.add_argument(
+    '--log_dir', default='cluster_logs', help='directory for logs'
+  )
+  parser.add_argument(
+    '--program', default='cifar10_train.py', help='what each task runs'
+  )
+  arguments, flags = parser.parse_known_args()
+  if min(arguments.workers, arguments.ps) < 1:
+    parser.error('a cluster has at least one worker and one ps')
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  command = [sys.executable, os.path.join(_ROOT, arguments.program), *flags]
+  os.makedirs(arguments.log_dir, exist_ok=True)
+  try:
+    sys.exit(run(arguments, command))
+  except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)
+
+
+def run(arguments: argparse.Namespace, command: list[str]) -> int:
+  """Runs a cluster to its end, and returns the chief's exit status.
+
+  Args:
+    arguments: workers, ps, evaluator and log_dir, from the command line.
+    command: what each task runs.
+  """
+  names = [
+    *(f'ps {k}' for k in range(arguments.ps)),
+    'chief 0',
+    *(f'worker {k}' for k in range(arguments.workers - 1)),
+  ]
+  addresses = {}
+  for name, port in zip(names, free_ports(len(names)), strict=True):
+    addresses.setdefault(name.split()[0], []).append(f'localhost:{port}')
+  if arguments.evaluator:
+    names.append('evaluator 0')
+
+  def start(name: str) -> subprocess.Popen:
+    kind, index = name.split()
+    task = {'type': kind, 'index': int(index)}
+    config = json.dumps({'cluster': addresses, 'task': task})
+    with open(log_path(arguments.log_dir, name), 'a') as log:
+      return subprocess.Popen(
+        command,
+        env={**os.environ, 'TF_CONFIG': config},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+      )
+
+  chief_log = log_path(arguments.log_dir, 'chief 0')
+  for name in names:
+    open(log_path(arguments.log_dir, name), 'w').close()
+  tasks = {name: start(name) for name in names}
+  print(f'Logs are in {arguments.log_dir}: {", ".join(names)}.')
+  try:
+    with open(chief_log) as lines:
+      while tasks['chief 0'].poll() != 0:
+        sys.stdout.write(lines.read())
+        sys.stdout.flush()
+        for name, process in tasks.items():
+          status = process.poll()
+          if status is not None and status < 0:
+            print(f'{name}: {signal.Signals(-status).name}; started again.')
+            tasks[name] = start(name)
+          elif status:
+            print(f'{name} ended with status {status}:')
+            with open(log_path(arguments.log_dir, name)) as log:
+              print(log.read().rstrip().rpartition('\n')[2])
+            return status
+        time.sleep(_POLL_SECS)
+      sys.stdout.write(lines.read())
+    wait_for_all(tasks)
+    return 0
+  finally:
+    stop(tasks)
+
+
+def free_ports(count: int) -> list[int]:
+  """Returns numbers of ports that nobody listens on."""
+  with contextlib.ExitStack() as stack:
+    sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+    for one in sockets:
+      one.bind(('localhost', 0))
+    return [one.getsockname()[1] for one in sockets]
+
+
+def log_path(log_dir: str, name: str) -> str:
+  return os.path.join(log_dir, f'{name.replace(" ", "-")}.log')
+
+
+def wait_for_all(tasks: dict[str, subprocess.Popen]) -> None:
+  """Gives the tasks some time to end once the chief has."""
+  deadline = time.monotonic() + _PATIENCE_SECS
+  for name, process in tasks.items():
+    if not name.startswith('evaluator'):
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(deadline - time.monotonic(), 0))
+
+
+def stop(tasks: dict[str, subprocess.Popen]) -> None:
+  """Ends what still runs, the chief first: it saves its last step."""
+  for name in sorted(tasks, key=lambda name: name.startswith('ps')):
+    process = tasks[name]
+    process.terminate()
+    try:
+      process.wait(_PATIENCE_SECS if name == 'chief 0' else 5)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,381 @@
+"""Tests training in a cluster, of servers in this process and of programs."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from programs import ROOT, TIMEOUT, Program, run, summaries
+
+import cifar10
+import cifar10_cluster
+import cifar10_multi_gpu_train as multi
+import cifar10_train
+from examples.cluster import free_ports
+
+EXAMPLES = 8  # of each worker
+
+
+def addresses_of(ps=1, workers=2):
+  """Returns a cluster on this machine, the first worker its chief."""
+  ports = [f'localhost:{port}' for port in free_ports(ps + workers)]
+  cluster = {'ps': ports[:ps], 'chief': ports[ps : ps + 1]}
+  return cluster | ({'worker': ports[ps + 1 :]} if workers > 1 else {})
+
+
+def environment(addresses, kind, index=0):
+  task = {'type': kind, 'index': index}
+  return {'TF_CONFIG': json.dumps({'cluster': addresses, 'task': task})}
+
+
+class TestTask:
+  @pytest.mark.parametrize(
+    ('config', 'name', 'is_chief', 'number'),
+    [
+      ({'chief': ['a:1'], 'worker': ['b:1', 'c:1']}, 'worker 1', False, 2),
+      ({'chief': ['a:1'], 'worker': ['b:1']}, 'chief 0', True, 0),
+      ({'master': ['a:1'], 'worker': ['b:1']}, 'chief 0', True, 0),
+      ({'worker': ['b:1', 'c:1']}, 'worker 0', True, 0),
+    ],
+  )
+  def test_is_read(self, monkeypatch, config, name, is_chief, number):
+    kind, index = name.split()
+    addresses = {**config, 'ps': ['p:1', 'q:1'], 'evaluator': ['e:1']}
+    kind = 'master' if 'master' in config else kind
+    for key, value in environment(addresses, kind, int(index)).items():
+      monkeypatch.setenv(key, value)
+    task = cifar10_cluster.this_task()
+    assert (task.name, task.is_chief, task.number) == (name, is_chief, number)
+    assert task.servers == ['ps 0', 'ps 1'] and not task.is_alone
+
+  @pytest.mark.parametrize(
+    'config', ['', '{}', '{"cluster": {"chief": ["a:1"]}}']
+  )
+  def test_is_alone(self, monkeypatch, config):
+    monkeypatch.setenv('TF_CONFIG', config)
+    task = cifar10_cluster.this_task()
+    assert task.is_alone and task.is_chief and task.workers == ['chief 0']
+
+  @pytest.mark.parametrize(
+    ('config', 'says'),
+    [
+      ('{', 'Expecting property name'),
+      ('[]', "'list' object"),
+      ({'chief': ['a:1'], 'worker': ['b:1']}, 'it has no "ps"'),
+      ({'ps': ['a:1', 'b:1']}, 'it has no "chief" and no "worker"'),
+      ({'chief': ['a:1', 'b:1'], 'ps': ['c:1']}, 'more than one chief'),
+      ({'chief': ['a'], 'ps': ['c:1']}, "'a' is not an address"),
+      (
+        {'chief': ['a:1'], 'ps': ['c:1'], 'dog': ['d:1']},
+        "unknown type, 'dog'",
+      ),
+      ({'worker': ['a:1'], 'ps': ['c:1']}, 'no chief 0'),
+    ],
+  )
+  def test_mistakes_are_named(self, monkeypatch, config, says):
+    if not isinstance(config, str):
+      config = environment(config, 'chief')['TF_CONFIG']
+    monkeypatch.setenv('TF_CONFIG', config)
+    with pytest.raises(cifar10_cluster.ClusterError) as error:
+      cifar10_cluster.this_task()
+    assert says in str(error.value) and '\n' not in str(error.value)
+
+
+def test_variables_are_balanced():
+  addresses = addresses_of(ps=2)
+  cluster = cifar10_cluster.Cluster(cifar10_cluster.Task('chief', 0, addresses))
+  with tf.Graph().as_default(), tf.device(cluster.device_setter()):
+    loss = cifar10.loss(cifar10.inference(tf.zeros([2, 24, 24, 3])), [1, 2])
+    cifar10.train(loss, cifar10_train.make_global_step(), cluster)
+    loads = {}
+    for variable in tf.global_variables():
+      device = tf.DeviceSpec.from_string(variable.device)
+      assert device.job == 'ps'
+      size = variable.shape.num_elements() * variable.dtype.size
+      loads[device.task] = loads.get(device.task, 0) + size
+    for tensor in tf.get_collection(tf.GraphKeys.LOCAL_VARIABLES):
+      assert 'chief' in tensor.device
+  largest = 2 * 4 * 2304 * 384  # local3's weights and their averages
+  assert max(loads.values()) < largest * 1.1
+
+
+@pytest.fixture
+def quiet_threads(monkeypatch):
+  """Joining a cluster is for a process's life; here it ends with the test."""
+  monkeypatch.setattr(threading, 'excepthook', threading.excepthook)
+  level = tf.logging.get_verbosity()
+  yield
+  tf.logging.set_verbosity(level)
+
+
+def test_two_workers_update_as_two_towers(quiet_threads):
+  rng = np.random.RandomState(1)
+  images = rng.normal(size=[2, EXAMPLES, 24, 24, 3]).astype(np.float32)
+  labels = rng.randint(10, size=[2, EXAMPLES]).astype(np.int32)
+  addresses = addresses_of()
+  cifar10_cluster.start_server(
+    cifar10_cluster.Task('ps', 0, addresses), tf.ConfigProto()
+  )
+  steps, values = 3, []
+
+  def train(kind):
+    task = cifar10_cluster.Task(kind, 0, addresses)
+    cluster = cifar10_cluster.Cluster(task)
+    config = tf.ConfigProto()
+    cluster.join(config, TIMEOUT)
+    with tf.Graph().as_default():
+      with tf.device(cluster.device_setter()):
+        batch = tf.constant(images[task.number]), labels[task.number]
+        loss = cifar10.loss(cifar10.inference(batch[0]), batch[1])
+        train_op = cifar10.train(
+          loss, cifar10_train.make_global_step(), cluster
+        )
+      variables = {v.op.name: v.read_value() for v in tf.global_variables()}
+      with tf.train.MonitoredTrainingSession(
+        cluster.master,
+        is_chief=task.is_chief,
+        scaffold=cluster.scaffold(config),
+        hooks=cluster.hooks(),
+        config=config,
+        stop_grace_period_secs=2,
+      ) as session:
+        for step in range(steps + 1):
+          if task.is_chief and step in (0, 1, steps):
+            values.append(
+              session.run_step_fn(
+                lambda context: context.session.run(variables)
+              )
+            )
+          if step < steps:
+            session.run(train_op)
+
+  worker = threading.Thread(target=train, args=['worker'], daemon=True)
+  worker.start()
+  train('chief')
+  worker.join(TIMEOUT)
+  assert not worker.is_alive()
+
+  with tf.Graph().as_default(), tf.Session() as session:
+    _, train_op = multi.train_towers(
+      ['/cpu:0', '/cpu:0'],
+      [(tf.constant(images[k]), labels[k]) for k in range(2)],
+      EXAMPLES,
+    )
+    session.run(tf.global_variables_initializer())
+    for variable in tf.global_variables():
+      variable.load(values[0][variable.op.name], session)
+    for step in range(1, steps + 1):
+      session.run(train_op)
+      if step in (1, steps):
+        got = values[1 if step == 1 else 2]
+        assert got['global_step'] == step
+        for variable in tf.global_variables():
+          np.testing.assert_allclose(
+            got[variable.op.name],
+            session.run(variable),
+            rtol=1e-5,
+            atol=1e-7 if step == 1 else 1e-6,
+            err_msg=variable.op.name,
+          )
+
+
+@pytest.fixture
+def flags(data_dir, tmp_path):
+  return [
+    f'--data_dir={data_dir}',
+    f'--train_dir={tmp_path}/train',
+    '--batch_size=16',
+    '--log_frequency=10',
+    '--save_checkpoint_secs=1',
+    '--cluster_timeout_secs=60',
+  ]
+
+
+class Tasks:
+  """A cluster of programs; each can be killed and started again."""
+
+  def __init__(self, flags, ps=1, workers=2, program='cifar10_train.py'):
+    self._addresses = addresses_of(ps, workers)
+    self._program, self._flags = program, flags
+    self._stack = contextlib.ExitStack()
+    self.programs = {}
+    for kind, some in self._addresses.items():
+      for index in range(len(some)):
+        self.start(f'{kind} {index}')
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._stack.close()
+
+  def start(self, name):
+    kind, index = name.split()
+    self.programs[name] = self._stack.enter_context(
+      Program(
+        self._program,
+        *self._flags,
+        environment=environment(self._addresses, kind, int(index)),
+      )
+    )
+    return self.programs[name]
+
+  def kill(self, name):
+    self.programs[name].send_signal(signal.SIGKILL)
+    self.programs[name].finish()
+
+  def finish(self):
+    """Waits for the end of all; returns the lines that each had left."""
+    lines = {}
+    for name, program in self.programs.items():
+      status, lines[name] = program.finish()
+      assert (status, program.errors()) == (0, ''), (name, lines[name])
+    return lines
+
+
+def test_trains_and_changes_places_with_one_machine(flags, tmp_path):
+  lines, _ = run('cifar10_train.py', *flags, '--max_steps=5')
+  with Tasks([*flags, '--max_steps=20'], ps=2, workers=3) as tasks:
+    lines = tasks.finish()
+  assert 'Resuming from step 5' in lines['chief 0']
+  where = f'{tmp_path}/train'
+  assert (
+    lines['chief 0'][-1] == f'Trained to step 20, which is saved in {where}.'
+  )
+  assert lines['worker 1'][-1] == 'Trained to step 20.'
+  assert lines['ps 1'] == ['Training has ended.']
+  tags = {tag for _, tag, _ in summaries(where)}
+  assert {'total_loss', 'learning_rate', 'conv1/weights/gradients'} <= tags
+  lines, errors = run('cifar10_train.py', *flags, '--max_steps=25')
+  assert errors == '' and 'Resuming from step 20' in lines
+  # There is nothing left to train, and all tasks end.
+  with Tasks([*flags, '--max_steps=25']) as tasks:
+    lines = tasks.finish()
+  assert any('nothing left to train' in line for line in lines['chief 0'])
+
+
+@pytest.mark.faults
+def test_towers_in_a_cluster(flags):
+  with Tasks(
+    [*flags, '--num_gpus=2', '--max_steps=20'],
+    program='cifar10_multi_gpu_train.py',
+  ) as tasks:
+    lines = tasks.finish()
+  assert lines['worker 0'][-1] == 'Trained to step 20.'
+
+
+@pytest.mark.faults
+def test_without_waiting_for_each_other(flags):
+  """Asynchronous updates count one by one."""
+  with Tasks([*flags, '--nosync', '--max_steps=60']) as tasks:
+    lines = tasks.finish()
+  assert all(
+    'Trained to step ' in lines[w][-1] for w in ('chief 0', 'worker 0')
+  )
+
+
+@pytest.mark.faults
+def test_a_backup_worker_may_be_late(flags):
+  """One that stands still costs nothing; without it, nobody could go on."""
+  with Tasks([*flags, '--backup_workers=1', '--max_steps=60']) as tasks:
+    tasks.programs['worker 0'].wait_for(': step 10, ')
+    tasks.programs['worker 0'].send_signal(signal.SIGSTOP)
+    status, lines = tasks.programs['chief 0'].finish()
+    assert status == 0 and 'Trained to step 60' in lines[-1]
+    tasks.programs['worker 0'].send_signal(signal.SIGCONT)
+
+
+KINDS = ['ps 0', 'chief 0', 'worker 0']
+
+
+@pytest.mark.parametrize(
+  ('victims', 'times'),
+  [
+    (['ps 0'], 1),
+    *(pytest.param([kind], 5, marks=pytest.mark.faults) for kind in KINDS),
+    pytest.param(KINDS, 2, marks=pytest.mark.faults),
+  ],
+)
+def test_training_goes_on_without(flags, victims, times, record_fault):
+  rng = np.random.RandomState(1)
+  worst = 0
+  with Tasks([*flags, '--max_steps=100000']) as tasks:
+    chief = tasks.programs['chief 0']
+    chief.wait_for(': step 10, ')
+    for victim in victims * times:
+      for _ in range(rng.randint(1, 5)):
+        last = chief.wait_for(', loss = ')
+      tasks.kill(victim)
+      tasks.start(victim)
+      chief = tasks.programs['chief 0']
+      if victim.startswith('worker'):
+        continue
+      resumed = int(chief.wait_for('Resuming from step ').split()[-1])
+      reached = int(re.search(r'step (\d+), ', last)[1])
+      worst = max(worst, reached - resumed)
+    chief.wait_for(', loss = ')
+    chief.wait_for(', loss = ')
+    # Ten steps of 16 images take less than a second, a save a second.
+    print(f'lost at most {worst} steps after kills of {victims}')
+    chief.send_signal(signal.SIGTERM)
+    status, lines = chief.finish()
+    assert status == 143 and 'is saved in ' in lines[-1]
+  record_fault(f'in a cluster killed: {", ".join(victims)}', times)
+
+
+def test_gives_up_on_a_cluster_that_is_not_there(flags):
+  addresses = addresses_of()
+  _, errors = run(
+    'cifar10_train.py',
+    *flags,
+    '--cluster_timeout_secs=2',
+    environment=environment(addresses, 'worker'),
+    status=1,
+  )
+  assert f'ps 0 at {addresses["ps"][0]} has not answered for 2 s' in errors
+  _, errors = run(
+    'cifar10_train.py',
+    '--cluster_timeout_secs=2',
+    environment=environment(addresses, 'ps'),
+    status=1,
+  )
+  assert f'chief 0 at {addresses["chief"][0]} has not answered' in errors
+
+
+def test_an_evaluator_task_evaluates(flags, tmp_path):
+  run('cifar10_train.py', *flags, '--max_steps=2')
+  with Program(
+    'cifar10_train.py', *flags, environment=environment({}, 'evaluator')
+  ) as evaluator:
+    evaluator.wait_for('There are 100 images to score')
+
+
+def test_a_whole_cluster_with_one_command(flags, tmp_path):
+  result = subprocess.run(
+    [
+      sys.executable,
+      os.path.join(ROOT, 'examples', 'cluster.py'),
+      f'--log_dir={tmp_path}/logs',
+      '--workers=2',
+      *flags,
+      '--max_steps=12',
+    ],
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+  )
+  assert result.returncode == 0, result.stdout
+  assert ': step 10, loss = ' in result.stdout
+  assert 'Trained to step 12' in result.stdout.splitlines()[-1]
+  assert set(os.listdir(tmp_path / 'logs')) == {
+    'chief-0.log',
+    'ps-0.log',
+    'worker-0.log',
+  }
