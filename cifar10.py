@@ -230,8 +230,8 @@ def train(
   )
   optimizer = cluster.synchronized(make_optimizer(rate))
   gradients = optimizer.compute_gradients(total_loss)
-  with tf.control_dependencies([average_losses(named_losses(total_loss))]):
-    return apply_gradients(optimizer, gradients, global_step)
+  averaged = average_losses(named_losses(total_loss))
+  return apply_gradients(optimizer, gradients, global_step, after=averaged)
 
 
 def named_losses(total_loss: tf.Tensor) -> list[tuple[str, tf.Tensor]]:
@@ -354,6 +354,7 @@ def apply_gradients(
   optimizer: tf.train.Optimizer,
   gradients: list[tuple[tf.Tensor, tf.Variable]],
   global_step: tf.Variable,
+  after: tf.Operation,
 ) -> tf.Operation:
   """Summarizes variables and gradients, and lets the optimizer update.
 
@@ -361,6 +362,7 @@ def apply_gradients(
     optimizer: from `make_optimizer`, or one that wraps such a one.
     gradients: (gradient, variable) pairs, from `compute_gradients`.
     global_step: integer [], grows by one.
+    after: what is to be done before the update.
 
   Returns:
     The operation that does the update, and what follows it.
@@ -370,8 +372,12 @@ def apply_gradients(
     if gradient is not None:
       ops.histogram_summary(f'{variable.op.name}/gradients', gradient)
   gradients, adapt_loss_scale = ops.without_overflow(gradients)
-  with tf.control_dependencies([adapt_loss_scale]):
-    return tf.group(optimizer.apply_gradients(gradients, global_step))
+  # The gradients wait, not the optimizer: in a cluster it also builds what the
+  # chief does for all, which is not to run this worker's network once more.
+  with tf.control_dependencies([after]):
+    gradients = [(g if g is None else tf.identity(g), v) for g, v in gradients]
+  update = optimizer.apply_gradients(gradients, global_step)
+  return tf.group(update, adapt_loss_scale)
 
 
 def variables_to_restore() -> dict[str, tf.Variable]:
@@ -419,17 +425,21 @@ def _tower_prefix() -> str:
 
 def _variable(
   name: str, shape: list[int], initializer: Callable[..., tf.Tensor]
-) -> tf.Variable:
-  """Gets a float32 variable; among several towers, on the CPU."""
+) -> tf.Tensor:
+  """Gets a float32 variable, among several towers on the CPU; reads it once.
+
+  What uses the value shares that read: in a cluster, it crosses the network.
+  """
   with tf.device('/cpu:0') if _tower_prefix() else contextlib.nullcontext():
-    return tf.get_variable(
+    variable = tf.get_variable(
       name, shape, tf.float32, initializer, use_resource=True
     )
+  return tf.convert_to_tensor(variable)
 
 
 def _variable_with_weight_decay(
   name: str, shape: list[int], stddev: float, wd: float | None
-) -> tf.Variable:
+) -> tf.Tensor:
   """Gets a variable that starts truncated-normal and may decay.
 
   Args:
@@ -437,14 +447,15 @@ def _variable_with_weight_decay(
     shape: its shape.
     stddev: standard deviation of its initial values before truncation.
     wd: None, or how much of its l2_loss goes into the collection 'losses'.
+
+  Returns:
+    The variable's value.
   """
-  variable = _variable(
-    name, shape, tf.truncated_normal_initializer(stddev=stddev)
-  )
+  value = _variable(name, shape, tf.truncated_normal_initializer(stddev=stddev))
   if wd is not None:
-    weight_decay = tf.multiply(tf.nn.l2_loss(variable), wd, name='weight_loss')
+    weight_decay = tf.multiply(tf.nn.l2_loss(value), wd, name='weight_loss')
     tf.add_to_collection('losses', weight_decay)
-  return variable
+  return value
 
 
 def _activation_summary(x: tf.Tensor) -> None:

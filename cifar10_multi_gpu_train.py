@@ -148,10 +148,12 @@ def train_towers(
       (same[0][0], tf.add_n([value for _, value in same]) / len(same))
       for same in zip(*losses, strict=True)
     ]
-    with tf.control_dependencies([cifar10.average_losses(mean_losses)]):
-      train_op = cifar10.apply_gradients(
-        optimizer, average_gradients(gradients), global_step
-      )
+    train_op = cifar10.apply_gradients(
+      optimizer,
+      average_gradients(gradients),
+      global_step,
+      after=cifar10.average_losses(mean_losses),
+    )
   _, mean_total_loss = mean_losses[-1]
   return mean_total_loss, train_op
 

@@ -351,10 +351,12 @@ class TestLossScaling:
     y = cifar10_ops.leave_compute_type(
       cifar10_ops.enter_compute_type(w, tf.float16)
     )
-    optimizer = tf.train.GradientDescentOptimizer(1.0)
-    gradients = optimizer.compute_gradients(factor * y)
+    gradients = cifar10.make_optimizer(1.0).compute_gradients(factor * y)
     step = cifar10.apply_gradients(
-      optimizer, gradients, tf.train.get_or_create_global_step()
+      cifar10.make_optimizer(1.0),
+      gradients,
+      tf.train.get_or_create_global_step(),
+      after=tf.no_op(),
     )
     with tf.Session() as session:
       session.run(tf.global_variables_initializer())

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_two_workers_update_as_two_towers(quiet_threads):
           if task.is_chief and step in (0, 1, steps):
             values.append(
               session.run_step_fn(
-                lambda context: context.session.run(variables)
+                lambda step_context: step_context.session.run(variables)
               )
             )
           if step < steps:
@@ -351,10 +352,14 @@ def test_gives_up_on_a_cluster_that_is_not_there(flags):
 
 def test_an_evaluator_task_evaluates(flags, tmp_path):
   run('cifar10_train.py', *flags, '--max_steps=2')
-  with Program(
-    'cifar10_train.py', *flags, environment=environment({}, 'evaluator')
-  ) as evaluator:
-    evaluator.wait_for('There are 100 images to score')
+  _, errors = run(
+    'cifar10_train.py',
+    *flags,
+    environment=environment({}, 'evaluator'),
+    status=1,
+  )
+  # It is evaluation that speaks.
+  assert errors.startswith('There are 100 images to score, not the 10000')
 
 
 def test_a_whole_cluster_with_one_command(flags, tmp_path):
@@ -379,3 +384,124 @@ def test_a_whole_cluster_with_one_command(flags, tmp_path):
     'ps-0.log',
     'worker-0.log',
   }
+
+
+class Hosts:
+  """Hosts with addresses of their own, on one bridge, until closed."""
+
+  def __init__(self, count):
+    self._stack = contextlib.ExitStack()
+    tag = f'c{os.getpid() % 10**6}'
+    self.addresses = [f'10.77.0.{k + 1}' for k in range(count)]
+    self.ports = [
+      f'{tag}p{k}' for k in range(count)
+    ]  # their ends at the bridge
+    self._spaces = [f'{tag}n{k}' for k in range(count)]
+    self._make(f'ip link add {tag}b type bridge', f'ip link del {tag}b')
+    self._make(f'ip link set {tag}b up')
+    for space, port, address in zip(
+      self._spaces, self.ports, self.addresses, strict=True
+    ):
+      self._make(f'ip netns add {space}', f'ip netns del {space}')
+      self._make(f'ip link add {port} type veth peer name eth0 netns {space}')
+      self._make(f'ip link set {port} master {tag}b up')
+      self._make(f'ip -n {space} addr add {address}/24 dev eth0')
+      self._make(f'ip -n {space} link set eth0 up')
+      self._make(f'ip -n {space} link set lo up')
+
+  def _make(self, command, undo=None):
+    subprocess.run(command.split(), check=True, capture_output=True)
+    if undo:
+      self._stack.callback(subprocess.run, undo.split(), capture_output=True)
+
+  def start(self, number, arguments, log, environment):
+    """Runs a program on a host, its output in a file."""
+    process = subprocess.Popen(
+      ['ip', 'netns', 'exec', self._spaces[number], sys.executable, *arguments],
+      cwd=ROOT,
+      stdout=log,
+      stderr=log,
+      env={**os.environ, **environment},
+    )
+    self._stack.callback(process.wait)
+    self._stack.callback(process.kill)
+    return process
+
+  def set_link(self, number, state):
+    self._make(f'ip link set {self.ports[number]} {state}')
+
+  def bytes_of(self, number):
+    """Returns how many bytes a host has sent and received."""
+    folder = f'/sys/class/net/{self.ports[number]}/statistics'
+    total = 0
+    for name in ('rx_bytes', 'tx_bytes'):
+      with open(f'{folder}/{name}') as file:
+        total += int(file.read())
+    return total
+
+  def close(self):
+    self._stack.close()
+
+
+@pytest.fixture
+def hosts():
+  try:
+    hosts = Hosts(3)
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip('network namespaces cannot be made here')
+  yield hosts
+  hosts.close()
+
+
+def wait_for(path, part, times=1):
+  """Waits until a growing file has a text so many times."""
+  deadline = time.monotonic() + TIMEOUT
+  while path.read_text().count(part) < times:
+    assert time.monotonic() < deadline, path.read_text()
+    time.sleep(0.05)
+
+
+@pytest.mark.faults
+def test_a_link_cut_and_healed(hosts, flags, tmp_path, record_fault):
+  """Training stands still as long, goes on, and ends right."""
+  tasks = ['ps', 'chief', 'worker']
+  addresses = {
+    kind: [f'{address}:2222']
+    for kind, address in zip(tasks, hosts.addresses, strict=True)
+  }
+  logs = {kind: tmp_path / f'{kind}.log' for kind in tasks}
+  processes = []
+  for number, kind in enumerate(tasks):
+    with open(logs[kind], 'w') as log:
+      processes.append(
+        hosts.start(
+          number,
+          [
+            'cifar10_train.py',
+            *flags,
+            '--save_checkpoint_secs=600',
+            '--max_steps=400',
+          ],
+          log,
+          environment(addresses, kind),
+        )
+      )
+  wait_for(logs['chief'], ': step 50, ')
+  before = hosts.bytes_of(0)
+  wait_for(logs['chief'], ': step 150, ')
+  per_step = (hosts.bytes_of(0) - before) / 100
+  for victim in (2, 0):  # a worker, then the parameter server
+    hosts.set_link(victim, 'down')
+    time.sleep(10)
+    hosts.set_link(victim, 'up')
+    lines = logs['chief'].read_text().count(', loss = ')
+    wait_for(logs['chief'], ', loss = ', lines + 2)
+  assert [process.wait(TIMEOUT) for process in processes] == [0, 0, 0], [
+    log.read_text() for log in logs.values()
+  ]
+  wait_for(logs['chief'], 'Trained to step 400')
+  # Each worker gets all variables and sends all gradients, once a step.
+  size = 4 * 1_068_298
+  print(f'{per_step / size:.2f} times the variables a step')
+  assert 0.95 * 4 * size < per_step < 1.1 * 4 * size
+  record_fault('in a cluster: a link cut for ten seconds', 2)
