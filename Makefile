@@ -3,11 +3,15 @@
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 
-.PHONY: train eval report tensorboard test faults lint bench
+.PHONY: train cluster eval report tensorboard test faults lint bench
 
 train: .venv/run
 	.venv/bin/python cifar10_train.py $(ARGS)
+
+cluster: .venv/run
+	.venv/bin/python examples/cluster.py --workers $(WORKERS) $(ARGS)
 
 eval: .venv/run
 	.venv/bin/python cifar10_eval.py $(ARGS)
@@ -22,8 +26,8 @@ test: .venv/dev
 	.venv/bin/python -m pytest $(ARGS)
 
 faults: .venv/dev
-	.venv/bin/python -m pytest tests/test_faults.py tests/test_download.py \
-	  -m 'faults or not faults' $(ARGS)
+	.venv/bin/python -m pytest -m 'faults or not faults' $(ARGS) \
+	  tests/test_faults.py tests/test_download.py tests/test_cifar10_cluster.py
 
 lint: .venv/dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

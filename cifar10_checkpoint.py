@@ -1,14 +1,25 @@
-"""Checkpoints on disk: which there are, and whether they fit a network."""
+"""Checkpoints on disk, and the directory in which a trainer keeps its own."""
 
 import contextlib
 import glob
 import hashlib
+import itertools
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
+
+LOCK = '.lock'  # the file in a directory that one process has for itself
+
+# What a trainer writes; a restart removes nothing else.
+_OWN_FILES = re.compile(
+  r'checkpoint|graph\.pbtxt|\.lock|events\.out\.tfevents\..*'
+  r'|model\.ckpt-\d+\.(index|meta|data-\d+-of-\d+)'
+  r'|(checkpoint|graph\.pbtxt)\.tmp.*|model\.ckpt-\d+(_temp|\..*tempstate).*'
+)
 
 
 class CheckpointError(Exception):
@@ -140,6 +151,65 @@ def copied(path: str, directory: str) -> Iterator[str]:
     yield os.path.join(folder, os.path.basename(path))
   finally:
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_start(train_dir: str) -> int:
+  """Returns the step from which to go on, and says so if it is not the first.
+
+  That is the step of the newest checkpoint that can be read, and the directory
+  names it as its latest afterwards: the session restores that one.
+  """
+  variables = {variable.op.name: variable for variable in tf.global_variables()}
+  try:
+    found = newest_good(train_dir, variables)
+  except CheckpointError as error:
+    sys.exit(
+      f'{error} Choose another --train_dir, or begin afresh with --restart.'
+    )
+  if found is None:
+    return 0
+  path, step = found
+  if path != latest(train_dir):
+    older = itertools.takewhile(
+      lambda other: other != path, saved_in(train_dir)
+    )
+    tf.train.update_checkpoint_state(
+      train_dir,
+      os.path.basename(path),
+      [os.path.basename(other) for other in (*older, path)],
+    )
+  print(f'Resuming from step {step}')
+  return step
+
+
+def refuse_to_remove_others(train_dir: str) -> None:
+  """Ends the program if a directory holds what training did not write."""
+  others = [
+    name for name in os.listdir(train_dir) if not _OWN_FILES.fullmatch(name)
+  ]
+  if others:
+    sys.exit(
+      f'--restart removed nothing: {train_dir} also holds '
+      f'{", ".join(sorted(others)[:5])}, not written by training. Move that '
+      'away, or choose another --train_dir.'
+    )
+
+
+def remove_earlier_run(train_dir: str) -> None:
+  """Removes what a trainer wrote, or nothing if anything else is there."""
+  refuse_to_remove_others(train_dir)
+  for name in os.listdir(train_dir):
+    path = os.path.join(train_dir, name)
+    if name == LOCK:  # ours, now
+      continue
+    if os.path.isdir(path):
+      shutil.rmtree(path)
+    else:
+      os.remove(path)
+
+
+def step_of(checkpoint: str) -> int:
+  return int(tf.train.load_variable(checkpoint, 'global_step'))
 
 
 def _unreadable(path: str, error: Exception) -> CheckpointError:

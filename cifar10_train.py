@@ -7,27 +7,20 @@ from the last checkpoint there; cifar10_eval.py, beside it, scores each.
 """
 
 import contextlib
-import datetime
-import itertools
-import math
 import os
-import re
-import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 import console  # first: it keeps TensorFlow's chatter off the console
 
 # isort: split
 import tensorflow.compat.v1 as tf
-from tqdm import tqdm
 
 import cifar10
 import cifar10_checkpoint
 import cifar10_cluster
-import cifar10_input
+import cifar10_hooks
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -84,13 +77,6 @@ tf.app.flags.DEFINE_boolean(
 tf.app.flags.adopt_module_key_flags(cifar10)
 FLAGS = tf.app.flags.FLAGS
 
-# What a trainer writes; --restart removes nothing else.
-_OWN_FILES = re.compile(
-  r'checkpoint|graph\.pbtxt|\.lock|events\.out\.tfevents\..*'
-  r'|model\.ckpt-\d+\.(index|meta|data-\d+-of-\d+)'
-  r'|(checkpoint|graph\.pbtxt)\.tmp.*|model\.ckpt-\d+(_temp|\..*tempstate).*'
-)
-
 
 def main() -> None:
   train(
@@ -143,7 +129,7 @@ def train(
   if task.is_chief:
     console.prepare_dir('--train_dir', FLAGS.train_dir)
     if FLAGS.restart:
-      refuse_to_remove_others(FLAGS.train_dir)
+      cifar10_checkpoint.refuse_to_remove_others(FLAGS.train_dir)
   cifar10.maybe_download_and_extract()
   cluster = cifar10_cluster.Cluster(task, FLAGS.sync, FLAGS.backup_workers)
   with (
@@ -157,7 +143,7 @@ def train(
     with tf.device(cluster.device_setter()):
       loss, train_op = build_graph(cluster)
     if FLAGS.restart and task.is_chief:
-      remove_earlier_run(FLAGS.train_dir)
+      cifar10_checkpoint.remove_earlier_run(FLAGS.train_dir)
     cluster.join(config, FLAGS.cluster_timeout_secs)
     run_training(
       loss,
@@ -223,7 +209,7 @@ def run_training(
   """
   where = console.short_path(train_dir)
   task = cluster.task
-  start = _find_start(train_dir) if task.is_chief else 0
+  start = cifar10_checkpoint.find_start(train_dir) if task.is_chief else 0
   if start >= max_steps:
     print(f'{where} is at step {start} already: nothing left to train.')
     if task.is_alone:
@@ -233,7 +219,7 @@ def run_training(
   with tf.device(cluster.device):
     saver = tf.train.Saver(max_to_keep=keep_checkpoint_max)
   scaffold = cluster.scaffold(config, saver=saver)
-  log_hook = _LogHook(
+  log_hook = cifar10_hooks.LogHook(
     loss, examples_per_step, start, max_steps, log_frequency, cluster
   )
   hooks = [
@@ -248,7 +234,10 @@ def run_training(
         train_dir,
         save_secs=save_checkpoint_secs,
         scaffold=scaffold,
-        listeners=[_RefuseToSaveNan(), _WatchDataFiles()],
+        listeners=[
+          cifar10_hooks.RefuseToSaveNan(),
+          cifar10_hooks.WatchDataFiles(),
+        ],
       )
     )
   try:
@@ -271,11 +260,11 @@ def run_training(
       while not session.should_stop() and not signals:
         session.run(train_op)
   except tf.errors.OpError as error:
-    _explain(error, log_hook.step, where)
+    cifar10_hooks.explain(error, log_hook.step, where)
 
   step = log_hook.step
   if task.is_chief:
-    step = _checkpoint_step(tf.train.latest_checkpoint(train_dir))
+    step = cifar10_checkpoint.step_of(tf.train.latest_checkpoint(train_dir))
   if signals:
     name = signal.Signals(signals[0]).name
     saved = f'is saved in {where}' if task.is_chief else 'is left to the others'
@@ -305,147 +294,6 @@ def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
   return config
 
 
-class _LogHook(tf.train.SessionRunHook):
-  """Prints a line every few steps; on a terminal, moves a progress bar.
-
-  Alone, it counts the steps itself; among other workers, it reads their count.
-  """
-
-  def __init__(
-    self, loss, examples_per_step, start, max_steps, log_frequency, cluster
-  ):
-    self._loss = loss
-    self._examples_per_step = examples_per_step
-    self._next = self.step = start  # step counts the steps done
-    self._max_steps = max_steps
-    self._log_frequency = log_frequency
-    self._counts = cluster.task.is_alone
-    self._bar = None
-
-  def begin(self):
-    self._global_step = tf.train.get_global_step()
-
-  def after_create_session(self, session, coord):
-    self.step = int(session.run(self._global_step))
-    if self.step >= self._max_steps:  # others have ended
-      coord.request_stop()
-    if self._bar:  # a parameter server was lost
-      self._bar.close()
-      print(f'Resuming from step {self.step}')
-    self._bar = tqdm(
-      initial=self.step,
-      total=self._max_steps,
-      unit='step',
-      dynamic_ncols=True,
-      disable=None,  # where there is no terminal
-    )
-    self._next = self._last_step = self.step
-    self._last_time = time.perf_counter()
-
-  def before_run(self, run_context):
-    fetches = {}
-    if not self._counts:
-      fetches['step'] = self._global_step
-    if self.step >= self._next:
-      fetches['loss'] = self._loss
-    return tf.train.SessionRunArgs(fetches)
-
-  def after_run(self, run_context, run_values):
-    before = run_values.results.get('step', self.step)
-    self._bar.update(before + 1 - self.step)
-    self.step = before + 1
-    if 'loss' in run_values.results:
-      self._log(before, run_values.results['loss'])
-      self._next = before - before % self._log_frequency + self._log_frequency
-
-  def _log(self, step, loss):
-    """Prints the loss that the variables had at `step`, and the rates since."""
-    if not math.isfinite(loss):
-      _stop_at_nan(f'the loss is {loss}', step)
-    now = time.perf_counter()
-    sec_per_batch = (now - self._last_time) / (self.step - self._last_step)
-    examples_per_sec = self._examples_per_step / sec_per_batch
-    self._last_step, self._last_time = self.step, now
-    tqdm.write(
-      f'{datetime.datetime.now()}: step {step}, loss = {loss:.2f} '
-      f'({examples_per_sec:.1f} examples/sec; {sec_per_batch:.3f} sec/batch)'
-    )
-    self._bar.set_postfix_str(
-      f'loss {loss:.2f}, {examples_per_sec:.0f} examples/sec'
-    )
-
-  def end(self, session):
-    self._bar.close()
-
-
-class _RefuseToSaveNan(tf.train.CheckpointSaverListener):
-  """Stops before a checkpoint is written of variables that are not finite."""
-
-  def begin(self):
-    self._all_finite = tf.reduce_all(
-      [
-        tf.reduce_all(tf.math.is_finite(variable))
-        for variable in tf.global_variables()
-        if variable.dtype.is_floating
-      ]
-    )
-
-  def before_save(self, session, global_step_value):
-    if not session.run(self._all_finite):
-      _stop_at_nan('a variable is not finite', global_step_value)
-
-
-class _WatchDataFiles(tf.train.CheckpointSaverListener):
-  """Stops before a checkpoint is written if a data file's size has changed.
-
-  A reader leaves out without a word what has been cut off its file.
-  """
-
-  def begin(self):
-    self._sizes = self._look()
-
-  def before_save(self, session, global_step_value):
-    for path, size in self._look().items():
-      if size != self._sizes[path]:
-        sys.exit(
-          f'Training stopped at step {global_step_value}: {path} has {size} '
-          f'bytes now, {self._sizes[path]} before. With the file as it was, '
-          'the same command goes on from the last checkpoint.'
-        )
-
-  def _look(self):
-    return {
-      path: tf.gfile.Stat(path).length
-      for path in tf.get_collection(cifar10_input.DATA_FILES)
-    }
-
-
-def _explain(error: tf.errors.OpError, step: int, where: str) -> None:
-  """Ends the program if an error is one that its user can mend; raises it."""
-  if ' histogram for: ' in error.message.lower():  # a NaN or an infinity
-    _stop_at_nan('a summarized value is not finite', step)
-  for reason in ('No space left on device', 'File too large', 'quota exceeded'):
-    if reason in error.message:
-      sys.exit(
-        f'Cannot write to {where}: {reason}. Training stopped at step {step}; '
-        'make room, and the same command goes on from the last checkpoint.'
-      )
-  if isinstance(error, tf.errors.NotFoundError):  # a data file has gone
-    reason = error.message.splitlines()[0]
-    sys.exit(
-      f'Training stopped at step {step}: {reason}. With the file back, the '
-      'same command goes on from the last checkpoint.'
-    )
-  raise error
-
-
-def _stop_at_nan(what: str, step: int) -> None:
-  sys.exit(
-    f'Training diverged: at step {step} {what}. Nothing was saved of it; the '
-    'last checkpoint is good.'
-  )
-
-
 @contextlib.contextmanager
 def _collected_signals() -> Iterator[list[int]]:
   """Yields a list to which SIGINT and SIGTERM are appended as they come."""
@@ -459,65 +307,6 @@ def _collected_signals() -> Iterator[list[int]]:
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
-
-
-def refuse_to_remove_others(train_dir: str) -> None:
-  """Ends the program if a directory holds what training did not write."""
-  others = [
-    name for name in os.listdir(train_dir) if not _OWN_FILES.fullmatch(name)
-  ]
-  if others:
-    sys.exit(
-      f'--restart removed nothing: {train_dir} also holds '
-      f'{", ".join(sorted(others)[:5])}, not written by training. Move that '
-      'away, or choose another --train_dir.'
-    )
-
-
-def remove_earlier_run(train_dir: str) -> None:
-  """Removes what a trainer wrote, or nothing if anything else is there."""
-  refuse_to_remove_others(train_dir)
-  for name in os.listdir(train_dir):
-    path = os.path.join(train_dir, name)
-    if name == console.LOCK:  # ours, now
-      continue
-    if os.path.isdir(path):
-      shutil.rmtree(path)
-    else:
-      os.remove(path)
-
-
-def _find_start(train_dir: str) -> int:
-  """Returns the step from which to go on, and says so if it is not the first.
-
-  That is the step of the newest checkpoint that can be read, and the directory
-  names it as its latest afterwards: the session restores that one.
-  """
-  variables = {variable.op.name: variable for variable in tf.global_variables()}
-  try:
-    found = cifar10_checkpoint.newest_good(train_dir, variables)
-  except cifar10_checkpoint.CheckpointError as error:
-    sys.exit(
-      f'{error} Choose another --train_dir, or begin afresh with --restart.'
-    )
-  if found is None:
-    return 0
-  path, step = found
-  if path != cifar10_checkpoint.latest(train_dir):
-    older = itertools.takewhile(
-      lambda other: other != path, cifar10_checkpoint.saved_in(train_dir)
-    )
-    tf.train.update_checkpoint_state(
-      train_dir,
-      os.path.basename(path),
-      [os.path.basename(other) for other in (*older, path)],
-    )
-  print(f'Resuming from step {step}')
-  return step
-
-
-def _checkpoint_step(checkpoint: str) -> int:
-  return int(tf.train.load_variable(checkpoint, 'global_step'))
 
 
 if __name__ == '__main__':

@@ -54,8 +54,6 @@ import cifar10_cluster  # noqa: E402
 import cifar10_input  # noqa: E402
 import download  # noqa: E402
 
-LOCK = '.lock'  # the file in a directory that one process has for itself
-
 # What a user can mend; the message says how.
 _MISTAKES = (
   download.DownloadError,
@@ -131,7 +129,7 @@ def locked_dir(flag: str, path: str) -> Iterator[None]:
   Raises:
     SystemExit: another process has it.
   """
-  with open(os.path.join(path, LOCK), 'a+') as file:
+  with open(os.path.join(path, cifar10_checkpoint.LOCK), 'a+') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

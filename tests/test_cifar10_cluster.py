@@ -305,29 +305,24 @@ KINDS = ['ps 0', 'chief 0', 'worker 0']
   ],
 )
 def test_training_goes_on_without(flags, victims, times, record_fault):
+  """Each is started again, and all reach the last step and end."""
   rng = np.random.RandomState(1)
   worst = 0
-  with Tasks([*flags, '--max_steps=100000']) as tasks:
-    chief = tasks.programs['chief 0']
-    chief.wait_for(': step 10, ')
+  with Tasks([*flags, '--max_steps=300']) as tasks:
+    tasks.programs['chief 0'].wait_for(': step 10, ')
     for victim in victims * times:
-      for _ in range(rng.randint(1, 5)):
-        last = chief.wait_for(', loss = ')
+      for _ in range(rng.randint(1, 3)):
+        last = tasks.programs['chief 0'].wait_for(', loss = ')
       tasks.kill(victim)
       tasks.start(victim)
-      chief = tasks.programs['chief 0']
-      if victim.startswith('worker'):
-        continue
-      resumed = int(chief.wait_for('Resuming from step ').split()[-1])
-      reached = int(re.search(r'step (\d+), ', last)[1])
-      worst = max(worst, reached - resumed)
-    chief.wait_for(', loss = ')
-    chief.wait_for(', loss = ')
-    # Ten steps of 16 images take less than a second, a save a second.
-    print(f'lost at most {worst} steps after kills of {victims}')
-    chief.send_signal(signal.SIGTERM)
-    status, lines = chief.finish()
-    assert status == 143 and 'is saved in ' in lines[-1]
+      if not victim.startswith('worker'):
+        line = tasks.programs['chief 0'].wait_for('Resuming from step ')
+        reached = int(re.search(r'step (\d+), ', last)[1])
+        worst = max(worst, reached - int(line.split()[-1]))
+    lines = tasks.finish()
+  assert 'Trained to step 300' in lines['chief 0'][-1]
+  print(f'lost at most {worst} steps by kills of {", ".join(victims)}')
+  assert worst < 60  # a save a second, and ten steps or so a second
   record_fault(f'in a cluster killed: {", ".join(victims)}', times)
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import tensorflow.compat.v1 as tf
 
+import cifar10_hooks
 import cifar10_train
 
 
@@ -25,7 +26,7 @@ def train(train_dir, max_steps):
 def test_lines_cover_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
   ticks = itertools.count()
   monkeypatch.setattr(
-    cifar10_train.time, 'perf_counter', lambda: float(next(ticks))
+    cifar10_hooks.time, 'perf_counter', lambda: float(next(ticks))
   )
   train(tmp_path, max_steps=13)
   train(tmp_path, max_steps=16)

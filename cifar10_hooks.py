@@ -1,0 +1,152 @@
+"""What happens between the steps of training: lines, checks, the last word."""
+
+import datetime
+import math
+import sys
+import time
+
+import tensorflow.compat.v1 as tf
+from tqdm import tqdm
+
+import cifar10_input
+
+
+class LogHook(tf.train.SessionRunHook):
+  """Prints a line every few steps; on a terminal, moves a progress bar.
+
+  Alone, it counts the steps itself; among other workers, it reads their count.
+  """
+
+  def __init__(
+    self, loss, examples_per_step, start, max_steps, log_frequency, cluster
+  ):
+    self._loss = loss
+    self._examples_per_step = examples_per_step
+    self._next = self.step = start  # step counts the steps done
+    self._max_steps = max_steps
+    self._log_frequency = log_frequency
+    self._counts = cluster.task.is_alone
+    self._bar = None
+
+  def begin(self):
+    self._global_step = tf.train.get_global_step()
+
+  def after_create_session(self, session, coord):
+    self.step = int(session.run(self._global_step))
+    if self.step >= self._max_steps:  # others have ended
+      coord.request_stop()
+    if self._bar:  # a parameter server was lost
+      self._bar.close()
+      print(f'Resuming from step {self.step}')
+    self._bar = tqdm(
+      initial=self.step,
+      total=self._max_steps,
+      unit='step',
+      dynamic_ncols=True,
+      disable=None,  # where there is no terminal
+    )
+    self._next = self._last_step = self.step
+    self._last_time = time.perf_counter()
+
+  def before_run(self, run_context):
+    fetches = {}
+    if not self._counts:
+      fetches['step'] = self._global_step
+    if self.step >= self._next:
+      fetches['loss'] = self._loss
+    return tf.train.SessionRunArgs(fetches)
+
+  def after_run(self, run_context, run_values):
+    before = run_values.results.get('step', self.step)
+    self._bar.update(before + 1 - self.step)
+    self.step = before + 1
+    if 'loss' in run_values.results:
+      self._log(before, run_values.results['loss'])
+      self._next = before - before % self._log_frequency + self._log_frequency
+
+  def _log(self, step, loss):
+    """Prints the loss that the variables had at `step`, and the rates since."""
+    if not math.isfinite(loss):
+      _stop_at_nan(f'the loss is {loss}', step)
+    now = time.perf_counter()
+    sec_per_batch = (now - self._last_time) / (self.step - self._last_step)
+    examples_per_sec = self._examples_per_step / sec_per_batch
+    self._last_step, self._last_time = self.step, now
+    tqdm.write(
+      f'{datetime.datetime.now()}: step {step}, loss = {loss:.2f} '
+      f'({examples_per_sec:.1f} examples/sec; {sec_per_batch:.3f} sec/batch)'
+    )
+    self._bar.set_postfix_str(
+      f'loss {loss:.2f}, {examples_per_sec:.0f} examples/sec'
+    )
+
+  def end(self, session):
+    self._bar.close()
+
+
+class RefuseToSaveNan(tf.train.CheckpointSaverListener):
+  """Stops before a checkpoint is written of variables that are not finite."""
+
+  def begin(self):
+    self._all_finite = tf.reduce_all(
+      [
+        tf.reduce_all(tf.math.is_finite(variable))
+        for variable in tf.global_variables()
+        if variable.dtype.is_floating
+      ]
+    )
+
+  def before_save(self, session, global_step_value):
+    if not session.run(self._all_finite):
+      _stop_at_nan('a variable is not finite', global_step_value)
+
+
+class WatchDataFiles(tf.train.CheckpointSaverListener):
+  """Stops before a checkpoint is written if a data file's size has changed.
+
+  A reader leaves out without a word what has been cut off its file.
+  """
+
+  def begin(self):
+    self._sizes = self._look()
+
+  def before_save(self, session, global_step_value):
+    for path, size in self._look().items():
+      if size != self._sizes[path]:
+        sys.exit(
+          f'Training stopped at step {global_step_value}: {path} has {size} '
+          f'bytes now, {self._sizes[path]} before. With the file as it was, '
+          'the same command goes on from the last checkpoint.'
+        )
+
+  def _look(self):
+    return {
+      path: tf.gfile.Stat(path).length
+      for path in tf.get_collection(cifar10_input.DATA_FILES)
+    }
+
+
+def explain(error: tf.errors.OpError, step: int, where: str) -> None:
+  """Ends the program if an error is one that its user can mend; raises it."""
+  if ' histogram for: ' in error.message.lower():  # a NaN or an infinity
+    _stop_at_nan('a summarized value is not finite', step)
+  for reason in ('No space left on device', 'File too large', 'quota exceeded'):
+    if reason in error.message:
+      sys.exit(
+        f'Cannot write to {where}: {reason}. Training stopped at step {step}; '
+        'make room, and the same command goes on from the last checkpoint.'
+      )
+  if isinstance(error, tf.errors.NotFoundError):  # a data file has gone
+    reason = error.message.splitlines()[0]
+    sys.exit(
+      f'Training stopped at step {step}: {reason}. With the file back, the '
+      'same command goes on from the last checkpoint.'
+    )
+  raise error
+
+
+def _stop_at_nan(what: str, step: int) -> None:
+  sys.exit(
+    f'Training diverged: at step {step} {what}. Nothing was saved of it; the '
+    'last checkpoint is good.'
+  )
