@@ -219,10 +219,7 @@ class Cluster:
     """Returns what the session of this worker needs."""
     if self._synchronizer is None:
       return []
-    # The steps begin with the variables: nobody has to wait for a first token.
-    return [
-      self._synchronizer.make_session_run_hook(self.task.is_chief, num_tokens=0)
-    ]
+    return [_SyncHook(self._synchronizer, self.task.is_chief)]
 
   def needed(self) -> list[str]:
     """Returns the names of the tasks without which this one cannot go on."""
@@ -279,6 +276,40 @@ class _Scaffold(tf.train.Scaffold):
       except tf.errors.OpError:  # a server is away; the watch says so
         pass
       time.sleep(_POLL_SECS)
+
+
+class _SyncHook(tf.train.SessionRunHook):
+  """Lets a worker begin at the present step; the chief, apply the gradients.
+
+  SyncReplicasOptimizer's own hook closes the queue on which all workers wait
+  when the chief ends. This one leaves it, for a chief that is started again.
+  """
+
+  def __init__(self, synchronizer, is_chief):
+    self._synchronizer = synchronizer
+    self._is_chief = is_chief
+
+  def begin(self):
+    if not self._is_chief:
+      self._initialize = self._synchronizer.local_step_init_op
+      return
+    self._initialize = self._synchronizer.chief_init_op
+    runner = self._synchronizer.get_chief_queue_runner()
+    self._runner = tf.train.QueueRunner(
+      runner.queue,
+      runner.enqueue_ops,
+      close_op=tf.no_op(),
+      cancel_op=tf.no_op(),
+      queue_closed_exception_types=(
+        tf.errors.OutOfRangeError,
+        tf.errors.CancelledError,  # its session has ended
+      ),
+    )
+
+  def after_create_session(self, session, coord):
+    session.run(self._initialize)
+    if self._is_chief:
+      self._runner.create_threads(session, coord, daemon=True, start=True)
 
 
 def _ignore_ends_of_sessions(failure: threading.ExceptHookArgs) -> None:

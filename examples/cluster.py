@@ -81,6 +81,7 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
         env={**os.environ, 'TF_CONFIG': config},
         stdout=log,
         stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is for this program: servers end last
       )
 
   chief_log = log_path(arguments.log_dir, 'chief 0')
@@ -101,7 +102,7 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
           elif status:
             print(f'{name} ended with status {status}:')
             with open(log_path(arguments.log_dir, name)) as log:
-              print(log.read().rstrip().rpartition('\n')[2])
+              print(*log.read().rstrip().split('\n')[-3:], sep='\n')
             return status
         time.sleep(_POLL_SECS)
       sys.stdout.write(lines.read())
@@ -134,15 +135,13 @@ def wait_for_all(tasks: dict[str, subprocess.Popen]) -> None:
 
 
 def stop(tasks: dict[str, subprocess.Popen]) -> None:
-  """Ends what still runs, the chief first: it saves its last step."""
-  for name in sorted(tasks, key=lambda name: name.startswith('ps')):
-    process = tasks[name]
-    process.terminate()
-    try:
-      process.wait(_PATIENCE_SECS if name == 'chief 0' else 5)
-    except subprocess.TimeoutExpired:
-      process.kill()
-      process.wait()
+  """Ends what still runs; first the chief, which saves its last step."""
+  tasks['chief 0'].terminate()
+  with contextlib.suppress(subprocess.TimeoutExpired):
+    tasks['chief 0'].wait(_PATIENCE_SECS)
+  for process in tasks.values():
+    process.kill()
+    process.wait()
 
 
 if __name__ == '__main__':

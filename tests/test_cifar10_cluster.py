@@ -326,6 +326,23 @@ def test_training_goes_on_without(flags, victims, times, record_fault):
   record_fault(f'in a cluster killed: {", ".join(victims)}', times)
 
 
+@pytest.mark.faults
+def test_a_chief_that_is_stopped_may_come_back(flags):
+  """The others wait for it, as they do for one that was killed."""
+  with Tasks([*flags, '--max_steps=60']) as tasks:
+    chief = tasks.programs['chief 0']
+    chief.wait_for(': step 10, ')
+    chief.send_signal(signal.SIGTERM)
+    status, lines = chief.finish()
+    assert status == 143
+    step = re.search(r'step (\d+) is saved', lines[-1])[1]
+    tasks.start('chief 0')
+    lines = tasks.finish()
+  assert f'Resuming from step {step}' in lines['chief 0']
+  assert 'Trained to step 60' in lines['chief 0'][-1]
+  assert lines['worker 0'][-1] == 'Trained to step 60.'
+
+
 def test_gives_up_on_a_cluster_that_is_not_there(flags):
   addresses = addresses_of()
   _, errors = run(

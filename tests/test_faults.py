@@ -129,7 +129,9 @@ def test_kills_of_a_trainer(flags, tmp_path, shard, kills, record_fault):
     worst = max(worst, killed - times_of_steps(lines).get(step, killed))
   assert worst < 1 + 3
   lines, errors = run('cifar10_train.py', *flags, f'--max_steps={saved + 100}')
-  assert errors == '' and resumed_from(lines) >= saved
+  assert errors == ''
+  # A trainer that is killed before its first save leaves nothing to resume.
+  assert saved == 0 or resumed_from(lines) >= saved
   assert summaries(train_dir)  # the event files can be read
   record_fault('training killed', kills, worst)
 
