@@ -35,7 +35,7 @@ class LogHook(tf.train.SessionRunHook):
     self.step = int(session.run(self._global_step))
     if self.step >= self._max_steps:  # others have ended
       coord.request_stop()
-    if self._bar:  # a parameter server was lost
+    if self._bar is not None:  # a parameter server was lost
       self._bar.close()
       print(f'Resuming from step {self.step}')
     self._bar = tqdm(

@@ -36,7 +36,9 @@ def main() -> None:
     '--evaluator', action='store_true', help='evaluate beside the training'
   )
   parser.add_argument(
-    '--log_dir', default='cluster_logs', help='directory for logs'
+    '--log_dir',
+    default=os.path.join(_ROOT, 'cluster_logs'),
+    help='directory for logs',
   )
   parser.add_argument(
     '--program', default='cifar10_train.py', help='what each task runs'
