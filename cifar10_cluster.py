@@ -191,7 +191,7 @@ class Cluster:
     """This worker's."""
     if self.task.is_alone:
       return None
-    return f'/job:{self.task.type}/task:{self.task.index}'
+    return _device(self.task.name)
 
   def scaffold(self, config: tf.ConfigProto, **parts) -> tf.train.Scaffold:
     """Returns a scaffold for this worker's session.
@@ -224,22 +224,21 @@ class Cluster:
   def needed(self) -> list[str]:
     """Returns the names of the tasks without which this one cannot go on."""
     task = self.task
-    names = [*task.servers, task.workers[0]]
-    if self.gradients_per_step == len(task.workers):
-      names = [*task.servers, *task.workers]
-    return [name for name in names if name != task.name]
+    needs_all = self.gradients_per_step == len(task.workers)
+    workers = task.workers if needs_all else task.workers[:1]
+    return [name for name in task.servers + workers if name != task.name]
 
   def leave(self) -> None:
     """Tells the parameter servers that this worker has done its part."""
     if self.task.is_alone:
       return
-    for index, name in enumerate(self.task.servers):
+    for name in self.task.servers:
       config = tf.ConfigProto(
-        device_filters=[f'/job:ps/task:{index}', self.device],
+        device_filters=[_device(name), self.device],
         operation_timeout_in_ms=1000 * _FAREWELL_SECS,
       )
       with tf.Graph().as_default():
-        ended = _ended_queue(index).enqueue(self.task.name)
+        ended = _ended_queue(name).enqueue(self.task.name)
         try:
           with tf.Session(self.master, config=config) as session:
             session.run(ended)
@@ -360,12 +359,12 @@ def serve(task: Task, timeout_secs: float) -> None:
   """
   server = start_server(task, tf.ConfigProto())
   chief = task.workers[0]
-  config = tf.ConfigProto(device_filters=[f'/job:ps/task:{task.index}'])
+  config = tf.ConfigProto(device_filters=[_device(task.name)])
   poll = tf.RunOptions(timeout_in_ms=1000 * _POLL_SECS)
   watched = watch(task, [chief], timeout_secs)
   ended, deadline = set(), None
   with tf.Graph().as_default():
-    dequeue = _ended_queue(task.index).dequeue()
+    dequeue = _ended_queue(task.name).dequeue()
     with tf.Session(server.target, config=config) as session:
       while not ended >= set(task.workers):
         if chief in ended:
@@ -438,7 +437,13 @@ def _answers(address: str) -> bool:
     return False
 
 
-def _ended_queue(index: int) -> tf.QueueBase:
+def _device(name: str) -> str:
+  """Returns what TensorFlow calls the machine of a task, such as 'ps 0'."""
+  kind, index = name.split()
+  return f'/job:{kind}/task:{index}'
+
+
+def _ended_queue(server: str) -> tf.QueueBase:
   """The queue on a server in which workers put their names at their end."""
-  with tf.device(f'/job:ps/task:{index}/cpu:0'):
+  with tf.device(f'{_device(server)}/cpu:0'):
     return tf.FIFOQueue(-1, tf.string, shapes=[()], shared_name='ended')

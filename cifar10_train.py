@@ -121,7 +121,7 @@ def train(
   if task.type == 'ps':
     cifar10_cluster.serve(task, FLAGS.cluster_timeout_secs)
     return
-  if not 0 <= FLAGS.backup_workers < len(task.workers):
+  if FLAGS.backup_workers >= len(task.workers):
     sys.exit(
       f'--backup_workers={FLAGS.backup_workers} leaves none of the '
       f'{len(task.workers)} workers.'
