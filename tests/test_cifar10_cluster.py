@@ -1,6 +1,7 @@
 """Tests training in a cluster, of servers in this process and of programs."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -148,7 +149,7 @@ def test_two_workers_update_as_two_towers(quiet_threads):
         stop_grace_period_secs=2,
       ) as session:
         for step in range(steps + 1):
-          if task.is_chief and step in (0, 1, steps):
+          if task.is_chief:
             values.append(
               session.run_step_fn(
                 lambda step_context: step_context.session.run(variables)
@@ -170,21 +171,21 @@ def test_two_workers_update_as_two_towers(quiet_threads):
       EXAMPLES,
     )
     session.run(tf.global_variables_initializer())
-    for variable in tf.global_variables():
-      variable.load(values[0][variable.op.name], session)
-    for step in range(1, steps + 1):
+    for step, (before, after) in enumerate(itertools.pairwise(values)):
+      # From the same values each time: a difference in rounding may let another
+      # pixel win a pool, and the steps after it would tell.
+      for variable in tf.global_variables():
+        variable.load(before[variable.op.name], session)
       session.run(train_op)
-      if step in (1, steps):
-        got = values[1 if step == 1 else 2]
-        assert got['global_step'] == step
-        for variable in tf.global_variables():
-          np.testing.assert_allclose(
-            got[variable.op.name],
-            session.run(variable),
-            rtol=1e-5,
-            atol=1e-7 if step == 1 else 1e-6,
-            err_msg=variable.op.name,
-          )
+      assert after['global_step'] == step + 1
+      for variable in tf.global_variables():
+        np.testing.assert_allclose(
+          after[variable.op.name],
+          session.run(variable),
+          rtol=1e-5,
+          atol=1e-7,
+          err_msg=variable.op.name,
+        )
 
 
 @pytest.fixture
