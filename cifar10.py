@@ -10,17 +10,21 @@ float16 or bfloat16); variables, logits and loss are float32 always.
 """
 
 import contextlib
+import functools
 import math
 import os
 import re
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import cifar10_cluster
 import cifar10_input
 import cifar10_ops as ops
+import cifar10_optimizers
 import download
+from cifar10_recipes import TUTORIAL, Recipe
 
 tf.app.flags.DEFINE_integer(
   'batch_size', 128, 'Number of images per batch.', lower_bound=1
@@ -49,7 +53,8 @@ NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = cifar10_input.NUM_EXAMPLES_PER_EPOCH_FOR_EVAL
 MOVING_AVERAGE_DECAY = 0.9999  # of the variables, for evaluation
 NUM_EPOCHS_PER_DECAY = 350.0  # epochs after which the learning rate drops
 LEARNING_RATE_DECAY_FACTOR = 0.1  # what it is multiplied by then
-INITIAL_LEARNING_RATE = 0.1
+INITIAL_LEARNING_RATE = TUTORIAL.learning_rate
+PART_OF_STEPS_THAT_RISE = 0.05  # of those of a linear schedule
 NUM_EPOCHS_OF_WARM_UP = 5.0  # until a scaled learning rate is reached
 
 _IMAGES_IN_HISTOGRAM = 16
@@ -83,28 +88,40 @@ def compute_type() -> tf.DType:
   return dtype
 
 
-def distorted_inputs() -> tuple[tf.Tensor, tf.Tensor]:
+def distorted_inputs(
+  recipe: Recipe = TUTORIAL,
+) -> tuple[tf.Tensor, tf.Tensor]:
   """Makes batches for training, as the flags say.
+
+  Args:
+    recipe: how far to distort.
 
   Returns:
     images: [batch_size, 24, 24, 3], in the compute type.
     labels: int32 [batch_size].
   """
-  (batch,) = distorted_batches(1)
+  (batch,) = distorted_batches(1, recipe)
   return batch
 
 
-def distorted_batches(count: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
+def distorted_batches(
+  count: int, recipe: Recipe = TUTORIAL
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
   """Makes several batches a step out of one pipeline, as the flags say.
 
   Args:
     count: number of batches.
+    recipe: how far to distort.
 
   Returns:
     As many pairs of images and labels, as of `distorted_inputs`.
   """
   batches = cifar10_input.distorted_batches(
-    os.path.join(FLAGS.data_dir, download.BATCHES_DIR), FLAGS.batch_size, count
+    os.path.join(FLAGS.data_dir, download.BATCHES_DIR),
+    FLAGS.batch_size,
+    count,
+    recipe.contrast,
+    recipe.crop_margin,
   )
   dtype = compute_type()
   with tf.device('/cpu:0'):
@@ -129,18 +146,20 @@ def inputs(eval_data: bool) -> tuple[tf.Tensor, tf.Tensor]:
   return tf.cast(images, compute_type()), labels
 
 
-def inference(images: tf.Tensor) -> tf.Tensor:
+def inference(images: tf.Tensor, recipe: Recipe = TUTORIAL) -> tf.Tensor:
   """Builds the network.
 
   Args:
     images: [batch, 24, 24, 3], float32, float16 or bfloat16; the batch size
       need not be known.
+    recipe: how the first filters start, and how fast weights decay.
 
   Returns:
     The logits, float32 [batch, 10].
   """
+  filters = _whitening_filters(FLAGS.data_dir) if recipe.whitened else None
   with tf.variable_scope('conv1'):
-    sums, biases = _convolution(images, channels=64, bias=0.0)
+    sums, biases = _convolution(images, channels=64, bias=0.0, filters=filters)
     _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
     # The maximum may come first, as neither changes the order of values: the
     # same result, for a quarter of the work.
@@ -156,11 +175,12 @@ def inference(images: tf.Tensor) -> tf.Tensor:
 
   height, width, depth = pool2.shape.as_list()[1:]
   flat = tf.reshape(pool2, [-1, height * width * depth])
+  wd = recipe.weight_decay
   with tf.variable_scope('local3'):
-    local3 = tf.nn.relu(_dense(flat, 384, stddev=0.04, bias=0.1, wd=0.004))
+    local3 = tf.nn.relu(_dense(flat, 384, stddev=0.04, bias=0.1, wd=wd))
     _activation_summary(local3)
   with tf.variable_scope('local4'):
-    local4 = tf.nn.relu(_dense(local3, 192, stddev=0.04, bias=0.1, wd=0.004))
+    local4 = tf.nn.relu(_dense(local3, 192, stddev=0.04, bias=0.1, wd=wd))
     _activation_summary(local4)
   with tf.variable_scope('softmax_linear'):
     logits = _dense(
@@ -188,12 +208,15 @@ def average_views(logits: tf.Tensor, num_views: int) -> tf.Tensor:
   return tf.reduce_logsumexp(views, axis=1) - math.log(num_views)
 
 
-def loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+def loss(
+  logits: tf.Tensor, labels: tf.Tensor, recipe: Recipe = TUTORIAL
+) -> tf.Tensor:
   """Adds the cross entropy to the collection 'losses' and sums that up.
 
   Args:
     logits: float32 [batch, 10].
     labels: integers [batch], in 0..9.
+    recipe: how far to smooth the labels.
 
   Returns:
     The total loss, float32 []: the batch's mean cross entropy and the weight
@@ -202,6 +225,11 @@ def loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
   cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
     labels=labels, logits=logits, name='cross_entropy_per_example'
   )
+  if recipe.label_smoothing:
+    # The cross entropy with a distribution is linear in it: a part is that of
+    # all classes alike.
+    alike = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
+    cross_entropy += recipe.label_smoothing * (alike - cross_entropy)
   tf.add_to_collection(
     'losses', tf.reduce_mean(cross_entropy, name='cross_entropy')
   )
@@ -214,6 +242,7 @@ def train(
   total_loss: tf.Tensor,
   global_step: tf.Variable,
   cluster: cifar10_cluster.Cluster = cifar10_cluster.ALONE,
+  recipe: Recipe = TUTORIAL,
 ) -> tf.Operation:
   """Builds one step of training, for batches of `--batch_size`.
 
@@ -221,14 +250,15 @@ def train(
     total_loss: float32 [], from `loss`.
     global_step: integer [], counts the steps.
     cluster: the workers that train together.
+    recipe: by which learning rate and optimizer.
 
   Returns:
     The operation that updates the variables, then their moving averages.
   """
   rate = learning_rate(
-    global_step, cluster.gradients_per_step * FLAGS.batch_size
+    global_step, cluster.gradients_per_step * FLAGS.batch_size, recipe=recipe
   )
-  optimizer = cluster.synchronized(make_optimizer(rate))
+  optimizer = cluster.synchronized(make_optimizer(rate, recipe))
   gradients = optimizer.compute_gradients(total_loss)
   averaged = average_losses(named_losses(total_loss))
   return apply_gradients(optimizer, gradients, global_step, after=averaged)
@@ -284,28 +314,36 @@ def average_losses(losses: list[tuple[str, tf.Tensor]]) -> tf.Operation:
 
 
 def learning_rate(
-  global_step: tf.Variable, examples_per_step: int, scale: float = 1.0
+  global_step: tf.Variable,
+  examples_per_step: int,
+  scale: float = 1.0,
+  recipe: Recipe = TUTORIAL,
 ) -> tf.Tensor:
   """Returns the step's learning rate, float32 [], and summarizes it.
 
   0.1 * 0.1^floor(global_step / decay_steps), where decay_steps takes 350
-  epochs; times a scale that is reached linearly within five epochs, as in Goyal
-  et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (2017),
-  section 2.2.
+  epochs; or, as other recipes have it, a linear rise in the first part of the
+  steps, then a linear fall to zero at the last. Times a scale that is reached
+  linearly within five epochs, as in Goyal et al., "Accurate, Large Minibatch
+  SGD: Training ImageNet in 1 Hour" (2017), section 2.2.
 
   Args:
     global_step: integer [], number of the step.
     examples_per_step: number of images that each step takes.
     scale: what the rate is multiplied by, after the warm-up.
+    recipe: tells the highest rate, and how it falls.
   """
   steps_per_epoch = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN / examples_per_step
-  rate = tf.train.exponential_decay(
-    INITIAL_LEARNING_RATE,
-    global_step,
-    decay_steps=int(steps_per_epoch * NUM_EPOCHS_PER_DECAY),
-    decay_rate=LEARNING_RATE_DECAY_FACTOR,
-    staircase=True,
-  )
+  if recipe.linear:
+    rate = recipe.learning_rate * _triangle(global_step, recipe.max_steps)
+  else:
+    rate = tf.train.exponential_decay(
+      recipe.learning_rate,
+      global_step,
+      decay_steps=int(steps_per_epoch * NUM_EPOCHS_PER_DECAY),
+      decay_rate=LEARNING_RATE_DECAY_FACTOR,
+      staircase=True,
+    )
   if scale != 1:
     warm_up_steps = NUM_EPOCHS_OF_WARM_UP * steps_per_epoch
     progress = tf.cast(global_step, tf.float32) / warm_up_steps
@@ -314,40 +352,28 @@ def learning_rate(
   return rate
 
 
-def make_optimizer(rate: tf.Tensor) -> tf.train.Optimizer:
-  """Returns gradient descent that averages the variables after each update.
+def _triangle(global_step: tf.Variable, steps: int) -> tf.Tensor:
+  """Rises from 0 to 1 and falls to 0 again, at the given number of steps."""
+  progress = tf.cast(global_step, tf.float32) / steps
+  rising = progress / PART_OF_STEPS_THAT_RISE
+  falling = (1 - progress) / (1 - PART_OF_STEPS_THAT_RISE)
+  return tf.maximum(tf.minimum(rising, falling), 0)
+
+
+def make_optimizer(
+  rate: tf.Tensor, recipe: Recipe = TUTORIAL
+) -> tf.train.Optimizer:
+  """Returns an optimizer that averages the variables after each update.
 
   Args:
     rate: float32 [], the learning rate.
+    recipe: tells which optimizer does the update.
   """
-  return _AveragingOptimizer(tf.train.GradientDescentOptimizer(rate))
-
-
-class _AveragingOptimizer(tf.train.Optimizer):
-  """Lets another optimizer update the variables; then averages them.
-
-  The average of a variable is `d * average + (1 - d) * variable`, where
-  d = min(0.9999, (1 + step) / (10 + step)) and variable and step are those
-  after the update.
-  """
-
-  def __init__(self, optimizer):
-    super().__init__(use_locking=False, name='Averaging')
-    self._optimizer = optimizer
-
-  def compute_gradients(self, *args, **kwargs):
-    return self._optimizer.compute_gradients(*args, **kwargs)
-
-  def apply_gradients(self, grads_and_vars, global_step=None, name=None):
-    update = self._optimizer.apply_gradients(grads_and_vars, name=name)
-    with tf.control_dependencies([update]):
-      # The sum is used, not global_step: graph optimization may merge two reads
-      # of one of TF1's reference variables, across what lies between them.
-      step = tf.assign_add(global_step, 1)
-      averages = tf.train.ExponentialMovingAverage(
-        MOVING_AVERAGE_DECAY, num_updates=step
-      )
-      return averages.apply(tf.trainable_variables())
+  if recipe.muon_momentum is None:
+    optimizer = tf.train.GradientDescentOptimizer(rate)
+  else:
+    optimizer = cifar10_optimizers.MuonOptimizer(rate, recipe.muon_momentum)
+  return cifar10_optimizers.AveragingOptimizer(optimizer, MOVING_AVERAGE_DECAY)
 
 
 def apply_gradients(
@@ -389,12 +415,27 @@ def variables_to_restore() -> dict[str, tf.Variable]:
   return averages.variables_to_restore()
 
 
+@functools.cache
+def _whitening_filters(data_dir: str) -> np.ndarray:
+  """Returns 64 filters of 5x5, made once for all towers."""
+  batches_dir = os.path.join(data_dir, download.BATCHES_DIR)
+  return cifar10_input.whitening_filters(batches_dir, size=5, count=64)
+
+
 def _convolution(
-  x: tf.Tensor, channels: int, bias: float
+  x: tf.Tensor, channels: int, bias: float, filters: np.ndarray | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Convolves with 5x5 kernels; returns the sums, and the biases to add."""
-  shape = [5, 5, x.shape.as_list()[-1], channels]
-  kernel = _variable_with_weight_decay('weights', shape, stddev=0.05, wd=None)
+  """Convolves with 5x5 kernels; returns the sums, and the biases to add.
+
+  The kernels start as the filters that are given, or at random.
+  """
+  if filters is None:
+    shape = [5, 5, x.shape.as_list()[-1], channels]
+    kernel = _variable_with_weight_decay('weights', shape, stddev=0.05, wd=None)
+  else:
+    kernel = _variable(
+      'weights', filters.shape, tf.constant_initializer(filters)
+    )
   biases = _variable('biases', [channels], tf.constant_initializer(bias))
   kernel = ops.enter_compute_type(kernel, x.dtype)
   biases = ops.enter_compute_type(biases, x.dtype)
@@ -446,13 +487,13 @@ def _variable_with_weight_decay(
     name: the variable's name.
     shape: its shape.
     stddev: standard deviation of its initial values before truncation.
-    wd: None, or how much of its l2_loss goes into the collection 'losses'.
+    wd: None or 0, or how much of its l2_loss goes into the collection 'losses'.
 
   Returns:
     The variable's value.
   """
   value = _variable(name, shape, tf.truncated_normal_initializer(stddev=stddev))
-  if wd is not None:
+  if wd:
     weight_decay = tf.multiply(tf.nn.l2_loss(value), wd, name='weight_loss')
     tf.add_to_collection('losses', weight_decay)
   return value

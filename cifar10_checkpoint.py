@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
 
+from cifar10_optimizers import MuonOptimizer
+
 LOCK = '.lock'  # the file in a directory that one process has for itself
 
 # What a trainer writes; a restart removes nothing else.
@@ -160,6 +162,7 @@ def find_start(train_dir: str) -> int:
   names it as its latest afterwards: the session restores that one.
   """
   variables = {variable.op.name: variable for variable in tf.global_variables()}
+  _refuse_other_recipe(train_dir, set(variables))
   try:
     found = newest_good(train_dir, variables)
   except CheckpointError as error:
@@ -180,6 +183,24 @@ def find_start(train_dir: str) -> int:
     )
   print(f'Resuming from step {step}')
   return step
+
+
+def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
+  """Ends the program if the latest checkpoint is of another optimizer."""
+  path = latest(train_dir)
+  try:
+    there = (
+      {name for name, _ in tf.train.list_variables(path)} if path else names
+    )
+  except (tf.errors.OpError, ValueError):
+    return  # it cannot be read, and will not be
+  slots = {n for n in names | there if n.endswith(f'/{MuonOptimizer.NAME}')}
+  if slots & names != slots & there:
+    sys.exit(
+      f'{path} was trained with another --recipe: it '
+      f'{"has" if slots & there else "lacks"} momenta. Go on with that one, '
+      'choose another --train_dir, or begin afresh with --restart.'
+    )
 
 
 def refuse_to_remove_others(train_dir: str) -> None:

@@ -23,6 +23,10 @@ NUM_CLASSES = 10
 NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN = 50000
 NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
 
+# How far training distorts, unless it is told otherwise.
+CONTRAST = (0.2, 1.8)  # bounds of the factor
+CROP_MARGIN = 4  # pixels off the centre: a crop of 24x24 may lie anywhere
+
 _TRAINING_FILES = [f'data_batch_{i}.bin' for i in range(1, 6)]
 _HEIGHT, _WIDTH, _DEPTH = 32, 32, 3
 _RECORD_BYTES = 1 + _HEIGHT * _WIDTH * _DEPTH
@@ -98,13 +102,18 @@ def distorted_inputs(
 
 
 def distorted_batches(
-  data_dir: str, batch_size: int, count: int
+  data_dir: str,
+  batch_size: int,
+  count: int,
+  contrast: tuple[float, float] = CONTRAST,
+  crop_margin: int = CROP_MARGIN,
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
   """Makes several batches a step out of one pipeline.
 
   Args:
     data_dir, batch_size: as for `distorted_inputs`.
     count: number of batches.
+    contrast, crop_margin: as for `distort`.
 
   Returns:
     As many pairs of images and labels, as of `distorted_inputs`.
@@ -134,7 +143,7 @@ def distorted_batches(
       enqueue_many=True,
     )
     images, labels = _images_and_labels(batch)
-    queue = _ready_batches(distort(images), labels)
+    queue = _ready_batches(distort(images, contrast, crop_margin), labels)
     batches = [queue.dequeue() for _ in range(count)]
   _image_summary(batches[0][0])
   return batches
@@ -184,34 +193,45 @@ def inputs(
   return images, labels
 
 
-def distort(images: tf.Tensor) -> tf.Tensor:
+def distort(
+  images: tf.Tensor,
+  contrast: tuple[float, float] = CONTRAST,
+  crop_margin: int = CROP_MARGIN,
+) -> tf.Tensor:
   """Crops, flips, brightens, contrasts and standardizes, at random.
 
   Args:
     images: uint8 [n, 32, 32, 3].
+    contrast: bounds of the factor that scales the contrast.
+    crop_margin: number of pixels, 0 to 4, that a crop lies off the centre at
+      most.
 
   Returns:
     float32 [n, 24, 24, 3]; each image is distorted independently.
   """
-  images = random_crop_and_flip(images)
+  images = random_crop_and_flip(images, crop_margin)
   images = random_brightness(images, max_delta=63)
-  images = random_contrast(images, lower=0.2, upper=1.8)
+  lower, upper = contrast
+  images = random_contrast(images, lower=lower, upper=upper)
   return tf.image.per_image_standardization(images)
 
 
-def random_crop_and_flip(images: tf.Tensor) -> tf.Tensor:
+def random_crop_and_flip(
+  images: tf.Tensor, margin: int = CROP_MARGIN
+) -> tf.Tensor:
   """Cuts a random 24x24 window from each image, mirrored for every second one.
 
   Args:
     images: [n, height, width, channels].
+    margin: number of pixels that a window lies off the centre at most.
 
   Returns:
     float32 [n, 24, 24, channels], the very pixel values of the windows.
   """
   count = tf.shape(images)[0]
   height, width = images.shape.as_list()[1:3]
-  top = _random_integers(count, height - IMAGE_SIZE + 1) / (height - 1)
-  left = _random_integers(count, width - IMAGE_SIZE + 1) / (width - 1)
+  top = _random_starts(count, height, margin) / (height - 1)
+  left = _random_starts(count, width, margin) / (width - 1)
   bottom = top + (IMAGE_SIZE - 1) / (height - 1)
   right = left + (IMAGE_SIZE - 1) / (width - 1)
   mirrored = tf.random.uniform([count]) < 0.5
@@ -317,9 +337,45 @@ def read_images(
   return planes.transpose(0, 2, 3, 1)
 
 
-def _random_integers(count: tf.Tensor, bound: int) -> tf.Tensor:
-  integers = tf.random.uniform([count], maxval=bound, dtype=tf.int32)
-  return tf.cast(integers, tf.float32)
+def whitening_filters(data_dir: str, size: int, count: int) -> np.ndarray:
+  """Makes filters whose outputs on training images are little correlated.
+
+  Half of them are principal components of the images' patches, the first ones,
+  each divided by its standard deviation, so that detail counts as much as
+  brightness; the others are their negatives, of which a ReLU takes the other
+  half. So in Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024),
+  section 3.2.
+
+  Args:
+    data_dir: directory of the data files.
+    size: height and width of a filter.
+    count: number of filters.
+
+  Returns:
+    float32 [size, size, 3, count]; their outputs have a standard deviation of
+    up to 0.2, about that of filters that start at random.
+  """
+  total = count_images(False, data_dir)
+  some = read_images(False, data_dir, np.arange(0, total, total // 1000 + 1))
+  margin = (_HEIGHT - IMAGE_SIZE) // 2
+  images = some[:, margin:-margin, margin:-margin].astype(np.float32)
+  images -= images.mean(axis=(1, 2, 3), keepdims=True)
+  images /= np.maximum(images.std(axis=(1, 2, 3), keepdims=True), 1)
+  patches = np.lib.stride_tricks.sliding_window_view(images, [size] * 2, (1, 2))
+  patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size**2 * _DEPTH)
+  variances, components = np.linalg.eigh(np.cov(patches, rowvar=False))
+  components /= np.sqrt(variances + 0.01)  # the least ones are mere noise
+  first = 0.2 * components[:, : -count // 2 - 1 : -1]
+  filters = np.concatenate([first, -first], axis=1).astype(np.float32)
+  return filters.reshape(size, size, _DEPTH, count)
+
+
+def _random_starts(count: tf.Tensor, length: int, margin: int) -> tf.Tensor:
+  centre = (length - IMAGE_SIZE) // 2
+  starts = tf.random.uniform(
+    [count], centre - margin, centre + margin + 1, dtype=tf.int32
+  )
+  return tf.cast(starts, tf.float32)
 
 
 def _random_per_image(

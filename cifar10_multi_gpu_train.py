@@ -21,6 +21,7 @@ import tensorflow.compat.v1 as tf
 import cifar10
 import cifar10_cluster
 import cifar10_train
+from cifar10_recipes import TUTORIAL, Recipe
 
 tf.app.flags.DEFINE_integer(
   'num_gpus', 1, 'Number of GPUs; 0 keeps off them.', lower_bound=0
@@ -35,9 +36,10 @@ FLAGS = tf.app.flags.FLAGS
 
 
 def main() -> None:
+  recipe = cifar10_train.adopt_recipe()
   devices, config = tower_devices(FLAGS.num_gpus, FLAGS.log_device_placement)
   cifar10_train.train(
-    functools.partial(build_graph, devices),
+    functools.partial(build_graph, devices, recipe),
     len(devices) * FLAGS.batch_size,
     config,
   )
@@ -74,12 +76,13 @@ def tower_devices(
 
 
 def build_graph(
-  devices: list[str], cluster: cifar10_cluster.Cluster
+  devices: list[str], recipe: Recipe, cluster: cifar10_cluster.Cluster
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Builds training on several devices, as the flags say.
 
   Args:
     devices: one for each tower.
+    recipe: how to train.
     cluster: the workers that train together.
 
   Returns:
@@ -88,10 +91,11 @@ def build_graph(
   """
   return train_towers(
     devices,
-    cifar10.distorted_batches(len(devices)),
+    cifar10.distorted_batches(len(devices), recipe),
     FLAGS.batch_size,
     FLAGS.scale_learning_rate,
     cluster,
+    recipe,
   )
 
 
@@ -101,6 +105,7 @@ def train_towers(
   batch_size: int,
   scale_learning_rate: bool = False,
   cluster: cifar10_cluster.Cluster = cifar10_cluster.ALONE,
+  recipe: Recipe = TUTORIAL,
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Builds a step of training that each device does a part of.
 
@@ -112,6 +117,7 @@ def train_towers(
     scale_learning_rate: whether to multiply the learning rate by the number of
       towers, those of all workers.
     cluster: the workers that train together.
+    recipe: how to train.
 
   Returns:
     loss: float32 [], the mean of the towers' total losses.
@@ -124,8 +130,11 @@ def train_towers(
       global_step,
       examples_per_step=towers * batch_size,
       scale=towers if scale_learning_rate else 1,
+      recipe=recipe,
     )
-  optimizer = cluster.synchronized(cifar10.make_optimizer(learning_rate))
+  optimizer = cluster.synchronized(
+    cifar10.make_optimizer(learning_rate, recipe)
+  )
 
   losses, gradients = [], []
   for k, (device, (images, labels)) in enumerate(
@@ -137,7 +146,8 @@ def train_towers(
       tf.name_scope(f'{cifar10.TOWER_NAME}_{k}'),
       tf.variable_scope(tf.get_variable_scope(), reuse=k > 0),
     ):
-      total_loss = cifar10.loss(cifar10.inference(images), labels)
+      logits = cifar10.inference(images, recipe)
+      total_loss = cifar10.loss(logits, labels, recipe)
       losses.append(cifar10.named_losses(total_loss))
       gradients.append(optimizer.compute_gradients(total_loss))
     if k > 0:  # the first tower's activations stand for all

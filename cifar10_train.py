@@ -7,6 +7,8 @@ from the last checkpoint there; cifar10_eval.py, beside it, scores each.
 """
 
 import contextlib
+import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -21,6 +23,7 @@ import cifar10
 import cifar10_checkpoint
 import cifar10_cluster
 import cifar10_hooks
+from cifar10_recipes import RECIPES, Recipe
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -31,6 +34,16 @@ tf.app.flags.DEFINE_string(
 )
 tf.app.flags.DEFINE_integer(
   'max_steps', 100000, 'Step at which training ends.', lower_bound=1
+)
+tf.app.flags.DEFINE_enum(
+  'recipe',
+  'tutorial',
+  list(RECIPES),
+  'How to train: it sets what --batch_size, --learning_rate and --max_steps '
+  'leave open, and more.',
+)
+tf.app.flags.DEFINE_float(
+  'learning_rate', None, "The highest learning rate, for the recipe's own."
 )
 tf.app.flags.DEFINE_integer(
   'log_frequency', 100, 'Number of steps between two lines.', lower_bound=1
@@ -79,19 +92,34 @@ FLAGS = tf.app.flags.FLAGS
 
 
 def main() -> None:
+  recipe = adopt_recipe()
   train(
-    build_graph, FLAGS.batch_size, session_config(FLAGS.log_device_placement)
+    functools.partial(build_graph, recipe),
+    FLAGS.batch_size,
+    session_config(FLAGS.log_device_placement),
   )
 
 
+def adopt_recipe() -> Recipe:
+  """Returns the recipe that `--recipe` names, with what other flags change.
+
+  It becomes the default of these flags.
+  """
+  numbers = {}
+  for name in ('batch_size', 'learning_rate', 'max_steps'):
+    FLAGS.set_default(name, getattr(RECIPES[FLAGS.recipe], name))
+    numbers[name] = FLAGS[name].value
+  return dataclasses.replace(RECIPES[FLAGS.recipe], **numbers)
+
+
 def build_graph(
-  cluster: cifar10_cluster.Cluster,
+  recipe: Recipe, cluster: cifar10_cluster.Cluster
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Builds training, as the flags say; returns the loss and the step."""
   global_step = make_global_step()
-  images, labels = cifar10.distorted_inputs()
-  loss = cifar10.loss(cifar10.inference(images), labels)
-  return loss, cifar10.train(loss, global_step, cluster)
+  images, labels = cifar10.distorted_inputs(recipe)
+  loss = cifar10.loss(cifar10.inference(images, recipe), labels, recipe)
+  return loss, cifar10.train(loss, global_step, cluster, recipe)
 
 
 def make_global_step() -> tf.Variable:

@@ -100,6 +100,20 @@ class TestRandomCropAndFlip:
     assert counts.min() > 0
     assert scipy.stats.chisquare(counts).pvalue > P_VALUE
 
+  def test_stays_within_the_margin(self, graph):
+    image = random_images(1)[0]
+    copies = tf.tile(image[np.newaxis], [500, 1, 1, 1])
+    with tf.Session() as session:
+      crops = session.run(cifar10_input.random_crop_and_flip(copies, margin=1))
+    possible = {
+      window[:, ::direction].tobytes()
+      for row in range(3, 6)
+      for column in range(3, 6)
+      for direction in (1, -1)
+      for window in [image[row : row + 24, column : column + 24].astype('f4')]
+    }
+    assert {crop.tobytes() for crop in crops} == possible
+
   def test_mirrors_half_of_them(self, windows):
     mirrored = int(windows[:, 2].sum())
     assert scipy.stats.binomtest(mirrored, len(windows)).pvalue > P_VALUE
@@ -181,12 +195,16 @@ class TestDistort:
       'random_contrast',
     ):
       watch(name)
-    cifar10_input.distort(tf.constant(random_images(2)))
+    images = tf.constant(random_images(2))
+    cifar10_input.distort(images)
     assert calls == [
-      ('random_crop_and_flip', (), {}),
+      ('random_crop_and_flip', (4,), {}),
       ('random_brightness', (), {'max_delta': 63}),
       ('random_contrast', (), {'lower': 0.2, 'upper': 1.8}),
     ]
+    cifar10_input.distort(images, contrast=(0.8, 1.2), crop_margin=2)
+    assert calls[3] == ('random_crop_and_flip', (2,), {})
+    assert calls[5][2] == {'lower': 0.8, 'upper': 1.2}
 
   def test_a_plain_image_becomes_zero(self, graph):
     plain = np.full([2, 32, 32, 3], 200, np.uint8)

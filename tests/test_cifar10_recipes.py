@@ -1,0 +1,128 @@
+"""Tests recipes: their parts, and the programs under `--recipe fast`."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from programs import run, summaries
+
+import cifar10
+import cifar10_input
+from cifar10_recipes import FAST, TUTORIAL
+
+
+def learning_rates(directory):
+  """Returns them by the number of steps that had been done before."""
+  return {
+    step - 1: value.simple_value
+    for step, tag, value in summaries(directory)
+    if tag == 'learning_rate'
+  }
+
+
+class TestParts:
+  def test_smoothed_labels(self, graph):
+    rng = np.random.RandomState(3)
+    logits = rng.normal(size=[7, 10]).astype(np.float32)
+    labels = rng.randint(10, size=[7])
+    recipe = dataclasses.replace(TUTORIAL, label_smoothing=0.2)
+    total = cifar10.loss(tf.constant(logits), labels, recipe)
+    z = logits.astype(np.float64)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    targets = np.full([7, 10], 0.02)
+    targets[np.arange(7), labels] = 0.82
+    with tf.Session() as session:
+      got = session.run(total)
+    assert got == pytest.approx(-(targets * log_p).sum(axis=1).mean(), rel=1e-5)
+
+  def test_the_learning_rate_rises_and_falls(self, graph):
+    recipe = dataclasses.replace(FAST, learning_rate=2.0, max_steps=1000)
+    global_step = tf.train.get_or_create_global_step()
+    rate = cifar10.learning_rate(global_step, 256, recipe=recipe)
+    with tf.Session() as session:
+      for step, expected in (
+        (0, 0),
+        (25, 1),
+        (50, 2),
+        (525, 1),
+        (1000, 0),
+        (1100, 0),
+      ):
+        session.run(global_step.assign(step))
+        assert session.run(rate) == pytest.approx(expected, abs=1e-5)
+
+  def test_only_chosen_weights_decay(self, graph):
+    recipe = dataclasses.replace(TUTORIAL, weight_decay=0.0)
+    cifar10.inference(tf.zeros([2, 24, 24, 3]), recipe)
+    assert tf.get_collection('losses') == []
+
+  def test_first_filters_whiten(self, graph, batches_dir):
+    filters = cifar10_input.whitening_filters(batches_dir, size=3, count=8)
+    assert filters.shape == (3, 3, 3, 8) and filters.dtype == np.float32
+    np.testing.assert_array_equal(filters[..., :4], -filters[..., 4:])
+    images, _ = cifar10_input.inputs(False, batches_dir, 500)
+    outputs = tf.nn.conv2d(images, filters[..., :4], 1, 'VALID')
+    with tf.train.MonitoredSession() as session:
+      got = session.run(outputs).reshape(-1, 4)
+    np.testing.assert_allclose(got.std(axis=0), 0.2, rtol=0.1)
+    correlation = np.corrcoef(got, rowvar=False) - np.eye(4)
+    assert np.abs(correlation).max() < 0.1
+
+
+@pytest.fixture
+def flags(data_dir, tmp_path):
+  return [
+    f'--data_dir={data_dir}',
+    f'--train_dir={tmp_path}/train',
+    '--recipe=fast',
+    '--batch_size=64',
+    '--log_frequency=10',
+    '--save_summaries_steps=10',
+  ]
+
+
+def test_trains_resumes_and_is_evaluated(flags, data_dir, tmp_path):
+  run('cifar10_train.py', *flags, '--max_steps=40')
+  rates = learning_rates(tmp_path / 'train')
+  assert rates[20] == pytest.approx(FAST.learning_rate * 20 / 38, rel=1e-4)
+  lines, errors = run(
+    'cifar10_multi_gpu_train.py',
+    *flags,
+    '--max_steps=80',
+    '--learning_rate=0.01',
+  )
+  assert errors == ''
+  assert 'Resuming from step 40' in lines
+  rates = learning_rates(tmp_path / 'train')
+  assert rates[60] == pytest.approx(0.01 * 20 / 76, rel=1e-4)
+  losses = re.findall(r'loss = ([\d.]+)', '\n'.join(lines))
+  assert float(losses[0]) < 1.5
+  lines, _ = run(
+    'cifar10_eval.py',
+    f'--data_dir={data_dir}',
+    f'--checkpoint_dir={tmp_path}/train',
+    f'--eval_dir={tmp_path}/eval',
+    '--num_examples=100',
+    '--run_once',
+  )
+  (precision,) = re.findall(r'precision @ 1 = ([\d.]+)', '\n'.join(lines))
+  assert float(precision) > 0.8
+
+
+def test_recipes_do_not_go_on_from_each_other(flags, tmp_path):
+  tutorial = [*flags, '--recipe=tutorial', '--max_steps=2']
+  run('cifar10_train.py', *flags, '--max_steps=2')
+  _, errors = run('cifar10_train.py', *tutorial, status=1)
+  assert 'model.ckpt-2 was trained with another --recipe' in errors
+  run('cifar10_train.py', *tutorial, '--restart')
+  _, errors = run('cifar10_train.py', *flags, '--max_steps=4', status=1)
+  assert 'model.ckpt-2 was trained with another --recipe' in errors
+  assert 'Traceback' not in errors
+
+
+def test_an_unknown_recipe_is_named(flags):
+  _, errors = run('cifar10_train.py', *flags, '--recipe=slow', status=1)
+  assert '--recipe=slow' in errors and 'tutorial|fast' in errors
+  assert 'Traceback' not in errors
