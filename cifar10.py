@@ -369,10 +369,14 @@ def make_optimizer(
     rate: float32 [], the learning rate.
     recipe: tells which optimizer does the update.
   """
-  if recipe.muon_momentum is None:
+  if recipe.optimizer == 'descent':
     optimizer = tf.train.GradientDescentOptimizer(rate)
+  elif recipe.optimizer == 'nesterov':
+    optimizer = tf.train.MomentumOptimizer(
+      rate, recipe.momentum, use_nesterov=True
+    )
   else:
-    optimizer = cifar10_optimizers.MuonOptimizer(rate, recipe.muon_momentum)
+    optimizer = cifar10_optimizers.MuonOptimizer(rate, recipe.momentum)
   return cifar10_optimizers.AveragingOptimizer(optimizer, MOVING_AVERAGE_DECAY)
 
 

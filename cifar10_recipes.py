@@ -17,8 +17,9 @@ class Recipe:
     learning_rate: the highest one.
     linear: whether the learning rate falls linearly, to nothing at `max_steps`,
       after a short rise; otherwise by a factor of 0.1 every 350 epochs.
-    muon_momentum: momentum of `cifar10_optimizers.MuonOptimizer`; None for
-      plain gradient descent.
+    optimizer: 'descent', 'nesterov' or 'muon': plain gradient descent, with
+      momentum, or orthogonal as well (`cifar10_optimizers.MuonOptimizer`).
+    momentum: of the latter two.
     weight_decay: of the two hidden fully connected layers, see
       `cifar10.inference`.
     label_smoothing: probability that is taken off the labels' classes and
@@ -33,7 +34,8 @@ class Recipe:
   max_steps: int
   learning_rate: float
   linear: bool
-  muon_momentum: float | None
+  optimizer: str
+  momentum: float
   weight_decay: float
   label_smoothing: float
   whitened: bool
@@ -46,7 +48,8 @@ TUTORIAL = Recipe(
   max_steps=100000,
   learning_rate=0.1,
   linear=False,
-  muon_momentum=None,
+  optimizer='descent',
+  momentum=0.0,
   weight_decay=0.004,
   label_smoothing=0.0,
   whitened=False,
@@ -59,7 +62,8 @@ FAST = Recipe(
   max_steps=4000,
   learning_rate=0.02,
   linear=True,
-  muon_momentum=0.95,
+  optimizer='muon',
+  momentum=0.95,
   weight_decay=0.0,
   label_smoothing=0.1,
   whitened=True,

@@ -1,0 +1,174 @@
+"""What each part of the recipe `fast` is worth: leaves out one at a time.
+
+  python benchmarks/recipe_study.py --epochs 6 --seeds 1 2 3
+
+The test images play no part in this. Training sees the first 45,000 training
+images; the last 5,000, those of the end of `data_batch_5.bin`, are scored. Each
+run is a line of results/recipes.jsonl; runs that are there are not done again.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
+
+import cifar10_recipes
+import download
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+RESULTS = os.path.join(HERE, '..', 'results', 'recipes.jsonl')
+TRAINED_ON, HELD_OUT = 45000, 5000
+
+CHANGES = {
+  'fast': {},
+  'Nesterov momentum for Muon': {'optimizer': 'nesterov'},
+  'a constant learning rate': {'linear': False},
+  'random first filters': {'whitened': False},
+  'labels as they are': {'label_smoothing': 0.0},
+  'crops from anywhere': {'crop_margin': 4},
+  "the tutorial's contrast": {'contrast': (0.2, 1.8)},
+  "the tutorial's weight decay": {'weight_decay': 0.004},
+  'batches of 128': {'batch_size': 128},
+}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--epochs', type=float, default=6)
+  parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3])
+  parser.add_argument('--changes', nargs='+', default=list(CHANGES))
+  parser.add_argument('--data_dir', default=download.DEFAULT_DATA_DIR)
+  args = parser.parse_args()
+  runs = read_runs()
+  with tempfile.TemporaryDirectory() as directory:
+    hold_out(args.data_dir, os.path.join(directory, 'data'))
+    for seed in args.seeds:
+      for name in args.changes:
+        key = {'change': name, 'epochs': args.epochs, 'seed': seed}
+        if any(key.items() <= run.items() for run in runs):
+          continue
+        run = key | train_and_score(directory, CHANGES[name], args.epochs, seed)
+        runs.append(run)
+        print(json.dumps(run), flush=True)
+        with open(RESULTS, 'a') as file:
+          file.write(json.dumps(run) + '\n')
+  print(table([run for run in runs if run['epochs'] == args.epochs]))
+
+
+def read_runs():
+  with contextlib.suppress(FileNotFoundError), open(RESULTS) as file:
+    return [json.loads(line) for line in file]
+  return []
+
+
+def hold_out(data_dir, held_out_dir):
+  """Writes a data set whose test images are the last training images."""
+  download.maybe_download_and_extract(data_dir)
+  directory = os.path.join(data_dir, download.BATCHES_DIR)
+  records = np.concatenate(
+    [
+      np.fromfile(
+        os.path.join(directory, f'data_batch_{k}.bin'), np.uint8
+      ).reshape(-1, 3073)
+      for k in range(1, 6)
+    ]
+  )
+  directory = os.path.join(held_out_dir, download.BATCHES_DIR)
+  os.makedirs(directory)
+  for k, part in enumerate(np.split(records[:TRAINED_ON], 5), 1):
+    part.tofile(os.path.join(directory, f'data_batch_{k}.bin'))
+  records[TRAINED_ON:].tofile(os.path.join(directory, 'test_batch.bin'))
+
+
+def train_and_score(directory, change, epochs, seed):
+  """Returns seconds of training, steps, and precision with 1 and 10 views."""
+  recipe = dataclasses.replace(cifar10_recipes.FAST, **change)
+  steps = round(epochs * TRAINED_ON / recipe.batch_size)
+  recipe = dataclasses.replace(recipe, max_steps=steps)
+  data = f'--data_dir={directory}/data'
+  start = time.time()
+  program(
+    ['--train', json.dumps(dataclasses.asdict(recipe)), data],
+    f'--train_dir={directory}/train',
+    f'--seed={seed}',
+    '--restart',
+  )
+  scores = {'seconds': round(time.time() - start), 'steps': steps}
+  for views in (1, 10):
+    eval_dir = tempfile.mkdtemp(dir=directory)
+    program(
+      [os.path.join(HERE, '..', 'cifar10_eval.py'), data],
+      f'--checkpoint_dir={directory}/train',
+      f'--eval_dir={eval_dir}',
+      f'--num_examples={HELD_OUT}',
+      f'--num_views={views}',
+      '--run_once',
+    )
+    with open(os.path.join(eval_dir, 'metrics.jsonl')) as file:
+      scores[f'views_{views}'] = json.loads(file.readline())['precision']
+  return scores
+
+
+def program(command, *flags):
+  """Runs this file or another with Python; shows its output if it fails."""
+  if command[0] == '--train':
+    command = [__file__, *command]
+  done = subprocess.run(
+    [sys.executable, *command, *flags], capture_output=True, text=True
+  )
+  if done.returncode:
+    sys.exit(f'{done.stdout}{done.stderr}')
+
+
+def train(recipe, flags):
+  """Becomes the training program, its recipe `fast` another one."""
+  import cifar10_train
+  import console
+
+  numbers = json.loads(recipe)
+  numbers['contrast'] = tuple(numbers['contrast'])
+  cifar10_train.RECIPES['fast'] = cifar10_recipes.Recipe(**numbers)
+  sys.argv[1:] = [*flags, '--recipe=fast']
+  console.run(cifar10_train.main)
+
+
+def table(runs):
+  """Returns the means over seeds and their standard deviations, in Markdown."""
+  lines = [
+    '| | runs | one view | ten views | steps | seconds |',
+    '|---|--:|--:|--:|--:|--:|',
+  ]
+  for name in CHANGES:
+    own = [run for run in runs if run['change'] == name]
+    if own:
+      views = [spread([run[f'views_{n}'] for run in own]) for n in (1, 10)]
+      seconds = statistics.median(run['seconds'] for run in own)
+      lines.append(
+        f'| {name} | {len(own)} | {views[0]} | {views[1]} | {own[0]["steps"]} '
+        f'| {seconds:.0f} |'
+      )
+  return '\n'.join(lines)
+
+
+def spread(precisions):
+  mean = f'{statistics.mean(precisions):.1%}'
+  if len(precisions) == 1:
+    return mean
+  return f'{mean} ± {statistics.stdev(precisions) * 100:.1f}'
+
+
+if __name__ == '__main__':
+  if sys.argv[1:2] == ['--train']:
+    train(sys.argv[2], sys.argv[3:])
+  else:
+    main()
