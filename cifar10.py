@@ -421,7 +421,7 @@ def variables_to_restore() -> dict[str, tf.Variable]:
 
 @functools.cache
 def _whitening_filters(data_dir: str) -> np.ndarray:
-  """Returns 64 filters of 5x5, made once for all towers."""
+  """Returns 64 filters, float32 [5, 5, 3, 64], made once for all towers."""
   batches_dir = os.path.join(data_dir, download.BATCHES_DIR)
   return cifar10_input.whitening_filters(batches_dir, size=5, count=64)
 

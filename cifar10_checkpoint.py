@@ -188,10 +188,10 @@ def find_start(train_dir: str) -> int:
 def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
   """Ends the program if the latest checkpoint is of another optimizer."""
   path = latest(train_dir)
+  if path is None:
+    return
   try:
-    there = (
-      {name for name, _ in tf.train.list_variables(path)} if path else names
-    )
+    there = {name for name, _ in tf.train.list_variables(path)}
   except (tf.errors.OpError, ValueError):
     return  # it cannot be read, and will not be
   slots = {n for n in names | there if n.endswith(f'/{MuonOptimizer.NAME}')}

@@ -43,7 +43,10 @@ tf.app.flags.DEFINE_enum(
   'leave open, and more.',
 )
 tf.app.flags.DEFINE_float(
-  'learning_rate', None, "The highest learning rate, for the recipe's own."
+  'learning_rate',
+  None,
+  "The highest learning rate, in place of the recipe's.",
+  lower_bound=0.0,
 )
 tf.app.flags.DEFINE_integer(
   'log_frequency', 100, 'Number of steps between two lines.', lower_bound=1
