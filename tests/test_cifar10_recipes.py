@@ -70,6 +70,22 @@ class TestParts:
     correlation = np.corrcoef(got, rowvar=False) - np.eye(4)
     assert np.abs(correlation).max() < 0.1
 
+  def test_distorts_as_far_as_it_says(self, graph, data_dir, monkeypatch):
+    recipe = dataclasses.replace(TUTORIAL, contrast=(1.0, 1.0), crop_margin=0)
+    monkeypatch.setattr(cifar10.FLAGS['data_dir'], 'value', data_dir)
+    images, _ = cifar10.distorted_inputs(recipe)
+    plain, _ = cifar10.inputs(eval_data=False)
+    possible = tf.concat([plain, plain[:, :, ::-1]], axis=0)
+    with tf.train.MonitoredSession() as session:
+      got = session.run(images)
+      # Four of these have all 500 images.
+      known = np.concatenate([session.run(possible) for _ in range(4)])
+    assert len(got) == cifar10.FLAGS.batch_size
+    distances = [
+      np.abs(known - image).max(axis=(1, 2, 3)).min() for image in got
+    ]
+    np.testing.assert_allclose(distances, 0, atol=1e-4)
+
 
 @pytest.fixture
 def flags(data_dir, tmp_path):
