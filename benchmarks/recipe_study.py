@@ -98,7 +98,7 @@ def train_and_score(directory, change, epochs, seed):
   data = f'--data_dir={directory}/data'
   start = time.time()
   program(
-    ['--train', json.dumps(dataclasses.asdict(recipe)), data],
+    [__file__, '--train', json.dumps(dataclasses.asdict(recipe)), data],
     f'--train_dir={directory}/train',
     f'--seed={seed}',
     '--restart',
@@ -120,9 +120,7 @@ def train_and_score(directory, change, epochs, seed):
 
 
 def program(command, *flags):
-  """Runs this file or another with Python; shows its output if it fails."""
-  if command[0] == '--train':
-    command = [__file__, *command]
+  """Runs a file with Python, with arguments; shows its output if it fails."""
   done = subprocess.run(
     [sys.executable, *command, *flags], capture_output=True, text=True
   )

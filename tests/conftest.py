@@ -80,6 +80,18 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture
+def eval_flags(data_dir, tmp_path):
+  """Makes the evaluator score what a trainer put into `tmp_path`/train."""
+  return [
+    f'--data_dir={data_dir}',
+    f'--checkpoint_dir={tmp_path}/train',
+    f'--eval_dir={tmp_path}/eval',
+    '--num_examples=100',
+    '--batch_size=32',
+  ]
+
+
+@pytest.fixture
 def graph():
   """A fresh default graph with a fixed seed."""
   with tf.Graph().as_default() as graph:

@@ -227,7 +227,7 @@ def test_too_few_gpus(monkeypatch):
   assert devices == ['/cpu:1'] and config.device_count['GPU'] == 0
 
 
-def test_programs_take_turns_on_one_checkpoint(data_dir, tmp_path):
+def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
   flags = [
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}/train',
@@ -252,14 +252,7 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, tmp_path):
     checkpoint = tf.train.latest_checkpoint(f'{tmp_path}/train')
     assert checkpoint.endswith(f'model.ckpt-{max_steps}')
     names.append(tf.train.list_variables(checkpoint))
-  lines, _ = run(
-    'cifar10_eval.py',
-    f'--data_dir={data_dir}',
-    f'--checkpoint_dir={tmp_path}/train',
-    f'--eval_dir={tmp_path}/eval',
-    '--num_examples=100',
-    '--all_checkpoints',
-  )
+  lines, _ = run('cifar10_eval.py', *eval_flags, '--all_checkpoints')
   scored = re.findall(r'step (\d+): ', '\n'.join(lines))
   assert scored == ['0', '60', '120', '180']
   assert losses[0] > max(losses[1:]), losses

@@ -7,12 +7,6 @@ import tensorflow.compat.v1 as tf
 import cifar10_optimizers
 
 
-@pytest.fixture
-def graph():
-  with tf.Graph().as_default() as graph:
-    yield graph
-
-
 def iterated(matrix):
   """Applies the polynomial to singular values, found by decomposition."""
   u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)

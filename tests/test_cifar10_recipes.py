@@ -99,7 +99,7 @@ def flags(data_dir, tmp_path):
   ]
 
 
-def test_trains_resumes_and_is_evaluated(flags, data_dir, tmp_path):
+def test_trains_resumes_and_is_evaluated(flags, eval_flags, tmp_path):
   run('cifar10_train.py', *flags, '--max_steps=40')
   rates = learning_rates(tmp_path / 'train')
   assert rates[20] == pytest.approx(FAST.learning_rate * 20 / 38, rel=1e-4)
@@ -115,14 +115,7 @@ def test_trains_resumes_and_is_evaluated(flags, data_dir, tmp_path):
   assert rates[60] == pytest.approx(0.01 * 20 / 76, rel=1e-4)
   losses = re.findall(r'loss = ([\d.]+)', '\n'.join(lines))
   assert float(losses[0]) < 1.5
-  lines, _ = run(
-    'cifar10_eval.py',
-    f'--data_dir={data_dir}',
-    f'--checkpoint_dir={tmp_path}/train',
-    f'--eval_dir={tmp_path}/eval',
-    '--num_examples=100',
-    '--run_once',
-  )
+  lines, _ = run('cifar10_eval.py', *eval_flags, '--run_once')
   (precision,) = re.findall(r'precision @ 1 = ([\d.]+)', '\n'.join(lines))
   assert float(precision) > 0.8
 

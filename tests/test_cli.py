@@ -42,17 +42,6 @@ def train_flags(data_dir, tmp_path):
   ]
 
 
-@pytest.fixture
-def eval_flags(data_dir, tmp_path):
-  return [
-    f'--data_dir={data_dir}',
-    f'--checkpoint_dir={tmp_path}/train',
-    f'--eval_dir={tmp_path}/eval',
-    '--num_examples=100',
-    '--batch_size=32',
-  ]
-
-
 def test_learns_stops_resumes_and_is_evaluated(
   train_flags, eval_flags, tmp_path
 ):
