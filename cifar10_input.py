@@ -16,6 +16,8 @@ import os
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from cifar10_recipes import TUTORIAL
+
 # The network sees crops of this height and width.
 IMAGE_SIZE = 24
 
@@ -24,8 +26,8 @@ NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN = 50000
 NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
 
 # How far training distorts, unless it is told otherwise.
-CONTRAST = (0.2, 1.8)  # bounds of the factor
-CROP_MARGIN = 4  # pixels off the centre: a crop of 24x24 may lie anywhere
+CONTRAST = TUTORIAL.contrast  # bounds of the factor
+CROP_MARGIN = TUTORIAL.crop_margin  # pixels off the centre, here any crop
 
 _TRAINING_FILES = [f'data_batch_{i}.bin' for i in range(1, 6)]
 _HEIGHT, _WIDTH, _DEPTH = 32, 32, 3
