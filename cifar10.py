@@ -116,12 +116,16 @@ def distorted_batches(
   Returns:
     As many pairs of images and labels, as of `distorted_inputs`.
   """
+  margin, last_margin = recipe.crop_margin
+  if last_margin != margin:
+    progress = _progress(make_global_step(), recipe.max_steps)
+    margin += (last_margin - margin) * progress
   batches = cifar10_input.distorted_batches(
     os.path.join(FLAGS.data_dir, download.BATCHES_DIR),
     FLAGS.batch_size,
     count,
     recipe.contrast,
-    recipe.crop_margin,
+    margin,
   )
   dtype = compute_type()
   with tf.device('/cpu:0'):
@@ -264,6 +268,12 @@ def train(
   return apply_gradients(optimizer, gradients, global_step, after=averaged)
 
 
+def make_global_step() -> tf.Variable:
+  """Returns the global step, int64 [], a resource as the variables are."""
+  with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
+    return tf.train.get_or_create_global_step()
+
+
 def named_losses(total_loss: tf.Tensor) -> list[tuple[str, tf.Tensor]]:
   """Returns the losses that make up a total, and that last, with their names.
 
@@ -354,10 +364,15 @@ def learning_rate(
 
 def _triangle(global_step: tf.Variable, steps: int) -> tf.Tensor:
   """Rises from 0 to 1 and falls to 0 again, at the given number of steps."""
-  progress = tf.cast(global_step, tf.float32) / steps
+  progress = _progress(global_step, steps)
   rising = progress / PART_OF_STEPS_THAT_RISE
   falling = (1 - progress) / (1 - PART_OF_STEPS_THAT_RISE)
-  return tf.maximum(tf.minimum(rising, falling), 0)
+  return tf.minimum(rising, falling)
+
+
+def _progress(global_step: tf.Variable, steps: int) -> tf.Tensor:
+  """Returns which part of the steps is done, float32 [], 1 at most."""
+  return tf.minimum(tf.cast(global_step, tf.float32) / steps, 1)
 
 
 def make_optimizer(
@@ -376,7 +391,9 @@ def make_optimizer(
       rate, recipe.momentum, use_nesterov=True
     )
   else:
-    optimizer = cifar10_optimizers.MuonOptimizer(rate, recipe.momentum)
+    optimizer = cifar10_optimizers.MuonOptimizer(
+      rate, recipe.momentum, recipe.decoupled_weight_decay
+    )
   return cifar10_optimizers.AveragingOptimizer(optimizer, MOVING_AVERAGE_DECAY)
 
 

@@ -27,7 +27,7 @@ NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
 
 # How far training distorts, unless it is told otherwise.
 CONTRAST = TUTORIAL.contrast  # bounds of the factor
-CROP_MARGIN = TUTORIAL.crop_margin  # pixels off the centre, here any crop
+CROP_MARGIN = TUTORIAL.crop_margin[0]  # pixels off the centre, here any crop
 
 _TRAINING_FILES = [f'data_batch_{i}.bin' for i in range(1, 6)]
 _HEIGHT, _WIDTH, _DEPTH = 32, 32, 3
@@ -108,7 +108,7 @@ def distorted_batches(
   batch_size: int,
   count: int,
   contrast: tuple[float, float] = CONTRAST,
-  crop_margin: int = CROP_MARGIN,
+  crop_margin: float | tf.Tensor = CROP_MARGIN,
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
   """Makes several batches a step out of one pipeline.
 
@@ -198,7 +198,7 @@ def inputs(
 def distort(
   images: tf.Tensor,
   contrast: tuple[float, float] = CONTRAST,
-  crop_margin: int = CROP_MARGIN,
+  crop_margin: float | tf.Tensor = CROP_MARGIN,
 ) -> tf.Tensor:
   """Crops, flips, brightens, contrasts and standardizes, at random.
 
@@ -206,7 +206,8 @@ def distort(
     images: uint8 [n, 32, 32, 3].
     contrast: bounds of the factor that scales the contrast.
     crop_margin: number of pixels, 0 to 4, that a crop lies off the centre at
-      most.
+      most: a number or float32 []. A fraction of a pixel makes those farthest
+      off rarer.
 
   Returns:
     float32 [n, 24, 24, 3]; each image is distorted independently.
@@ -219,13 +220,13 @@ def distort(
 
 
 def random_crop_and_flip(
-  images: tf.Tensor, margin: int = CROP_MARGIN
+  images: tf.Tensor, margin: float | tf.Tensor = CROP_MARGIN
 ) -> tf.Tensor:
   """Cuts a random 24x24 window from each image, mirrored for every second one.
 
   Args:
     images: [n, height, width, channels].
-    margin: number of pixels that a window lies off the centre at most.
+    margin: as `crop_margin` of `distort`.
 
   Returns:
     float32 [n, 24, 24, channels], the very pixel values of the windows.
@@ -372,12 +373,13 @@ def whitening_filters(data_dir: str, size: int, count: int) -> np.ndarray:
   return filters.reshape(size, size, _DEPTH, count)
 
 
-def _random_starts(count: tf.Tensor, length: int, margin: int) -> tf.Tensor:
+def _random_starts(
+  count: tf.Tensor, length: int, margin: float | tf.Tensor
+) -> tf.Tensor:
   centre = (length - IMAGE_SIZE) // 2
-  starts = tf.random.uniform(
-    [count], centre - margin, centre + margin + 1, dtype=tf.int32
+  return centre + tf.round(
+    tf.random.uniform([count], -margin - 0.5, margin + 0.5)
   )
-  return tf.cast(starts, tf.float32)
 
 
 def _random_per_image(

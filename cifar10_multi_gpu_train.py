@@ -124,7 +124,7 @@ def train_towers(
     train_op: the operation that does the step.
   """
   with tf.device('/cpu:0'):
-    global_step = cifar10_train.make_global_step()
+    global_step = cifar10.make_global_step()
     towers = len(devices) * cluster.gradients_per_step
     learning_rate = cifar10.learning_rate(
       global_step,

@@ -43,19 +43,28 @@ class MuonOptimizer(tf.train.Optimizer):
   -learning_rate * U V', where U S V' is the singular value decomposition of u
   as a matrix [inputs, outputs]: every direction of the gradient counts the
   same, however small. From Jordan et al., "Muon: An optimizer for hidden layers
-  in neural networks" (2024). Variables must be resources.
+  in neural networks" (2024). Each step also takes the part learning_rate *
+  weight_decay of the weights away, as in Loshchilov and Hutter, "Decoupled
+  Weight Decay Regularization" (2019). Variables must be resources.
 
   Args:
     learning_rate: float or float32 [].
     momentum: in [0, 1).
+    weight_decay: at least 0; biases do not decay.
   """
 
   NAME = 'Muon'  # a variable's momentum is called '<variable>/Muon'
 
-  def __init__(self, learning_rate: float | tf.Tensor, momentum: float):
+  def __init__(
+    self,
+    learning_rate: float | tf.Tensor,
+    momentum: float,
+    weight_decay: float = 0.0,
+  ):
     super().__init__(use_locking=False, name=self.NAME)
     self._learning_rate = learning_rate
     self._momentum = momentum
+    self._weight_decay = weight_decay
 
   def _create_slots(self, var_list):
     for variable in var_list:
@@ -69,6 +78,7 @@ class MuonOptimizer(tf.train.Optimizer):
       outputs = update.shape.as_list()[-1]
       matrix = tf.reshape(update, [-1, outputs])
       update = tf.reshape(orthogonalized(matrix), update.shape)
+      update += self._weight_decay * var
     return tf.assign_sub(var, self._learning_rate * update).op
 
 

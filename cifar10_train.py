@@ -119,16 +119,10 @@ def build_graph(
   recipe: Recipe, cluster: cifar10_cluster.Cluster
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Builds training, as the flags say; returns the loss and the step."""
-  global_step = make_global_step()
+  global_step = cifar10.make_global_step()
   images, labels = cifar10.distorted_inputs(recipe)
   loss = cifar10.loss(cifar10.inference(images, recipe), labels, recipe)
   return loss, cifar10.train(loss, global_step, cluster, recipe)
-
-
-def make_global_step() -> tf.Variable:
-  """Returns the global step, int64 [], a resource as the variables are."""
-  with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
-    return tf.train.get_or_create_global_step()
 
 
 def train(

@@ -20,7 +20,6 @@ from programs import ROOT, TIMEOUT, Program, run, summaries
 import cifar10
 import cifar10_cluster
 import cifar10_multi_gpu_train as multi
-import cifar10_train
 from cifar10_recipes import FAST, TUTORIAL
 from examples.cluster import free_ports
 
@@ -97,7 +96,7 @@ def test_variables_are_balanced():
   cluster = cifar10_cluster.Cluster(cifar10_cluster.Task('chief', 0, addresses))
   with tf.Graph().as_default(), tf.device(cluster.device_setter()):
     loss = cifar10.loss(cifar10.inference(tf.zeros([2, 24, 24, 3])), [1, 2])
-    cifar10.train(loss, cifar10_train.make_global_step(), cluster)
+    cifar10.train(loss, cifar10.make_global_step(), cluster)
     loads = {}
     for variable in tf.global_variables():
       device = tf.DeviceSpec.from_string(variable.device)
@@ -148,7 +147,7 @@ def test_two_workers_update_as_two_towers(quiet_threads, recipe, atol):
         logits = cifar10.inference(batch[0], recipe)
         loss = cifar10.loss(logits, batch[1], recipe)
         train_op = cifar10.train(
-          loss, cifar10_train.make_global_step(), cluster, recipe
+          loss, cifar10.make_global_step(), cluster, recipe
         )
       variables = {v.op.name: v.read_value() for v in tf.global_variables()}
       with tf.train.MonitoredTrainingSession(

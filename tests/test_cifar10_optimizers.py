@@ -49,7 +49,7 @@ def test_muon_steps_as_by_hand(graph):
     for k, value in enumerate(values)
   ]
   feeds = [tf.placeholder(tf.float32, value.shape) for value in values]
-  optimizer = cifar10_optimizers.MuonOptimizer(0.1, momentum=0.9)
+  optimizer = cifar10_optimizers.MuonOptimizer(0.1, 0.9, weight_decay=0.5)
   step = optimizer.apply_gradients(zip(feeds, variables, strict=True))
   names = {f'v{k}/Muon' for k in range(3)}
   assert names < {v.op.name for v in tf.global_variables()}
@@ -64,7 +64,7 @@ def test_muon_steps_as_by_hand(graph):
         update = gradient + 0.9 * momenta[k]
         if update.ndim > 1:
           rows = update.reshape(-1, update.shape[-1])
-          update = iterated(rows).reshape(update.shape)
+          update = iterated(rows).reshape(update.shape) + 0.5 * values[k]
         values[k] = values[k] - 0.1 * update
       for value, got in zip(values, session.run(variables), strict=True):
         np.testing.assert_allclose(got, value, atol=1e-3)

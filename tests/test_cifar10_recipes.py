@@ -71,20 +71,28 @@ class TestParts:
     assert np.abs(correlation).max() < 0.1
 
   def test_distorts_as_far_as_it_says(self, graph, data_dir, monkeypatch):
-    recipe = dataclasses.replace(TUTORIAL, contrast=(1.0, 1.0), crop_margin=0)
+    recipe = dataclasses.replace(
+      TUTORIAL, contrast=(1.0, 1.0), crop_margin=(4, 0), max_steps=100
+    )
     monkeypatch.setattr(cifar10.FLAGS['data_dir'], 'value', data_dir)
     images, _ = cifar10.distorted_inputs(recipe)
     plain, _ = cifar10.inputs(eval_data=False)
     possible = tf.concat([plain, plain[:, :, ::-1]], axis=0)
+    end = tf.train.get_global_step().assign(100)
     with tf.train.MonitoredSession() as session:
-      got = session.run(images)
       # Four of these have all 500 images.
       known = np.concatenate([session.run(possible) for _ in range(4)])
-    assert len(got) == cifar10.FLAGS.batch_size
-    distances = [
-      np.abs(known - image).max(axis=(1, 2, 3)).min() for image in got
-    ]
-    np.testing.assert_allclose(distances, 0, atol=1e-4)
+
+      def distances():
+        got = session.run(images)
+        assert len(got) == cifar10.FLAGS.batch_size
+        return [np.abs(known - x).max(axis=(1, 2, 3)).min() for x in got]
+
+      assert np.mean(np.greater(distances(), 0.1)) > 0.9
+      session.run(end)
+      for _ in range(10):  # some of them were ready before
+        last = distances()
+    np.testing.assert_allclose(last, 0, atol=1e-4)
 
 
 @pytest.fixture
