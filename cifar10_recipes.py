@@ -64,13 +64,13 @@ TUTORIAL = Recipe(
 
 FAST = Recipe(
   batch_size=256,  # orthogonal steps are costly; 128 is no better in equal time
-  max_steps=5600,  # 29 epochs
+  max_steps=3500,  # 18 epochs
   learning_rate=0.015,  # 0.012 and 0.02 do alike, 0.04 is too high
   linear=True,  # at the end, small steps let the noise die down
   optimizer='muon',  # learns as much in far fewer steps
   momentum=0.95,  # 0.9 does alike
   weight_decay=0.0,  # the next one does more
-  decoupled_weight_decay=0.5,  # Muon fits the training images within 12 epochs
+  decoupled_weight_decay=0.2,  # 0.1 does alike, 0 and 0.5 cost 3 points
   label_smoothing=0.1,  # keeps the network from being too sure
   whitened=True,  # what the first layer would have to learn first
   crop_margin=(4, 0),  # variety first; at last the view that is scored

@@ -35,9 +35,13 @@ CHANGES = {
   'a constant learning rate': {'linear': False},
   'random first filters': {'whitened': False},
   'labels as they are': {'label_smoothing': 0.0},
-  'crops from anywhere': {'crop_margin': 4},
+  'crops from anywhere, always': {'crop_margin': (4, 4)},
   "the tutorial's contrast": {'contrast': (0.2, 1.8)},
-  "the tutorial's weight decay": {'weight_decay': 0.004},
+  'no weight decay': {'decoupled_weight_decay': 0.0},
+  "the tutorial's weight decay": {
+    'weight_decay': 0.004,
+    'decoupled_weight_decay': 0.0,
+  },
   'batches of 128': {'batch_size': 128},
 }
 
@@ -133,9 +137,8 @@ def train(recipe, flags):
   import cifar10_train
   import console
 
-  numbers = json.loads(recipe)
-  numbers['contrast'] = tuple(numbers['contrast'])
-  cifar10_train.RECIPES['fast'] = cifar10_recipes.Recipe(**numbers)
+  fast = cifar10_recipes.Recipe(**json.loads(recipe))
+  cifar10_train.RECIPES['fast'] = fast
   sys.argv[1:] = [*flags, '--recipe=fast']
   console.run(cifar10_train.main)
 

@@ -1,0 +1,63 @@
+"""Draws results/precision.png: how precision grows under each recipe.
+
+  python benchmarks/curves.py
+
+Reads results/runs.json, which says how each run was made and how long its steps
+took, and the metrics.jsonl that the evaluator wrote about it.
+"""
+
+import json
+import os
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import PercentFormatter, ScalarFormatter
+
+RESULTS = os.path.join(os.path.dirname(__file__), '..', 'results')
+PUBLISHED = 0.866  # at 150,000 steps, as the tutorial has it
+COLORS = {'tutorial': 'tab:blue', 'fast': 'tab:orange'}
+
+
+def main():
+  with open(os.path.join(RESULTS, 'runs.json')) as file:
+    runs = json.load(file)
+  figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+  for run in runs:
+    steps, precisions, intervals = read_curve(run['metrics'])
+    seconds_per_step = run['batch_size'] / run['examples_per_sec']
+    minutes = [step * seconds_per_step / 60 for step in steps]
+    color = COLORS[run['recipe']]
+    for axis, x in zip(axes, (steps, minutes), strict=True):
+      axis.fill_between(x, *intervals, color=color, alpha=0.15)
+      axis.plot(
+        x, precisions, '.-', color=color, label=f'--recipe {run["recipe"]}'
+      )
+  for axis in axes:
+    axis.axhline(PUBLISHED, color='grey', linestyle=':')
+    axis.grid(alpha=0.3)
+    axis.spines[['top', 'right']].set_visible(False)
+  axes[0].set_xlabel('step')
+  axes[0].set_ylabel('precision @ 1, with 95% intervals')
+  axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+  axes[0].set_ylim(0.6, 0.9)
+  axes[1].set_xscale('log')
+  axes[1].xaxis.set_major_formatter(ScalarFormatter())
+  axes[1].set_xlabel('minutes of training')
+  handles, labels = axes[1].get_legend_handles_labels()
+  unique = dict(zip(labels, handles, strict=True))
+  axes[1].legend(unique.values(), unique.keys(), loc='lower right')
+  figure.tight_layout()
+  figure.savefig(os.path.join(RESULTS, 'precision.png'), dpi=120)
+
+
+def read_curve(name):
+  """Returns steps, precisions, and the lower and upper ends of intervals."""
+  with open(os.path.join(RESULTS, name)) as file:
+    records = [json.loads(line) for line in file]
+  records.sort(key=lambda record: record['step'])
+  lower, upper = zip(*(record['interval'] for record in records), strict=True)
+  steps = [record['step'] for record in records]
+  return steps, [record['precision'] for record in records], (lower, upper)
+
+
+if __name__ == '__main__':
+  main()
