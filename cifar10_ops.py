@@ -85,7 +85,8 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     and x.shape.as_list()[-1] >= many
     and not tf.config.list_physical_devices('GPU')
   ):
-    return _convolution_by_frequencies(x, kernel)
+    with tf.name_scope('by_frequencies'):
+      return _convolution_by_frequencies(x, kernel)
   return tf.nn.conv2d(x, kernel, strides=1, padding='SAME')
 
 
