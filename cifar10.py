@@ -356,8 +356,7 @@ def learning_rate(
     )
   if scale != 1:
     warm_up_steps = NUM_EPOCHS_OF_WARM_UP * steps_per_epoch
-    progress = tf.cast(global_step, tf.float32) / warm_up_steps
-    rate *= 1 + (scale - 1) * tf.minimum(progress, 1)
+    rate *= 1 + (scale - 1) * _progress(global_step, warm_up_steps)
   ops.scalar_summary('learning_rate', rate)
   return rate
 
@@ -370,7 +369,7 @@ def _triangle(global_step: tf.Variable, steps: int) -> tf.Tensor:
   return tf.minimum(rising, falling)
 
 
-def _progress(global_step: tf.Variable, steps: int) -> tf.Tensor:
+def _progress(global_step: tf.Variable, steps: float) -> tf.Tensor:
   """Returns which part of the steps is done, float32 [], 1 at most."""
   return tf.minimum(tf.cast(global_step, tf.float32) / steps, 1)
 
