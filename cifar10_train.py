@@ -23,6 +23,7 @@ import cifar10
 import cifar10_checkpoint
 import cifar10_cluster
 import cifar10_hooks
+import cifar10_ops as ops
 from cifar10_recipes import RECIPES, Recipe
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -106,13 +107,16 @@ def main() -> None:
 def adopt_recipe() -> Recipe:
   """Returns the recipe that `--recipe` names, with what other flags change.
 
-  It becomes the default of these flags.
+  It becomes the default of these flags, and of `--use_bf16`.
   """
+  recipe = RECIPES[FLAGS.recipe]
   numbers = {}
   for name in ('batch_size', 'learning_rate', 'max_steps'):
-    FLAGS.set_default(name, getattr(RECIPES[FLAGS.recipe], name))
+    FLAGS.set_default(name, getattr(recipe, name))
     numbers[name] = FLAGS[name].value
-  return dataclasses.replace(RECIPES[FLAGS.recipe], **numbers)
+  if recipe.bfloat16 and not FLAGS.use_fp16:
+    FLAGS.set_default('use_bf16', ops.prefers_bfloat16())
+  return dataclasses.replace(recipe, **numbers)
 
 
 def build_graph(

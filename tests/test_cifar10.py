@@ -418,6 +418,23 @@ def test_convolution_equals_tensorflows(graph, channels, size):
       np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_convolution_in_bfloat16_is_near(graph, monkeypatch):
+  monkeypatch.setattr(cifar10_ops, '_cpu_flags', lambda: {'avx512_bf16'})
+  x = tf.cast(tf.random.normal([6, 9, 8, 20], seed=1), tf.bfloat16)
+  kernel = tf.cast(tf.random.normal([5, 5, 20, 7], seed=2), tf.bfloat16)
+  dy = tf.cast(tf.random.normal([6, 9, 8, 7], seed=3), tf.bfloat16)
+  y = cifar10_ops.convolution(x, kernel)
+  near = [y, *tf.gradients(y, [x, kernel], dy)]
+  assert {tensor.dtype for tensor in near} == {tf.bfloat16}
+  x, kernel, dy = (tf.cast(tensor, tf.float32) for tensor in (x, kernel, dy))
+  y = tf.nn.conv2d(x, kernel, strides=1, padding='SAME')
+  exact = [y, *tf.gradients(y, [x, kernel], dy)]
+  near = [tf.cast(tensor, tf.float32) for tensor in near]
+  with tf.Session() as session:
+    for got, expected in zip(*session.run([near, exact]), strict=True):
+      assert np.std(got - expected) < 0.01 * np.std(expected)
+
+
 @pytest.mark.parametrize('dtype', [tf.bfloat16, tf.float16])
 def test_slow_types_are_rounded_from_float32(graph, monkeypatch, dtype):
   monkeypatch.setattr(cifar10_ops, '_cpu_flags', lambda: {'avx2'})
