@@ -118,8 +118,9 @@ def distorted_batches(
   """
   margin, last_margin = recipe.crop_margin
   if last_margin != margin:
-    progress = _progress(make_global_step(), recipe.max_steps)
-    margin += (last_margin - margin) * progress
+    left = 1 - _progress(make_global_step(), recipe.max_steps)
+    still_to_fall = tf.minimum(left / recipe.crop_margin_falls_in, 1)
+    margin = last_margin + (margin - last_margin) * still_to_fall
   batches = cifar10_input.distorted_batches(
     os.path.join(FLAGS.data_dir, download.BATCHES_DIR),
     FLAGS.batch_size,

@@ -29,7 +29,9 @@ class Recipe:
     whitened: whether the first filters start as those that whiten patches of
       the training images, instead of at random.
     crop_margin: how many pixels, of 4, a crop lies off the centre at most, in
-      the first step and in the last; it changes linearly.
+      the first step and in the last.
+    crop_margin_falls_in: the last part of the steps, in which that changes, and
+      linearly.
     contrast: bounds of the random factor by which the contrast changes.
     bfloat16: whether to compute in bfloat16, if the processor has it.
   """
@@ -45,6 +47,7 @@ class Recipe:
   label_smoothing: float
   whitened: bool
   crop_margin: tuple[float, float]
+  crop_margin_falls_in: float
   contrast: tuple[float, float]
   bfloat16: bool
 
@@ -61,6 +64,7 @@ TUTORIAL = Recipe(
   label_smoothing=0.0,
   whitened=False,
   crop_margin=(4, 4),
+  crop_margin_falls_in=1.0,
   contrast=(0.2, 1.8),
   bfloat16=False,
 )
@@ -77,6 +81,7 @@ FAST = Recipe(
   label_smoothing=0.1,  # keeps the network from being too sure
   whitened=True,  # what the first layer would have to learn first
   crop_margin=(4, 0),  # variety first; at last the view that is scored
+  crop_margin_falls_in=0.4,
   contrast=(0.7, 1.3),  # few epochs do not need much variety
   bfloat16=True,  # its rounding is lost in the noise of the gradients
 )

@@ -75,13 +75,17 @@ class TestParts:
 
   def test_distorts_as_far_as_it_says(self, graph, data_dir, monkeypatch):
     recipe = dataclasses.replace(
-      TUTORIAL, contrast=(1.0, 1.0), crop_margin=(4, 0), max_steps=100
+      TUTORIAL,
+      contrast=(1.0, 1.0),
+      crop_margin=(4, 0),
+      crop_margin_falls_in=0.5,
+      max_steps=100,
     )
     monkeypatch.setattr(cifar10.FLAGS['data_dir'], 'value', data_dir)
     images, _ = cifar10.distorted_inputs(recipe)
     plain, _ = cifar10.inputs(eval_data=False)
     possible = tf.concat([plain, plain[:, :, ::-1]], axis=0)
-    end = tf.train.get_global_step().assign(100)
+    middle, end = (tf.train.get_global_step().assign(n) for n in (50, 100))
     with tf.train.MonitoredSession() as session:
       # Four of these have all 500 images.
       known = np.concatenate([session.run(possible) for _ in range(4)])
@@ -91,11 +95,16 @@ class TestParts:
         assert len(got) == cifar10.FLAGS.batch_size
         return [np.abs(known - x).max(axis=(1, 2, 3)).min() for x in got]
 
+      def later_distances():
+        for _ in range(10):  # some of them were ready before
+          later = distances()
+        return later
+
       assert np.mean(np.greater(distances(), 0.1)) > 0.9
+      session.run(middle)
+      assert np.mean(np.greater(later_distances(), 0.1)) > 0.9
       session.run(end)
-      for _ in range(10):  # some of them were ready before
-        last = distances()
-    np.testing.assert_allclose(last, 0, atol=1e-4)
+      np.testing.assert_allclose(later_distances(), 0, atol=1e-4)
 
 
 @pytest.fixture
