@@ -71,17 +71,17 @@ TUTORIAL = Recipe(
 
 FAST = Recipe(
   batch_size=256,  # orthogonal steps are costly; 128 is no better in equal time
-  max_steps=4800,  # 25 epochs
+  max_steps=6000,  # 31 epochs
   learning_rate=0.015,  # 0.012 and 0.02 do alike, 0.04 is too high
   linear=True,  # at the end, small steps let the noise die down
   optimizer='muon',  # learns as much in far fewer steps
   momentum=0.95,  # 0.9 does alike
   weight_decay=0.0,  # the next one does more
-  decoupled_weight_decay=0.2,  # 0.1 does alike, 0 and 0.5 cost 3 points
+  decoupled_weight_decay=0.1,  # 0.2 does a little worse, 0 and 0.5 much
   label_smoothing=0.1,  # keeps the network from being too sure
   whitened=True,  # what the first layer would have to learn first
   crop_margin=(4, 0),  # variety first; at last the view that is scored
-  crop_margin_falls_in=0.4,
+  crop_margin_falls_in=0.4,  # in all of them, it overfits sooner
   contrast=(0.7, 1.3),  # few epochs do not need much variety
   bfloat16=True,  # its rounding is lost in the noise of the gradients
 )

@@ -31,18 +31,17 @@ TRAINED_ON, HELD_OUT = 45000, 5000
 
 CHANGES = {
   'fast': {},
-  'Nesterov momentum for Muon': {'optimizer': 'nesterov'},
+  "Nesterov momentum for Muon, rate 0.025, the tutorial's weight decay": {
+    'optimizer': 'nesterov',
+    'learning_rate': 0.025,
+    'weight_decay': 0.004,
+  },
   'a constant learning rate': {'linear': False},
-  'random first filters': {'whitened': False},
+  'no weight decay': {'decoupled_weight_decay': 0.0},
   'labels as they are': {'label_smoothing': 0.0},
+  'random first filters': {'whitened': False},
   'crops from anywhere, always': {'crop_margin': (4, 4)},
   "the tutorial's contrast": {'contrast': (0.2, 1.8)},
-  'no weight decay': {'decoupled_weight_decay': 0.0},
-  "the tutorial's weight decay": {
-    'weight_decay': 0.004,
-    'decoupled_weight_decay': 0.0,
-  },
-  'batches of 128': {'batch_size': 128},
 }
 
 
