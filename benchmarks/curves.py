@@ -14,23 +14,21 @@ from matplotlib.ticker import PercentFormatter
 
 RESULTS = os.path.join(os.path.dirname(__file__), '..', 'results')
 PUBLISHED = 0.866  # at 150,000 steps, as the tutorial has it
-COLORS = {'tutorial': 'tab:blue', 'fast': 'tab:orange'}
 
 
 def main():
   with open(os.path.join(RESULTS, 'runs.json')) as file:
     runs = json.load(file)
+  names = list(dict.fromkeys(run['name'] for run in runs))
   figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
   for run in runs:
     steps, precisions, intervals = read_curve(run['metrics'])
     seconds_per_step = run['batch_size'] / run['examples_per_sec']
     minutes = [step * seconds_per_step / 60 for step in steps]
-    color = COLORS[run['recipe']]
+    color = f'C{names.index(run["name"])}'
     for axis, x in zip(axes, (steps, minutes), strict=True):
       axis.fill_between(x, *intervals, color=color, alpha=0.15)
-      axis.plot(
-        x, precisions, '.-', color=color, label=f'--recipe {run["recipe"]}'
-      )
+      axis.plot(x, precisions, '.-', color=color, label=run['name'])
   for axis in axes:
     axis.axhline(
       PUBLISHED, color='grey', linestyle=':', label='published, 150,000 steps'
