@@ -78,14 +78,14 @@ class TestParts:
       TUTORIAL,
       contrast=(1.0, 1.0),
       crop_margin=(4, 0),
-      crop_margin_falls_in=0.5,
+      crop_margin_falls_in=0.1,
       max_steps=100,
     )
     monkeypatch.setattr(cifar10.FLAGS['data_dir'], 'value', data_dir)
     images, _ = cifar10.distorted_inputs(recipe)
     plain, _ = cifar10.inputs(eval_data=False)
     possible = tf.concat([plain, plain[:, :, ::-1]], axis=0)
-    middle, end = (tf.train.get_global_step().assign(n) for n in (50, 100))
+    near_end, end = (tf.train.get_global_step().assign(n) for n in (90, 100))
     with tf.train.MonitoredSession() as session:
       # Four of these have all 500 images.
       known = np.concatenate([session.run(possible) for _ in range(4)])
@@ -101,7 +101,7 @@ class TestParts:
         return later
 
       assert np.mean(np.greater(distances(), 0.1)) > 0.9
-      session.run(middle)
+      session.run(near_end)
       assert np.mean(np.greater(later_distances(), 0.1)) > 0.9
       session.run(end)
       np.testing.assert_allclose(later_distances(), 0, atol=1e-4)
