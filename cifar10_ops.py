@@ -67,9 +67,10 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
   On processors, two detours are faster. A type without a fast path is computed
   with in float32, and each sum is rounded to it, as hardware for it would. And
-  images of many channels are convolved by their frequencies, which is less work
-  (in bfloat16, units for whole matrices do all of it sooner). That rounds more
-  often: in bfloat16, to within 0.6% of the results' spread, not 0.2%.
+  images of many channels are convolved by their frequencies, which is less
+  work; those in bfloat16 are not where the processor multiplies whole matrices
+  of it. That rounds more often: in bfloat16, to within 0.6% of the results'
+  spread, not 0.2%.
 
   Args:
     x: [batch, height, width, channels], float32, float16 or bfloat16.
