@@ -42,6 +42,10 @@ def make_data_set(data_dir, records_per_file=100):
   return data_dir
 
 
+# At the tutorial's rate, small batches of these pictures diverge now and then.
+SMALL_RATE = '--learning_rate=0.01'
+
+
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
   """The `--data_dir` of a made-up data set of 6 x 100 images."""

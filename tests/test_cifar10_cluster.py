@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from conftest import SMALL_RATE
 from programs import ROOT, TIMEOUT, Program, run, summaries
 
 import cifar10
@@ -205,6 +206,7 @@ def flags(data_dir, tmp_path):
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}/train',
     '--batch_size=16',
+    SMALL_RATE,
     '--log_frequency=10',
     '--save_checkpoint_secs=1',
     '--cluster_timeout_secs=60',

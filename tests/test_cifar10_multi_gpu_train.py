@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from conftest import SMALL_RATE
 from programs import run
 
 import cifar10
@@ -233,6 +234,7 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
     f'--train_dir={tmp_path}/train',
     '--log_frequency=1',
     '--batch_size=32',
+    SMALL_RATE,
   ]
   losses, names = [], []  # losses: the first one of each run
   for max_steps, program in (

@@ -17,7 +17,7 @@ import termios
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import make_data_set
+from conftest import SMALL_RATE, make_data_set
 from programs import ROOT, TIMEOUT, Program, rewrite_checkpoint, run, summaries
 
 import download
@@ -39,6 +39,7 @@ def train_flags(data_dir, tmp_path):
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}/train',
     '--batch_size=32',
+    SMALL_RATE,
   ]
 
 
@@ -64,14 +65,14 @@ def test_learns_stops_resumes_and_is_evaluated(
   assert 'model.ckpt-0.index' in names
 
   lines, errors = run(
-    'cifar10_train.py', *train_flags, '--max_steps=350', '--log_frequency=50'
+    'cifar10_train.py', *train_flags, '--max_steps=500', '--log_frequency=50'
   )
   assert errors == ''
   assert f'Resuming from step {step}' in lines
   numbers = [int(line['step']) for line in steps_in(lines)]
-  wanted = [n for n in range(0, 350, 50) if n > step]
+  wanted = [n for n in range(0, 500, 50) if n > step]
   assert numbers == [step, *wanted]
-  assert 'model.ckpt-350.index' in os.listdir(train_dir)
+  assert 'model.ckpt-500.index' in os.listdir(train_dir)
 
   lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once')
   assert errors == ''
@@ -81,13 +82,13 @@ def test_learns_stops_resumes_and_is_evaluated(
     for step, tag, value in summaries(eval_dir)
     if tag == 'Precision @ 1'
   ]
-  assert precisions == [(350, 1.0)]
+  assert precisions == [(500, 1.0)]
 
   # It is the averages that are scored, not the variables.
   os.mkdir(tmp_path / 'zeros')
   rewrite_checkpoint(
     tf.train.latest_checkpoint(str(train_dir)),
-    str(tmp_path / 'zeros' / 'model.ckpt-350'),
+    str(tmp_path / 'zeros' / 'model.ckpt-500'),
     lambda name, old: old if 'Moving' in name or 'step' in name else 0 * old,
   )
   lines, _ = run(
@@ -98,8 +99,8 @@ def test_learns_stops_resumes_and_is_evaluated(
   )
   assert lines[-2].endswith('precision @ 1 = 1.000')
 
-  lines, errors = run('cifar10_train.py', *train_flags, '--max_steps=350')
-  assert 'at step 350 already' in lines[-1]
+  lines, errors = run('cifar10_train.py', *train_flags, '--max_steps=500')
+  assert 'at step 500 already' in lines[-1]
   tags = {tag for _, tag, _ in summaries(train_dir)}
   assert {'total_loss', 'learning_rate', 'images/image/0'} <= tags
 

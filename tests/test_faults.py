@@ -24,7 +24,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import make_data_set
+from conftest import SMALL_RATE, make_data_set
 from network_by_hand import write_network_by_hand
 from programs import (
   ROOT,
@@ -45,6 +45,7 @@ def flags(data_dir, tmp_path):
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}/train',
     '--batch_size=16',
+    SMALL_RATE,
     '--log_frequency=1',
   ]
 
