@@ -1,4 +1,4 @@
-"""Tests recipes: their parts, and the programs under `--recipe fast`."""
+"""Tests recipes: their parts, and the programs under `--recipe`."""
 
 import dataclasses
 import re
@@ -16,13 +16,21 @@ import cifar10_train
 from cifar10_recipes import FAST, TUTORIAL
 
 
-def learning_rates(directory):
-  """Returns them by the number of steps that had been done before."""
-  return {
-    step - 1: value.simple_value
+def assert_falls(directory, highest, rise, last, first=0):
+  """Checks the learning rates summarized from step `first` to step `last`.
+
+  TensorFlow's hook reads the global step while it is being counted, and may
+  write a step early or late: which steps there are is not certain.
+  """
+  rates = [
+    (step - 1, value.simple_value)  # the number of steps done before it
     for step, tag, value in summaries(directory)
-    if tag == 'learning_rate'
-  }
+    if tag == 'learning_rate' and step > first
+  ]
+  assert len(rates) >= (last - first) // 10 - 1
+  for step, rate in rates:
+    part = min(step / rise, (last - step) / (last - rise))
+    assert rate == pytest.approx(highest * part, rel=1e-4)
 
 
 class TestParts:
@@ -121,8 +129,7 @@ def flags(data_dir, tmp_path):
 
 def test_trains_resumes_and_is_evaluated(flags, eval_flags, tmp_path):
   run('cifar10_train.py', *flags, '--max_steps=40')
-  rates = learning_rates(tmp_path / 'train')
-  assert rates[20] == pytest.approx(FAST.learning_rate * 20 / 38, rel=1e-4)
+  assert_falls(tmp_path / 'train', FAST.learning_rate, rise=2, last=40)
   lines, errors = run(
     'cifar10_multi_gpu_train.py',
     *flags,
@@ -131,8 +138,7 @@ def test_trains_resumes_and_is_evaluated(flags, eval_flags, tmp_path):
   )
   assert errors == ''
   assert 'Resuming from step 40' in lines
-  rates = learning_rates(tmp_path / 'train')
-  assert rates[60] == pytest.approx(0.01 * 20 / 76, rel=1e-4)
+  assert_falls(tmp_path / 'train', 0.01, rise=4, last=80, first=40)
   losses = re.findall(r'loss = ([\d.]+)', '\n'.join(lines))
   assert float(losses[0]) < 1.5
   lines, _ = run('cifar10_eval.py', *eval_flags, '--run_once')
