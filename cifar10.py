@@ -157,7 +157,8 @@ def inference(images: tf.Tensor, recipe: Recipe = TUTORIAL) -> tf.Tensor:
   Args:
     images: [batch, 24, 24, 3], float32, float16 or bfloat16; the batch size
       need not be known.
-    recipe: how the first filters start, and how fast weights decay.
+    recipe: how the first filters start, how fast weights decay, and how much
+      to drop out; the default's is the network that is scored.
 
   Returns:
     The logits, float32 [batch, 10].
@@ -180,6 +181,8 @@ def inference(images: tf.Tensor, recipe: Recipe = TUTORIAL) -> tf.Tensor:
 
   height, width, depth = pool2.shape.as_list()[1:]
   flat = tf.reshape(pool2, [-1, height * width * depth])
+  if recipe.dropout:
+    flat = tf.nn.dropout(flat, rate=recipe.dropout)
   wd = recipe.weight_decay
   with tf.variable_scope('local3'):
     local3 = tf.nn.relu(_dense(flat, 384, stddev=0.04, bias=0.1, wd=wd))

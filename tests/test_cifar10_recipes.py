@@ -69,6 +69,30 @@ class TestParts:
     cifar10.inference(tf.zeros([2, 24, 24, 3]), recipe)
     assert tf.get_collection('losses') == []
 
+  def test_drops_out(self, graph):
+    tf.set_random_seed(1)
+    image = np.random.RandomState(4).normal(size=[1, 24, 24, 3])
+    images = tf.constant(np.repeat(image, 500, axis=0).astype(np.float32))
+
+    def logits(dropout):
+      recipe = dataclasses.replace(TUTORIAL, dropout=dropout)
+      with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
+        return cifar10.inference(images, recipe)
+
+    outputs = [logits(dropout) for dropout in (0.0, 0.2, 0.5)]
+    # With positive weights, what comes after is linear.
+    positive = [
+      variable.assign(tf.abs(variable)) for variable in tf.trainable_variables()
+    ]
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      session.run(positive)
+      none, some, half = session.run(outputs)
+    for got in (some, half):
+      np.testing.assert_allclose(got.mean(axis=0), none[0], rtol=0.01)
+    # The variance is in proportion to dropout / (1 - dropout).
+    np.testing.assert_allclose(half.var(axis=0) / some.var(axis=0), 4, rtol=0.2)
+
   def test_first_filters_whiten(self, graph, batches_dir):
     filters = cifar10_input.whitening_filters(batches_dir, size=3, count=8)
     assert filters.shape == (3, 3, 3, 8) and filters.dtype == np.float32
@@ -168,6 +192,13 @@ def test_fast_computes_in_bfloat16_where_it_can(
     assert cifar10.compute_type() == expected
 
 
+def test_long_trains(flags):
+  lines, errors = run(
+    'cifar10_multi_gpu_train.py', *flags, '--recipe=long', '--max_steps=2'
+  )
+  assert errors == '' and 'Trained to step 2' in lines[-1]
+
+
 def test_recipes_do_not_go_on_from_each_other(flags, tmp_path):
   tutorial = [*flags, '--recipe=tutorial', '--max_steps=2']
   run('cifar10_train.py', *flags, '--max_steps=2')
@@ -181,5 +212,5 @@ def test_recipes_do_not_go_on_from_each_other(flags, tmp_path):
 
 def test_an_unknown_recipe_is_named(flags):
   _, errors = run('cifar10_train.py', *flags, '--recipe=slow', status=1)
-  assert '--recipe=slow' in errors and 'tutorial|fast' in errors
+  assert '--recipe=slow' in errors and 'tutorial|fast|long' in errors
   assert 'Traceback' not in errors
