@@ -1,7 +1,7 @@
 """Recipes: the numbers by which the network is trained (`--recipe`).
 
 The network and the path of code are the same for all; `results/recipes.md` says
-how those of `fast` were found.
+how those of `fast` and `long` were found.
 """
 
 import dataclasses
