@@ -27,7 +27,7 @@ import tensorflow.compat.v1 as tf
 _TYPES = ('chief', 'worker', 'ps', 'evaluator')
 _POLL_SECS = 1
 _SILENCE_SECS = 5  # after which it is said that a task does not answer
-_FAREWELL_SECS = 15  # that servers wait for the last workers' end
+_FAREWELL_SECS = 15  # that the end waits for a task that does not answer
 
 
 class ClusterError(Exception):
@@ -352,7 +352,10 @@ def balanced(count: int) -> Callable[[tf.Operation], int]:
 
 
 def serve(task: Task, timeout_secs: float) -> None:
-  """Holds variables until the chief says that training has ended.
+  """Holds variables until the chief and the workers say that they have ended.
+
+  After the chief's end, it does not wait for workers that are not there, nor
+  for more than `timeout_secs`.
 
   Raises:
     SystemExit: the chief has not been reached for `timeout_secs`.
@@ -362,19 +365,21 @@ def serve(task: Task, timeout_secs: float) -> None:
   config = tf.ConfigProto(device_filters=[_device(task.name)])
   poll = tf.RunOptions(timeout_in_ms=1000 * _POLL_SECS)
   watched = watch(task, [chief], timeout_secs)
-  ended, deadline = set(), None
+  missing = set(task.workers)
   with tf.Graph().as_default():
     dequeue = _ended_queue(task.name).dequeue()
     with tf.Session(server.target, config=config) as session:
-      while not ended >= set(task.workers):
-        if chief in ended:
-          deadline = deadline or time.monotonic() + _FAREWELL_SECS
-          if time.monotonic() > deadline:
-            break
-        else:
+      while missing:
+        now = time.monotonic()
+        if chief in missing:
           next(watched)
+          seen, deadline = now, now + timeout_secs
+        elif any(_answers(task.address(name)) for name in missing):
+          seen = now
+        if now > min(seen + _FAREWELL_SECS, deadline):
+          break
         with contextlib.suppress(tf.errors.DeadlineExceededError):
-          ended.add(session.run(dequeue, options=poll).decode())
+          missing.discard(session.run(dequeue, options=poll).decode())
   print('Training has ended.')
 
 

@@ -76,9 +76,9 @@ class Program:
   def _next_line(self, deadline):
     return self._lines.get(timeout=max(deadline - time.monotonic(), 0))
 
-  def wait_for(self, part):
+  def wait_for(self, part, timeout=TIMEOUT):
     """Waits for the next line that contains `part`, and returns it."""
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + timeout
     while True:
       line = self._next_line(deadline)
       assert line is not None, f'ended without {part!r}: {self.errors()}'
