@@ -354,8 +354,8 @@ def balanced(count: int) -> Callable[[tf.Operation], int]:
 def serve(task: Task, timeout_secs: float) -> None:
   """Holds variables until the chief and the workers say that they have ended.
 
-  After the chief's end, it does not wait for workers that are not there, nor
-  for more than `timeout_secs`.
+  After the chief's end, it waits for workers while one of them answers or did
+  so in the last `_FAREWELL_SECS`, and for `timeout_secs` at most.
 
   Raises:
     SystemExit: the chief has not been reached for `timeout_secs`.

@@ -304,7 +304,7 @@ def test_a_backup_worker_may_be_late(flags):
     tasks.programs['worker 0'].send_signal(signal.SIGSTOP)
     status, lines = tasks.programs['chief 0'].finish()
     assert status == 0 and 'Trained to step 60' in lines[-1]
-    # The parameter server is there for it, until it has ended too.
+    # The parameter server waits, longer than for one that does not answer.
     with pytest.raises(queue.Empty):
       tasks.programs['ps 0'].wait_for('Training has ended.', timeout=20)
     tasks.programs['worker 0'].send_signal(signal.SIGCONT)
