@@ -12,7 +12,6 @@ saves and summarizes. An "evaluator" scores what the chief saves. Without a
 chief, the first worker is it. Without TF_CONFIG, a program is alone.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -20,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import tensorflow.compat.v1 as tf
 
@@ -355,7 +354,8 @@ def serve(task: Task, timeout_secs: float) -> None:
   """Holds variables until the chief and the workers say that they have ended.
 
   After the chief's end, it waits for workers while one of them answers or did
-  so in the last `_FAREWELL_SECS`, and for `timeout_secs` at most.
+  so in the last `_FAREWELL_SECS`, and for `timeout_secs` at most. Then it stays
+  until they are gone: the last of them gets its answer.
 
   Raises:
     SystemExit: the chief has not been reached for `timeout_secs`.
@@ -363,23 +363,27 @@ def serve(task: Task, timeout_secs: float) -> None:
   server = start_server(task, tf.ConfigProto())
   chief = task.workers[0]
   config = tf.ConfigProto(device_filters=[_device(task.name)])
-  poll = tf.RunOptions(timeout_in_ms=1000 * _POLL_SECS)
   watched = watch(task, [chief], timeout_secs)
   missing = set(task.workers)
   with tf.Graph().as_default():
-    dequeue = _ended_queue(task.name).dequeue()
+    ended = _ended_queue(task.name)
+    # Not `dequeue` with a time limit: at its end it may lose what it has taken.
+    names = ended.dequeue_many(ended.size())
     with tf.Session(server.target, config=config) as session:
       while missing:
         now = time.monotonic()
         if chief in missing:
           next(watched)
           seen, deadline = now, now + timeout_secs
-        elif any(_answers(task.address(name)) for name in missing):
+        elif _any_answers(task, missing):
           seen = now
         if now > min(seen + _FAREWELL_SECS, deadline):
           break
-        with contextlib.suppress(tf.errors.DeadlineExceededError):
-          missing.discard(session.run(dequeue, options=poll).decode())
+        time.sleep(_POLL_SECS)
+        missing -= {name.decode() for name in session.run(names)}
+  deadline = time.monotonic() + _FAREWELL_SECS
+  while _any_answers(task, task.workers) and time.monotonic() < deadline:
+    time.sleep(_POLL_SECS)
   print('Training has ended.')
 
 
@@ -440,6 +444,10 @@ def _answers(address: str) -> bool:
     return True
   except OSError:
     return False
+
+
+def _any_answers(task: Task, names: Iterable[str]) -> bool:
+  return any(_answers(task.address(name)) for name in names)
 
 
 def _device(name: str) -> str:
