@@ -62,8 +62,8 @@ def batches_dir(data_dir):
 def record_fault(record_property):
   """A function that notes a fault, how often it was tried, what was lost."""
 
-  def record(name, times=1, seconds_lost=0.0):
-    record_property('fault', (name, times, seconds_lost))
+  def record(name, times=1, lost=0, unit='s'):
+    record_property('fault', (name, times, lost, unit))
 
   return record
 
@@ -74,13 +74,13 @@ def pytest_terminal_summary(terminalreporter):
   for report in terminalreporter.getreports('passed'):
     for key, value in report.user_properties:
       if key == 'fault':
-        name, times, seconds_lost = value
-        before = faults.get(name, (0, 0.0))
-        faults[name] = (before[0] + times, max(before[1], seconds_lost))
+        name, times, lost, unit = value
+        before = faults.get(name, (0, 0, unit))
+        faults[name] = (before[0] + times, max(before[1], lost), unit)
   if faults:
-    terminalreporter.section('faults: times tried, seconds of training lost')
-  for name, (times, seconds_lost) in sorted(faults.items()):
-    terminalreporter.write_line(f'{name:50}{times:6}{seconds_lost:6.1f}')
+    terminalreporter.section('faults: times tried, training lost at most')
+  for name, (times, lost, unit) in sorted(faults.items()):
+    terminalreporter.write_line(f'{name:50}{times:6}{lost:6.3g} {unit}')
 
 
 @pytest.fixture
