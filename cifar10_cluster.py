@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import tensorflow.compat.v1 as tf
 
+import cifar10_sync
+
 _TYPES = ('chief', 'worker', 'ps', 'evaluator')
 _POLL_SECS = 1
 _SILENCE_SECS = 5  # after which it is said that a task does not answer
@@ -143,6 +145,7 @@ class Cluster:
     task: this process's part.
     gradients_per_step: the number of workers whose gradients a step takes.
     master: where the session is to run, '' for this process.
+    has_begun: whether there were variables before this worker's session.
   """
 
   def __init__(self, task: Task, sync: bool = True, backup_workers: int = 0):
@@ -158,6 +161,7 @@ class Cluster:
     self._is_sync = sync and not task.is_alone
     self._synchronizer = None
     self.master = ''
+    self.has_begun = False
 
   def join(self, config: tf.ConfigProto, timeout_secs: float) -> None:
     """Starts this worker's server, and watches the others.
@@ -207,10 +211,12 @@ class Cluster:
     """Lets an optimizer update once with the workers' mean gradients."""
     if not self._is_sync:
       return optimizer
-    self._synchronizer = tf.train.SyncReplicasOptimizer(
+    self._synchronizer = cifar10_sync.SyncOptimizer(
       optimizer,
-      replicas_to_aggregate=self.gradients_per_step,
-      total_num_replicas=len(self.task.workers),
+      self.task.workers,
+      self.task.name,
+      self.device,
+      self.gradients_per_step,
     )
     return self._synchronizer
 
@@ -218,7 +224,7 @@ class Cluster:
     """Returns what the session of this worker needs."""
     if self._synchronizer is None:
       return []
-    return [_SyncHook(self._synchronizer, self.task.is_chief)]
+    return [_SyncHook(self, self._synchronizer)]
 
   def needed(self) -> list[str]:
     """Returns the names of the tasks without which this one cannot go on."""
@@ -258,56 +264,43 @@ class _Scaffold(tf.train.Scaffold):
 
   def finalize(self):
     super().finalize()
-    if not self._cluster.task.is_chief:
-      self._wait_for_variables()
+    missing = self._missing_variables()
+    self._cluster.has_begun = missing < len(tf.global_variables())
+    while missing and not self._cluster.task.is_chief:
+      time.sleep(_POLL_SECS)  # until the chief has set them; TensorFlow: 30 s
+      missing = self._missing_variables()
     return self
 
-  def _wait_for_variables(self):
-    """Returns once the chief has set them (TensorFlow looks every 30 s)."""
+  def _missing_variables(self):
+    """Returns how many there are, once the servers answer."""
     while True:
       try:
         with tf.Session(
           self._cluster.master, config=self._session_config
         ) as session:
-          if not session.run(self.ready_for_local_init_op).size:
-            return
+          return session.run(self.ready_for_local_init_op).size
       except tf.errors.OpError:  # a server is away; the watch says so
-        pass
-      time.sleep(_POLL_SECS)
+        time.sleep(_POLL_SECS)
 
 
 class _SyncHook(tf.train.SessionRunHook):
-  """Lets a worker begin at the present step; the chief, apply the gradients.
+  """Lets a worker begin at the present step; the chief, update for all."""
 
-  SyncReplicasOptimizer's own hook closes the queue on which all workers wait
-  when the chief ends. This one leaves it, for a chief that is started again.
-  """
-
-  def __init__(self, synchronizer, is_chief):
+  def __init__(self, cluster, synchronizer):
+    self._cluster = cluster
     self._synchronizer = synchronizer
-    self._is_chief = is_chief
-
-  def begin(self):
-    if not self._is_chief:
-      self._initialize = self._synchronizer.local_step_init_op
-      return
-    self._initialize = self._synchronizer.chief_init_op
-    runner = self._synchronizer.get_chief_queue_runner()
-    self._runner = tf.train.QueueRunner(
-      runner.queue,
-      runner.enqueue_ops,
-      close_op=tf.no_op(),
-      cancel_op=tf.no_op(),
-      queue_closed_exception_types=(
-        tf.errors.OutOfRangeError,
-        tf.errors.CancelledError,  # its session has ended
-      ),
-    )
 
   def after_create_session(self, session, coord):
-    session.run(self._initialize)
-    if self._is_chief:
-      self._runner.create_threads(session, coord, daemon=True, start=True)
+    if not self._cluster.task.is_chief:
+      session.run(self._synchronizer.begin)
+      return
+    session.run(self._synchronizer.begin_all)
+    if self._cluster.has_begun:
+      # The others may wait for a step that the last chief did not finish.
+      session.run(self._synchronizer.tell)
+    self._synchronizer.updates.create_threads(
+      session, coord, daemon=True, start=True
+    )
 
 
 def _ignore_ends_of_sessions(failure: threading.ExceptHookArgs) -> None:

@@ -60,7 +60,8 @@ class LogHook(tf.train.SessionRunHook):
     before = run_values.results.get('step', self.step)
     self._bar.update(before + 1 - self.step)
     self.step = before + 1
-    if 'loss' in run_values.results:
+    # Among other workers, a step's count may be read once more in the next.
+    if 'loss' in run_values.results and before >= self._next:
       self._log(before, run_values.results['loss'])
       self._next = before - before % self._log_frequency + self._log_frequency
 
@@ -81,6 +82,8 @@ class LogHook(tf.train.SessionRunHook):
     )
 
   def end(self, session):
+    if not self._counts:
+      self.step = int(session.run(self._global_step))
     self._bar.close()
 
 

@@ -1,7 +1,7 @@
 """Optimizers that TensorFlow lacks: one that averages variables, and Muon.
 
 Both are ordinary `tf.train.Optimizer`s, so that others can wrap them, as
-`tf.train.SyncReplicasOptimizer` does in a cluster.
+`cifar10_sync.SyncOptimizer` does in a cluster.
 """
 
 import tensorflow.compat.v1 as tf

@@ -291,7 +291,7 @@ def run_training(
   except tf.errors.OpError as error:
     cifar10_hooks.explain(error, log_hook.step, where)
 
-  step = min(log_hook.step, max_steps)  # a late worker's last may not count
+  step = log_hook.step
   if task.is_chief:
     step = cifar10_checkpoint.step_of(tf.train.latest_checkpoint(train_dir))
   if signals:

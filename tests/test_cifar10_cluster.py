@@ -201,6 +201,37 @@ def test_two_workers_update_as_two_towers(quiet_threads, recipe, atol):
         )
 
 
+def test_a_worker_that_is_away_costs_no_gradient(quiet_threads):
+  """With a backup worker, every step of those that are there is an update."""
+  addresses = addresses_of(workers=2)
+  cifar10_cluster.start_server(
+    cifar10_cluster.Task('ps', 0, addresses), tf.ConfigProto()
+  )
+  cluster = cifar10_cluster.Cluster(
+    cifar10_cluster.Task('chief', 0, addresses), backup_workers=1
+  )
+  config = tf.ConfigProto()
+  cluster.join(config, TIMEOUT)
+  with tf.Graph().as_default():
+    with tf.device(cluster.device_setter()):
+      x = tf.get_variable('x', initializer=0.0, use_resource=True)
+      global_step = cifar10.make_global_step()
+      optimizer = cluster.synchronized(tf.train.GradientDescentOptimizer(1.0))
+      train_op = optimizer.apply_gradients(
+        [(tf.constant(-1.0), x)], global_step
+      )
+    with tf.train.MonitoredTrainingSession(
+      cluster.master,
+      scaffold=cluster.scaffold(config),
+      hooks=cluster.hooks(),
+      config=config,
+      stop_grace_period_secs=2,
+    ) as session:
+      for _ in range(10):
+        session.run(train_op)
+      assert session.run([x, global_step]) == [10.0, 10]
+
+
 @pytest.fixture
 def flags(data_dir, tmp_path):
   return [
@@ -300,7 +331,8 @@ def test_a_backup_worker_may_be_late(flags):
   """One that stands still costs nothing; without it, nobody could go on."""
   flags = [*flags, '--backup_workers=1', '--max_steps=60', '--log_frequency=1']
   with Tasks(flags) as tasks:
-    tasks.programs['worker 0'].wait_for(': step 10, ')
+    for _ in range(3):
+      tasks.programs['worker 0'].wait_for(', loss = ')
     tasks.programs['worker 0'].send_signal(signal.SIGSTOP)
     status, lines = tasks.programs['chief 0'].finish()
     assert status == 0 and 'Trained to step 60' in lines[-1]
@@ -322,7 +354,8 @@ def test_a_server_outlasts_those_that_it_has_heard(quiet_threads):
     'cifar10_train.py', environment=environment(addresses, 'ps')
   ) as server:
     chief = cifar10_cluster.Cluster(cifar10_cluster.Task('chief', 0, addresses))
-    chief.join(tf.ConfigProto(), TIMEOUT)
+    # It goes on watching the server, which ends: it is not to give up.
+    chief.join(tf.ConfigProto(), timeout_secs=float('inf'))
     chief.leave()
     # This process goes on answering, as TensorFlow's servers cannot be stopped.
     with pytest.raises(queue.Empty):
@@ -351,6 +384,7 @@ def test_training_goes_on_without(flags, victims, times, record_fault):
     for victim in victims * times:
       for _ in range(rng.randint(1, 3)):
         last = tasks.programs['chief 0'].wait_for(', loss = ')
+      time.sleep(rng.uniform(0, 0.2))  # at any moment between two lines
       tasks.kill(victim)
       tasks.start(victim)
       if not victim.startswith('worker'):
