@@ -201,35 +201,76 @@ def test_two_workers_update_as_two_towers(quiet_threads, recipe, atol):
         )
 
 
-def test_a_worker_that_is_away_costs_no_gradient(quiet_threads):
-  """With a backup worker, every step of those that are there is an update."""
-  addresses = addresses_of(workers=2)
+@pytest.fixture
+def start_worker(quiet_threads):
+  """A function that starts a chief or a worker, which train one number."""
+  addresses = addresses_of()
   cifar10_cluster.start_server(
     cifar10_cluster.Task('ps', 0, addresses), tf.ConfigProto()
   )
-  cluster = cifar10_cluster.Cluster(
-    cifar10_cluster.Task('chief', 0, addresses), backup_workers=1
-  )
-  config = tf.ConfigProto()
-  cluster.join(config, TIMEOUT)
-  with tf.Graph().as_default():
-    with tf.device(cluster.device_setter()):
-      x = tf.get_variable('x', initializer=0.0, use_resource=True)
-      global_step = cifar10.make_global_step()
-      optimizer = cluster.synchronized(tf.train.GradientDescentOptimizer(1.0))
-      train_op = optimizer.apply_gradients(
-        [(tf.constant(-1.0), x)], global_step
-      )
-    with tf.train.MonitoredTrainingSession(
-      cluster.master,
-      scaffold=cluster.scaffold(config),
-      hooks=cluster.hooks(),
-      config=config,
-      stop_grace_period_secs=2,
-    ) as session:
-      for _ in range(10):
-        session.run(train_op)
-      assert session.run([x, global_step]) == [10.0, 10]
+
+  def start(kind, backup_workers=0):
+    cluster = cifar10_cluster.Cluster(
+      cifar10_cluster.Task(kind, 0, addresses), backup_workers=backup_workers
+    )
+    config = tf.ConfigProto()
+    cluster.join(config, TIMEOUT)
+
+    @contextlib.contextmanager
+    def session():
+      """Yields a session, what adds 1 to a number, and it and the step."""
+      with tf.Graph().as_default():
+        with tf.device(cluster.device_setter()):
+          number = tf.get_variable('x', initializer=0.0, use_resource=True)
+          step = cifar10.make_global_step()
+          optimizer = cluster.synchronized(
+            tf.train.GradientDescentOptimizer(1.0)
+          )
+          grow = optimizer.apply_gradients([(tf.constant(-1.0), number)], step)
+        with tf.train.MonitoredTrainingSession(
+          cluster.master,
+          is_chief=kind == 'chief',
+          scaffold=cluster.scaffold(config),
+          hooks=cluster.hooks(),
+          config=config,
+          stop_grace_period_secs=2,
+        ) as session:
+          yield session, grow, [number, step]
+
+    return session
+
+  return start
+
+
+def test_a_worker_that_is_away_costs_no_gradient(start_worker):
+  """With a backup worker, every step of those that are there is an update."""
+  with start_worker('chief', backup_workers=1)() as (session, grow, values):
+    for _ in range(10):
+      session.run(grow)
+    assert session.run(values) == [10, 10]
+
+
+def test_a_chief_that_comes_back_wakes_the_others(start_worker):
+  """They may wait for a step that the one before did not finish."""
+  done = queue.SimpleQueue()
+
+  def work():
+    with start_worker('worker')() as (session, grow, _):
+      for _ in range(2):
+        session.run(grow)
+        done.put(None)
+
+  worker = threading.Thread(target=work, daemon=True)
+  worker.start()
+  start_session = start_worker('chief')
+  with start_session() as (session, grow, values):
+    session.run(grow)
+    assert session.run(values) == [1, 1]
+  done.get(timeout=TIMEOUT)
+  with start_session():
+    done.get(timeout=TIMEOUT)
+  worker.join(TIMEOUT)
+  assert not worker.is_alive()
 
 
 @pytest.fixture
