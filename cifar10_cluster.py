@@ -224,7 +224,7 @@ class Cluster:
     """Returns what the session of this worker needs."""
     if self._synchronizer is None:
       return []
-    return [_SyncHook(self, self._synchronizer)]
+    return [cifar10_sync.SyncHook(self._synchronizer, self)]
 
   def needed(self) -> list[str]:
     """Returns the names of the tasks without which this one cannot go on."""
@@ -281,26 +281,6 @@ class _Scaffold(tf.train.Scaffold):
           return session.run(self.ready_for_local_init_op).size
       except tf.errors.OpError:  # a server is away; the watch says so
         time.sleep(_POLL_SECS)
-
-
-class _SyncHook(tf.train.SessionRunHook):
-  """Lets a worker begin at the present step; the chief, update for all."""
-
-  def __init__(self, cluster, synchronizer):
-    self._cluster = cluster
-    self._synchronizer = synchronizer
-
-  def after_create_session(self, session, coord):
-    if not self._cluster.task.is_chief:
-      session.run(self._synchronizer.begin)
-      return
-    session.run(self._synchronizer.begin_all)
-    if self._cluster.has_begun:
-      # The others may wait for a step that the last chief did not finish.
-      session.run(self._synchronizer.tell)
-    self._synchronizer.updates.create_threads(
-      session, coord, daemon=True, start=True
-    )
 
 
 def _ignore_ends_of_sessions(failure: threading.ExceptHookArgs) -> None:

@@ -111,3 +111,24 @@ class SyncOptimizer(tf.train.Optimizer):
         # A worker that was late goes on at the newest of the steps it missed.
         steps = own.dequeue_many(tf.maximum(own.size(), 1))
     return tf.assign(step, steps[-1]).op
+
+
+class SyncHook(tf.train.SessionRunHook):
+  """Lets a worker begin at the present step; the chief, update for all."""
+
+  def __init__(self, optimizer: SyncOptimizer, cluster):
+    """Takes a worker's optimizer, after `apply_gradients`, and its cluster."""
+    self._optimizer = optimizer
+    self._cluster = cluster
+
+  def after_create_session(self, session, coord):
+    if not self._cluster.task.is_chief:
+      session.run(self._optimizer.begin)
+      return
+    session.run(self._optimizer.begin_all)
+    if self._cluster.has_begun:
+      # The others may wait for a step that the last chief did not finish.
+      session.run(self._optimizer.tell)
+    self._optimizer.updates.create_threads(
+      session, coord, daemon=True, start=True
+    )
