@@ -1,5 +1,6 @@
 """What happens between the steps of training: lines, checks, the last word."""
 
+import contextlib
 import datetime
 import math
 import sys
@@ -60,7 +61,7 @@ class LogHook(tf.train.SessionRunHook):
     before = run_values.results.get('step', self.step)
     self._bar.update(before + 1 - self.step)
     self.step = before + 1
-    # Among other workers, a step's count may be read once more in the next.
+    # Among other workers, two runs may read the same count.
     if 'loss' in run_values.results and before >= self._next:
       self._log(before, run_values.results['loss'])
       self._next = before - before % self._log_frequency + self._log_frequency
@@ -82,8 +83,9 @@ class LogHook(tf.train.SessionRunHook):
     )
 
   def end(self, session):
-    if not self._counts:
-      self.step = int(session.run(self._global_step))
+    if not self._counts:  # others may have gone on
+      with contextlib.suppress(tf.errors.OpError):  # or have ended
+        self.step = int(session.run(self._global_step))
     self._bar.close()
 
 
