@@ -103,8 +103,11 @@ class SyncOptimizer(tf.train.Optimizer):
       self.tell = tf.group(
         *[queue.enqueue(global_step) for queue in queues.values()]
       )
-      with tf.control_dependencies([own.dequeue_many(own.size())]):
-        # In this order: a step that comes in between is not missed.
+      # In this order: one that vanished and still waits here goes away, and a
+      # step that comes in between is not missed.
+      with tf.control_dependencies([own.enqueue(step.initial_value)]):
+        left = own.dequeue_many(own.size())
+      with tf.control_dependencies([left]):
         self.begin = tf.assign(step, global_step.read_value()).op
       self.begin_all = tf.group(self.begin, *beginnings)
       with tf.control_dependencies(given):

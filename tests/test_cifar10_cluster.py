@@ -519,21 +519,33 @@ class Hosts:
     self._stack = contextlib.ExitStack()
     tag = f'c{os.getpid() % 10**6}'
     self.addresses = [f'10.77.0.{k + 1}' for k in range(count)]
-    self.ports = [
-      f'{tag}p{k}' for k in range(count)
-    ]  # their ends at the bridge
+    self.ports = [f'{tag}p{k}' for k in range(count)]  # ends at the bridge
     self._spaces = [f'{tag}n{k}' for k in range(count)]
-    self._make(f'ip link add {tag}b type bridge', f'ip link del {tag}b')
-    self._make(f'ip link set {tag}b up')
-    for space, port, address in zip(
-      self._spaces, self.ports, self.addresses, strict=True
-    ):
-      self._make(f'ip netns add {space}', f'ip netns del {space}')
-      self._make(f'ip link add {port} type veth peer name eth0 netns {space}')
-      self._make(f'ip link set {port} master {tag}b up')
-      self._make(f'ip -n {space} addr add {address}/24 dev eth0')
-      self._make(f'ip -n {space} link set eth0 up')
-      self._make(f'ip -n {space} link set lo up')
+    self._bridge = f'{tag}b'
+    self._make(
+      f'ip link add {self._bridge} type bridge', f'ip link del {self._bridge}'
+    )
+    self._make(f'ip link set {self._bridge} up')
+    for number in range(count):
+      self._boot(number)
+
+  def _boot(self, number):
+    space, port = self._spaces[number], self.ports[number]
+    self._make(f'ip netns add {space}', f'ip netns del {space}')
+    self._make(
+      f'ip link add {port} type veth peer name eth0 netns {space}',
+      f'ip link del {port}',
+    )
+    self._make(f'ip link set {port} master {self._bridge} up')
+    self._make(f'ip -n {space} addr add {self.addresses[number]}/24 dev eth0')
+    self._make(f'ip -n {space} link set eth0 up')
+    self._make(f'ip -n {space} link set lo up')
+
+  def replace(self, number):
+    """Puts another host in the place of one that vanished."""
+    self._make(f'ip link del {self.ports[number]}')
+    self._make(f'ip netns del {self._spaces[number]}')
+    self._boot(number)
 
   def _make(self, command, undo=None):
     subprocess.run(command.split(), check=True, capture_output=True)
@@ -587,31 +599,67 @@ def wait_for(path, part, times=1):
     time.sleep(0.05)
 
 
-@pytest.mark.faults
-def test_a_link_cut_and_healed(hosts, flags, tmp_path, record_fault):
-  """Training stands still as long, goes on, and ends right."""
-  tasks = ['ps', 'chief', 'worker']
+HOSTS = ['ps', 'chief', 'worker']
+
+
+@pytest.fixture
+def start_on_host(hosts, flags, tmp_path):
+  """A function that starts a task on its host; and the tasks' logs."""
   addresses = {
     kind: [f'{address}:2222']
-    for kind, address in zip(tasks, hosts.addresses, strict=True)
+    for kind, address in zip(HOSTS, hosts.addresses, strict=True)
   }
-  logs = {kind: tmp_path / f'{kind}.log' for kind in tasks}
-  processes = []
-  for number, kind in enumerate(tasks):
-    with open(logs[kind], 'w') as log:
-      processes.append(
-        hosts.start(
-          number,
-          [
-            'cifar10_train.py',
-            *flags,
-            '--save_checkpoint_secs=600',
-            '--max_steps=400',
-          ],
-          log,
-          environment(addresses, kind),
-        )
+  logs = {kind: tmp_path / f'{kind}.log' for kind in HOSTS}
+
+  def start(kind, *more_flags):
+    with open(logs[kind], 'a') as log:
+      return hosts.start(
+        HOSTS.index(kind),
+        ['cifar10_train.py', *flags, *more_flags],
+        log,
+        environment(addresses, kind),
       )
+
+  return start, logs
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+  ('kind', 'still'),
+  [('ps', None), ('chief', None), ('chief', 'worker'), ('worker', 'chief')],
+)
+def test_a_host_that_vanishes(hosts, start_on_host, kind, still, record_fault):
+  """The others are not told; another one in its place goes on with them.
+
+  While one of them stands still, it waits, with nothing on its way to tell its
+  server that it is gone.
+  """
+  start, logs = start_on_host
+  tasks = {name: start(name, '--max_steps=200') for name in HOSTS}
+  wait_for(logs['chief'], ': step 50, ')
+  if still:
+    tasks[still].send_signal(signal.SIGSTOP)
+    time.sleep(2)
+  hosts.set_link(HOSTS.index(kind), 'down')
+  tasks[kind].kill()
+  tasks[kind].wait()
+  hosts.replace(HOSTS.index(kind))
+  tasks[kind] = start(kind, '--max_steps=200')
+  if still:
+    time.sleep(10)
+    tasks[still].send_signal(signal.SIGCONT)
+  statuses = [task.wait(TIMEOUT) for task in tasks.values()]
+  assert statuses == [0, 0, 0], [log.read_text() for log in logs.values()]
+  assert 'Trained to step 200' in logs['chief'].read_text()
+  record_fault(f'in a cluster vanished: {kind} 0')
+
+
+@pytest.mark.faults
+def test_a_link_cut_and_healed(hosts, start_on_host, record_fault):
+  """Training stands still as long, goes on, and ends right."""
+  start, logs = start_on_host
+  more_flags = ['--save_checkpoint_secs=600', '--max_steps=400']
+  processes = [start(kind, *more_flags) for kind in HOSTS]
   wait_for(logs['chief'], ': step 50, ')
   before = hosts.bytes_of(0)
   wait_for(logs['chief'], ': step 150, ')
