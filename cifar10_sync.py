@@ -60,21 +60,9 @@ class SyncOptimizer(tf.train.Optimizer):
         dtype=global_step.dtype.base_dtype,
         name='sync_step',
       )
-    given, means, beginnings = [], [], []
-    for gradient, variable in grads_and_vars:
-      if gradient is None:
-        means.append((None, variable))
-        continue
-      with tf.device(variable.device):
-        accumulator = tf.ConditionalAccumulator(
-          gradient.dtype,
-          variable.shape,
-          shared_name=f'{variable.op.name}/gradients',
-        )
-        given.append(accumulator.apply_grad(gradient, step))
-        mean = accumulator.take_grad(self._gradients_per_step)
-        means.append((mean, variable))
-        beginnings.append(accumulator.set_global_step(global_step))
+    given, means, beginnings = self._accumulate(
+      grads_and_vars, step, global_step
+    )
     with tf.device(global_step.device):
       queues = {
         name: tf.FIFOQueue(
@@ -114,6 +102,30 @@ class SyncOptimizer(tf.train.Optimizer):
         # A worker that was late goes on at the newest of the steps it missed.
         steps = own.dequeue_many(tf.maximum(own.size(), 1))
     return tf.assign(step, steps[-1]).op
+
+  def _accumulate(self, grads_and_vars, step, global_step):
+    """Gives gradients to accumulators beside the variables, and takes means.
+
+    Returns:
+      The operations that give; (mean, variable) pairs; the operations that set
+      the accumulators to the present step.
+    """
+    given, means, beginnings = [], [], []
+    for gradient, variable in grads_and_vars:
+      if gradient is None:
+        means.append((None, variable))
+        continue
+      with tf.device(variable.device):
+        accumulator = tf.ConditionalAccumulator(
+          gradient.dtype,
+          variable.shape,
+          shared_name=f'{variable.op.name}/gradients',
+        )
+        given.append(accumulator.apply_grad(gradient, step))
+        mean = accumulator.take_grad(self._gradients_per_step)
+        means.append((mean, variable))
+        beginnings.append(accumulator.set_global_step(global_step))
+    return given, means, beginnings
 
 
 class SyncHook(tf.train.SessionRunHook):
