@@ -74,13 +74,13 @@ class SyncOptimizer(tf.train.Optimizer):
       update = self._optimizer.apply_gradients(means, global_step)
       with tf.control_dependencies([update]):
         new_step = global_step.read_value()
-      told = [queue.enqueue(new_step) for queue in queues.values()]
-      with tf.control_dependencies(told):  # this worker last: it may then end
-        told = own.enqueue(new_step)
+      others = [queue.enqueue(new_step) for queue in queues.values()]
+      with tf.control_dependencies(others):  # this one last: it may then end
+        tell_all = own.enqueue(new_step)
       # Queues stay open at the end, for a chief that is started again.
       self.updates = tf.train.QueueRunner(
         own,
-        [told],
+        [tell_all],
         close_op=tf.no_op(),
         cancel_op=tf.no_op(),
         queue_closed_exception_types=(

@@ -111,6 +111,18 @@ def test_variables_are_balanced():
   assert max(loads.values()) < largest * 1.1
 
 
+def session_of(cluster, config):
+  """Returns the session in which a worker trains the default graph."""
+  return tf.train.MonitoredTrainingSession(
+    cluster.master,
+    is_chief=cluster.task.is_chief,
+    scaffold=cluster.scaffold(config),
+    hooks=cluster.hooks(),
+    config=config,
+    stop_grace_period_secs=2,
+  )
+
+
 @pytest.fixture
 def quiet_threads(monkeypatch):
   """Joining a cluster is for a process's life; here it ends with the test."""
@@ -152,14 +164,7 @@ def test_two_workers_update_as_two_towers(quiet_threads, recipe, atol):
           loss, cifar10.make_global_step(), cluster, recipe
         )
       variables = {v.op.name: v.read_value() for v in tf.global_variables()}
-      with tf.train.MonitoredTrainingSession(
-        cluster.master,
-        is_chief=task.is_chief,
-        scaffold=cluster.scaffold(config),
-        hooks=cluster.hooks(),
-        config=config,
-        stop_grace_period_secs=2,
-      ) as session:
+      with session_of(cluster, config) as session:
         for step in range(steps + 1):
           if task.is_chief:
             values.append(
@@ -227,14 +232,7 @@ def start_worker(quiet_threads):
             tf.train.GradientDescentOptimizer(1.0)
           )
           grow = optimizer.apply_gradients([(tf.constant(-1.0), number)], step)
-        with tf.train.MonitoredTrainingSession(
-          cluster.master,
-          is_chief=kind == 'chief',
-          scaffold=cluster.scaffold(config),
-          hooks=cluster.hooks(),
-          config=config,
-          stop_grace_period_secs=2,
-        ) as session:
+        with session_of(cluster, config) as session:
           yield session, grow, [number, step]
 
     return session
@@ -337,7 +335,9 @@ def test_trains_and_changes_places_with_one_machine(flags, tmp_path):
   saved = f'Trained to step 20, which is saved in {where}.'
   assert lines['chief 0'][-1] == saved, lines
   assert lines['worker 1'][-1] == 'Trained to step 20.'
-  assert lines['ps 1'][-1] == 'Training has ended.'
+  # On a busy machine, it may also say that it waits for the chief.
+  words = [line for line in lines['ps 1'] if 'chief 0 at ' not in line]
+  assert words == ['Training has ended.']
   tags = {tag for _, tag, _ in summaries(where)}
   assert {'total_loss', 'learning_rate', 'conv1/weights/gradients'} <= tags
   lines, errors = run('cifar10_train.py', *flags, '--max_steps=25')
@@ -383,8 +383,7 @@ def test_a_backup_worker_may_be_late(flags):
     tasks.programs['worker 0'].send_signal(signal.SIGCONT)
     status, lines = tasks.programs['worker 0'].finish()
     assert status == 0 and lines[-1] == 'Trained to step 60.'
-    status, lines = tasks.programs['ps 0'].finish()
-    assert status == 0 and lines[-1] == 'Training has ended.'
+    assert tasks.programs['ps 0'].finish() == (0, ['Training has ended.'])
 
 
 @pytest.mark.faults
@@ -401,8 +400,7 @@ def test_a_server_outlasts_those_that_it_has_heard(quiet_threads):
     # This process goes on answering, as TensorFlow's servers cannot be stopped.
     with pytest.raises(queue.Empty):
       server.wait_for('Training has ended.', timeout=10)
-    status, lines = server.finish()
-    assert (status, lines[-1]) == (0, 'Training has ended.')
+    assert server.finish() == (0, ['Training has ended.'])
 
 
 KINDS = ['ps 0', 'chief 0', 'worker 0']

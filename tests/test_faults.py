@@ -544,6 +544,7 @@ def test_restart_spares_what_is_not_a_trainers(flags, tmp_path, record_fault):
       'cifar10_train.py', *flags, f'--train_dir={path}', '--restart', status=1
     )
     assert '--restart removed nothing' in errors
+  assert (precious / 'thesis.tex').read_text() == 'years of work'
   for path, names in before.items():
     assert sorted(os.listdir(path)) == names
   record_fault('--restart where others have files', len(paths))
