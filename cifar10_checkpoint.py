@@ -4,24 +4,20 @@ import contextlib
 import glob
 import hashlib
 import itertools
+import math
 import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
 
 from cifar10_optimizers import MuonOptimizer
 
-LOCK = '.lock'  # the file in a directory that one process has for itself
-
-# What a trainer writes; a restart removes nothing else.
-_OWN_FILES = re.compile(
-  r'checkpoint|graph\.pbtxt|\.lock|events\.out\.tfevents\..*'
-  r'|model\.ckpt-\d+\.(index|meta|data-\d+-of-\d+)'
-  r'|(checkpoint|graph\.pbtxt)\.tmp.*|model\.ckpt-\d+(_temp|\..*tempstate).*'
-)
+_STATE = 'checkpoint'  # the file that names a directory's checkpoints
+_COPY = '.scoring-'  # how the name of a copy's directory begins
 
 
 class CheckpointError(Exception):
@@ -35,17 +31,49 @@ class OtherNetworkError(CheckpointError):
 def saved_in(directory: str) -> list[str]:
   """Returns the paths of a directory's checkpoints, by their steps."""
   pattern = os.path.join(glob.escape(directory), 'model.ckpt-*.index')
-  steps = {}
-  for path in glob.glob(pattern):
-    if match := re.search(r'-(\d+)\.index$', path):
-      steps[path.removesuffix('.index')] = int(match[1])
-  return sorted(steps, key=steps.get)
+  paths = [path.removesuffix('.index') for path in glob.glob(pattern)]
+  return sorted(
+    (path for path in paths if re.search(r'-\d+$', path)), key=_step_in_name
+  )
+
+
+def files_of(checkpoint: str) -> list[str]:
+  """Returns the paths of the files that make up a checkpoint."""
+  return [
+    path
+    for path in glob.glob(f'{glob.escape(checkpoint)}.*')
+    if re.fullmatch(
+      r'\.(index|meta|data-\d+-of-\d+)', path.removeprefix(checkpoint)
+    )
+  ]
 
 
 def latest(directory: str) -> str | None:
-  """Returns the path of the checkpoint that a directory names as its latest."""
-  state = tf.train.get_checkpoint_state(directory)
+  """Returns the path of the checkpoint that a directory names as its latest.
+
+  Only the name counts. Its place is this directory, wherever the state file
+  says: that one may be a copy, or the directory may have been moved.
+  """
+  named = _named_by_state(directory)
+  if named is None:
+    return None
+  path = os.path.join(directory, os.path.basename(named))
+  return path if os.path.exists(f'{path}.index') else None
+
+
+def _named_by_state(directory: str) -> str | None:
+  """Returns what a directory's state file names as latest, word for word."""
+  try:
+    state = tf.train.get_checkpoint_state(directory)
+  except (tf.errors.OpError, ValueError):  # empty, or not even text
+    return None
   return state.model_checkpoint_path if state else None
+
+
+def _step_in_name(path: str) -> float:
+  """Returns the step at the end of a checkpoint's name, or infinity."""
+  match = re.search(r'-(\d+)$', path)
+  return int(match[1]) if match else math.inf
 
 
 def newest_good(
@@ -68,7 +96,7 @@ def newest_good(
   named = latest(directory)
   if named is not None and named not in paths:
     paths.append(named)
-  for path in reversed(paths):
+  for path in sorted(paths, key=_step_in_name, reverse=True):
     try:
       return path, check(path, variables)
     except OtherNetworkError:
@@ -141,25 +169,30 @@ def copied(path: str, directory: str) -> Iterator[str]:
   Raises:
     CheckpointError: a file cannot be read, or is gone.
   """
-  folder = os.path.join(directory, 'scoring')
-  shutil.rmtree(folder, ignore_errors=True)  # left by one that was killed
-  os.makedirs(folder)
-  try:
-    for name in glob.glob(f'{glob.escape(path)}.*'):
+  for old in glob.glob(os.path.join(glob.escape(directory), f'{_COPY}*')):
+    shutil.rmtree(old, ignore_errors=True)  # left by one that was killed
+  with tempfile.TemporaryDirectory(prefix=_COPY, dir=directory) as folder:
+    for name in files_of(path):
       try:
         shutil.copy2(name, folder)
       except OSError as error:
         raise _unreadable(path, error) from error
     yield os.path.join(folder, os.path.basename(path))
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
-def find_start(train_dir: str) -> int:
-  """Returns the step from which to go on, and says so if it is not the first.
+def find_start(train_dir: str, keep: int) -> int:
+  """Returns the step from which to resume, and says so if it is not the first.
 
-  That is the step of the newest checkpoint that can be read, and the directory
-  names it as its latest afterwards: the session restores that one.
+  That is the step of the newest readable checkpoint. Afterwards the state file
+  names it as the latest, and nothing outside of the directory: the session
+  restores that one, and its saver deletes only what is named there.
+
+  Args:
+    train_dir: where training saves.
+    keep: number of checkpoints to leave there, the newest ones; 0 for all.
+
+  Raises:
+    SystemExit: there are checkpoints, but none that can be used.
   """
   variables = {variable.op.name: variable for variable in tf.global_variables()}
   _refuse_other_recipe(train_dir, set(variables))
@@ -170,19 +203,43 @@ def find_start(train_dir: str) -> int:
       f'{error} Choose another --train_dir, or begin afresh with --restart.'
     )
   if found is None:
+    if named := _named_by_state(train_dir):
+      print(f'{train_dir} names {named} as its latest, but has no checkpoint.')
+      os.remove(os.path.join(train_dir, _STATE))
     return 0
   path, step = found
-  if path != latest(train_dir):
-    older = itertools.takewhile(
-      lambda other: other != path, saved_in(train_dir)
-    )
-    tf.train.update_checkpoint_state(
-      train_dir,
-      os.path.basename(path),
-      [os.path.basename(other) for other in (*older, path)],
-    )
+  own = [
+    other
+    for other in saved_in(train_dir)
+    if _step_in_name(other) < step and _is_of_network(other, set(variables))
+  ]
+  surplus = own[: max(len(own) + 1 - keep, 0)] if keep else []
+  for name in itertools.chain(*map(files_of, surplus)):
+    os.remove(name)
+  write_state(train_dir, [*own[len(surplus) :], path])
   print(f'Resuming from step {step}')
   return step
+
+
+def write_state(directory: str, checkpoints: list[str]) -> None:
+  """Names a directory's checkpoints, relative to it, in its state file.
+
+  Args:
+    directory: where they are.
+    checkpoints: their paths or names, the latest one last.
+  """
+  names = [os.path.basename(path) for path in checkpoints]
+  # Told of a relative directory, TensorFlow would take the names to be relative
+  # to the working directory.
+  tf.train.update_checkpoint_state(os.path.abspath(directory), names[-1], names)
+
+
+def _is_of_network(path: str, variables: set[str]) -> bool:
+  """Returns whether a checkpoint's index names all of the variables."""
+  try:
+    return variables <= {name for name, _ in tf.train.list_variables(path)}
+  except (tf.errors.OpError, ValueError):
+    return False
 
 
 def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
@@ -201,32 +258,6 @@ def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
       f'{"has" if slots & there else "lacks"} momenta. Go on with that one, '
       'choose another --train_dir, or begin afresh with --restart.'
     )
-
-
-def refuse_to_remove_others(train_dir: str) -> None:
-  """Ends the program if a directory holds what training did not write."""
-  others = [
-    name for name in os.listdir(train_dir) if not _OWN_FILES.fullmatch(name)
-  ]
-  if others:
-    sys.exit(
-      f'--restart removed nothing: {train_dir} also holds '
-      f'{", ".join(sorted(others)[:5])}, not written by training. Move that '
-      'away, or choose another --train_dir.'
-    )
-
-
-def remove_earlier_run(train_dir: str) -> None:
-  """Removes what a trainer wrote, or nothing if anything else is there."""
-  refuse_to_remove_others(train_dir)
-  for name in os.listdir(train_dir):
-    path = os.path.join(train_dir, name)
-    if name == LOCK:  # ours, now
-      continue
-    if os.path.isdir(path):
-      shutil.rmtree(path)
-    else:
-      os.remove(path)
 
 
 def step_of(checkpoint: str) -> int:

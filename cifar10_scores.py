@@ -100,6 +100,7 @@ class Scores:
     self._settings = settings
     self._path = os.path.join(eval_dir, 'metrics.jsonl')
     self.records = self._load()
+    self._load_best()  # if that fails, better now than after a score
     self._step_without_record = self._find_step_without_record()
     self._writer = tf.summary.FileWriter(eval_dir)  # makes no file yet
 
@@ -169,27 +170,38 @@ class Scores:
   def _load(self) -> list[Record]:
     if not os.path.exists(self._path):
       return []
-    with open(self._path) as file:
-      lines = file.read().split('\n')
-    if part := lines.pop():  # of the line that was written when it was killed
-      os.truncate(self._path, os.path.getsize(self._path) - len(part))
-    records = []
-    for number, line in enumerate(lines, start=1):
-      try:
-        record = json.loads(line)
-        settings = {key: record[key] for key in self._settings}
-        records.append(record)
-      except (ValueError, KeyError, TypeError):
-        sys.exit(
-          f'{self._path}, line {number} is not a score. Mend or remove it, or '
-          'choose another --eval_dir.'
-        )
-      if settings != self._settings:
-        sys.exit(
-          f'{self._eval_dir} holds scores of {_flags(settings)}, not of '
-          f'{_flags(self._settings)}. Choose another --eval_dir for these.'
-        )
+    with open(self._path, errors='replace') as file:
+      *lines, part = file.read().split('\n')
+    records = [
+      self._parse(line, number) for number, line in enumerate(lines, start=1)
+    ]
+    # A line without its end was being written when evaluation was killed.
+    if part and not part.startswith('{"step": '[: len(part)]):
+      self._refuse_line(len(lines) + 1)
+    if part:
+      os.truncate(self._path, os.path.getsize(self._path) - len(part.encode()))
     return records
+
+  def _parse(self, line: str, number: int) -> Record:
+    try:
+      record = json.loads(line)
+      settings = {key: record[key] for key in self._settings}
+      if not {'step', 'digest', 'run'} <= record.keys():
+        raise KeyError
+    except (ValueError, KeyError, TypeError, AttributeError):
+      self._refuse_line(number)
+    if settings != self._settings:
+      sys.exit(
+        f'{self._eval_dir} holds scores of {_flags(settings)}, not of '
+        f'{_flags(self._settings)}. Choose another --eval_dir for these.'
+      )
+    return record
+
+  def _refuse_line(self, number: int) -> None:
+    sys.exit(
+      f'{self._path}, line {number} is not a score. Mend or remove it, or '
+      'choose another --eval_dir.'
+    )
 
   def _find_step_without_record(self) -> int | None:
     """Returns the step of a score that has its events but no record, if any.
@@ -222,24 +234,41 @@ class Scores:
     return run + 1 if begun_afresh else run
 
   def _keep_if_best(self, checkpoint: str, record: Record) -> None:
+    """Moves a copy of a checkpoint to best/ if none before was as good.
+
+    Only the checkpoint that best.json names is removed: others are not ours.
+    """
+    before = self._load_best()
+    if before and before['precision'] >= record['precision']:
+      return
     best_dir = os.path.join(self._eval_dir, 'best')
-    path = os.path.join(best_dir, 'best.json')
-    if os.path.exists(path):
-      with open(path) as file:
-        if json.load(file)['precision'] >= record['precision']:
-          return
     os.makedirs(best_dir, exist_ok=True)
-    name = os.path.basename(checkpoint)
-    for source in glob.glob(f'{glob.escape(checkpoint)}.*'):
+    for source in cifar10_checkpoint.files_of(checkpoint):
       os.replace(source, os.path.join(best_dir, os.path.basename(source)))
+    cifar10_checkpoint.write_state(best_dir, [checkpoint])
     best = {key: record[key] for key in ('step', 'precision', 'checkpoint')}
+    if before and before['checkpoint'] != best['checkpoint']:
+      old = os.path.join(best_dir, before['checkpoint'])
+      for path in cifar10_checkpoint.files_of(old):
+        os.remove(path)
+    path = os.path.join(best_dir, 'best.json')
     with open(f'{path}.tmp', 'w') as file:
       json.dump(best, file)
     os.replace(f'{path}.tmp', path)
-    tf.train.update_checkpoint_state(best_dir, name)
-    for other in glob.glob(os.path.join(glob.escape(best_dir), 'model.ckpt-*')):
-      if not os.path.basename(other).startswith(f'{name}.'):
-        os.remove(other)
+
+  def _load_best(self) -> Record | None:
+    path = os.path.join(self._eval_dir, 'best', 'best.json')
+    if not os.path.exists(path):
+      return None
+    try:
+      with open(path) as file:
+        best = json.load(file)
+      return {key: best[key] for key in ('step', 'precision', 'checkpoint')}
+    except (OSError, ValueError, KeyError, TypeError):
+      sys.exit(
+        f'{path} does not name a best checkpoint. Mend or remove it, or choose '
+        'another --eval_dir.'
+      )
 
 
 def _flags(settings: Record) -> str:

@@ -24,6 +24,7 @@ import cifar10_checkpoint
 import cifar10_cluster
 import cifar10_hooks
 import cifar10_ops as ops
+import cifar10_ownership
 from cifar10_recipes import RECIPES, Recipe
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -158,7 +159,9 @@ def train(
   if task.is_chief:
     console.prepare_dir('--train_dir', FLAGS.train_dir)
     if FLAGS.restart:
-      cifar10_checkpoint.refuse_to_remove_others(FLAGS.train_dir)
+      cifar10_ownership.refuse_to_remove_others(FLAGS.train_dir)
+    else:
+      cifar10_ownership.refuse_to_overwrite(FLAGS.train_dir)
   cifar10.maybe_download_and_extract()
   cluster = cifar10_cluster.Cluster(task, FLAGS.sync, FLAGS.backup_workers)
   with (
@@ -172,7 +175,7 @@ def train(
     with tf.device(cluster.device_setter()):
       loss, train_op = build_graph(cluster)
     if FLAGS.restart and task.is_chief:
-      cifar10_checkpoint.remove_earlier_run(FLAGS.train_dir)
+      cifar10_ownership.remove_earlier_run(FLAGS.train_dir)
     cluster.join(config, FLAGS.cluster_timeout_secs)
     run_training(
       loss,
@@ -237,8 +240,11 @@ def run_training(
     SystemExit: status 130 or 143 after a signal, 1 if training cannot go on.
   """
   where = console.short_path(train_dir)
+  train_dir = os.path.abspath(train_dir)  # for names relative to it
   task = cluster.task
-  start = cifar10_checkpoint.find_start(train_dir) if task.is_chief else 0
+  start = 0
+  if task.is_chief:
+    start = cifar10_checkpoint.find_start(train_dir, keep_checkpoint_max)
   if start >= max_steps:
     print(f'{where} is at step {start} already: nothing left to train.')
     if task.is_alone:
@@ -246,7 +252,9 @@ def run_training(
 
   config = config or session_config()
   with tf.device(cluster.device):
-    saver = tf.train.Saver(max_to_keep=keep_checkpoint_max)
+    saver = tf.train.Saver(
+      max_to_keep=keep_checkpoint_max, save_relative_paths=True
+    )
   scaffold = cluster.scaffold(config, saver=saver)
   log_hook = cifar10_hooks.LogHook(
     loss, examples_per_step, start, max_steps, log_frequency, cluster

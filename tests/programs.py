@@ -23,12 +23,13 @@ _processes = multiprocessing.get_context('forkserver')
 _processes.set_forkserver_preload(['tensorflow.compat.v1', 'tqdm'])
 
 
-def _run_as_main(path, arguments, environment, stdout, stderr_name):
-  """Becomes a program, as `python path argument ...` would."""
+def _run_as_main(path, arguments, cwd, environment, stdout, stderr_name):
+  """Becomes a program, as `python path argument ...` in `cwd` would."""
   os.dup2(stdout.fileno(), 1)
   stdout.close()
   with open(stderr_name, 'w') as stderr:
     os.dup2(stderr.fileno(), 2)
+  os.chdir(cwd)
   os.environ.clear()
   os.environ.update(environment)
   sys.argv = [path, *arguments]
@@ -39,7 +40,7 @@ def _run_as_main(path, arguments, environment, stdout, stderr_name):
 class Program:
   """A program that runs beside the test, its lines read as they come."""
 
-  def __init__(self, program, *arguments, environment=None):
+  def __init__(self, program, *arguments, environment=None, cwd='.'):
     self._errors = tempfile.NamedTemporaryFile('r')  # noqa: SIM115
     self._stdout, stdout = _processes.Pipe(duplex=False)
     self._process = _processes.Process(
@@ -47,6 +48,7 @@ class Program:
       args=(
         os.path.join(ROOT, program),
         arguments,
+        os.path.abspath(cwd),
         {**os.environ, **(environment or {})},
         stdout,
         self._errors.name,
@@ -102,9 +104,9 @@ class Program:
     return self._process.exitcode, lines
 
 
-def run(program, *arguments, status=0, environment=None):
+def run(program, *arguments, status=0, **kwargs):
   """Runs a program to its end and returns its lines and its error output."""
-  with Program(program, *arguments, environment=environment) as process:
+  with Program(program, *arguments, **kwargs) as process:
     got, lines = process.finish()
     errors = process.errors()
   assert got == status, '\n'.join([*lines, errors])

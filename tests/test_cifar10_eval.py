@@ -298,9 +298,15 @@ class TestScores:
       make_scores(tmp_path, num_views=2)
 
   def test_damaged_lines_are_named(self, tmp_path):
-    (tmp_path / 'metrics.jsonl').write_text('{"run": 0}\nnonsense\n')
-    with pytest.raises(SystemExit, match=r'metrics.jsonl, line 2'):
-      make_scores(tmp_path)
+    add_score(make_scores(tmp_path), tmp_path, 10)
+    path = tmp_path / 'metrics.jsonl'
+    score = path.read_text()
+    # Records of others, and a text that ends without a newline, are whole.
+    for line in ('nonsense\n', '{"run": 0}\n', '[1]\n', 'my notes', '{"st}'):
+      path.write_text(score + line)
+      with pytest.raises(SystemExit, match=r'metrics.jsonl, line 2'):
+        make_scores(tmp_path)
+      assert path.read_text() == score + line
 
   def test_best_of_the_same_step_is_replaced_by_a_better_one(self, tmp_path):
     scores = make_scores(tmp_path)
@@ -316,6 +322,26 @@ class TestScores:
       'model.ckpt-20.index',
     ]
     assert tf.train.latest_checkpoint(str(best)) == str(best / 'model.ckpt-20')
+
+  def test_what_others_put_beside_the_best_stays(self, tmp_path):
+    scores = make_scores(tmp_path)
+    best = tmp_path / 'best'
+    best.mkdir()
+    for name in ('model.ckpt-7.index', 'model.ckpt-10.notes', 'thesis.tex'):
+      (best / name).write_text('mine')
+    add_score(scores, tmp_path, 10, precision=0.5)
+    add_score(scores, tmp_path, 20, precision=0.6)
+    assert sorted(os.listdir(best)) == [
+      'best.json',
+      'checkpoint',
+      'model.ckpt-10.notes',
+      'model.ckpt-20.index',
+      'model.ckpt-7.index',
+      'thesis.tex',
+    ]
+    (best / 'best.json').write_text('{"mine": 1}')
+    with pytest.raises(SystemExit, match=r'best.json does not name'):
+      make_scores(tmp_path)
 
 
 def damage(kind, path):
