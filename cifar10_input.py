@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from cifar10_recipes import TUTORIAL
 
-# The network sees crops of this height and width.
+# The network sees crops of this height and width, 8 to 32 pixels.
 IMAGE_SIZE = 24
 
 NUM_CLASSES = 10
@@ -27,7 +27,7 @@ NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
 
 # How far training distorts, unless it is told otherwise.
 CONTRAST = TUTORIAL.contrast  # bounds of the factor
-CROP_MARGIN = TUTORIAL.crop_margin[0]  # pixels off the centre, here any crop
+CROP_MARGIN = TUTORIAL.crop_margin[0]  # how far off the centre: anywhere
 
 _TRAINING_FILES = [f'data_batch_{i}.bin' for i in range(1, 6)]
 _HEIGHT, _WIDTH, _DEPTH = 32, 32, 3
@@ -205,9 +205,9 @@ def distort(
   Args:
     images: uint8 [n, 32, 32, 3].
     contrast: bounds of the factor that scales the contrast.
-    crop_margin: number of pixels, 0 to 4, that a crop lies off the centre at
-      most: a number or float32 []. A fraction of a pixel makes those farthest
-      off rarer.
+    crop_margin: how far off the centre a crop may lie, a number or float32 []
+      from 0 (nowhere but in the centre) to 1 (anywhere in the image). Where
+      that ends within a pixel, the crops farthest off are rarer.
 
   Returns:
     float32 [n, 24, 24, 3]; each image is distorted independently.
@@ -233,13 +233,10 @@ def random_crop_and_flip(
   """
   count = tf.shape(images)[0]
   height, width = images.shape.as_list()[1:3]
-  top = _random_starts(count, height, margin) / (height - 1)
-  left = _random_starts(count, width, margin) / (width - 1)
-  bottom = top + (IMAGE_SIZE - 1) / (height - 1)
-  right = left + (IMAGE_SIZE - 1) / (width - 1)
+  top, bottom = _random_ends(count, height, margin)
+  left, right = _random_ends(count, width, margin)
   mirrored = tf.random.uniform([count]) < 0.5
-  # Boxes run from the first pixel's centre to the last one's, so every sample
-  # falls on a pixel; from right to left, they mirror.
+  # From right to left, boxes mirror.
   boxes = tf.stack(
     [
       top,
@@ -360,8 +357,9 @@ def whitening_filters(data_dir: str, size: int, count: int) -> np.ndarray:
   """
   total = count_images(False, data_dir)
   some = read_images(False, data_dir, np.arange(0, total, total // 1000 + 1))
-  margin = (_HEIGHT - IMAGE_SIZE) // 2
-  images = some[:, margin:-margin, margin:-margin].astype(np.float32)
+  start = (_HEIGHT - IMAGE_SIZE) // 2
+  end = start + IMAGE_SIZE
+  images = some[:, start:end, start:end].astype(np.float32)
   images -= images.mean(axis=(1, 2, 3), keepdims=True)
   images /= np.maximum(images.std(axis=(1, 2, 3), keepdims=True), 1)
   patches = np.lib.stride_tricks.sliding_window_view(images, [size] * 2, (1, 2))
@@ -373,13 +371,23 @@ def whitening_filters(data_dir: str, size: int, count: int) -> np.ndarray:
   return filters.reshape(size, size, _DEPTH, count)
 
 
-def _random_starts(
+def _random_ends(
   count: tf.Tensor, length: int, margin: float | tf.Tensor
-) -> tf.Tensor:
-  centre = (length - IMAGE_SIZE) // 2
-  return centre + tf.round(
-    tf.random.uniform([count], -margin - 0.5, margin + 0.5)
-  )
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Draws where crops begin and end along one axis, as `crop_and_resize` does.
+
+  It counts from 0, the centre of the first pixel, to 1, that of the last one.
+  """
+  last = length - IMAGE_SIZE
+  centre = last // 2
+  before, after = margin * centre, margin * (last - centre)
+  offsets = tf.random.uniform([count], -before - 0.5, after + 0.5)
+  # Rounding may take a number at the very end of its interval beyond it.
+  starts = tf.clip_by_value(centre + tf.round(offsets), 0, last)
+  # A little inwards: a sample that rounding puts outside would be black.
+  inwards = 0.001
+  ends = starts + (IMAGE_SIZE - 1 - inwards)
+  return (starts + inwards) / (length - 1), ends / (length - 1)
 
 
 def _random_per_image(
@@ -394,7 +402,12 @@ def _evaluation_files(eval_data: bool, data_dir: str) -> list[str]:
 
 
 def _data_files(data_dir: str, names: list[str]) -> list[str]:
-  """Returns the files' paths after a look at each."""
+  """Returns the files' paths after a look at each, and at IMAGE_SIZE."""
+  if not 8 <= IMAGE_SIZE <= _HEIGHT:
+    raise DataError(
+      f'IMAGE_SIZE is {IMAGE_SIZE} in cifar10_input.py. It has to be from 8 to '
+      f'{_HEIGHT}: crops are cut out of images of {_HEIGHT}x{_WIDTH} pixels.'
+    )
   paths = [os.path.join(data_dir, name) for name in names]
   for path in paths:
     if not tf.gfile.Exists(path):

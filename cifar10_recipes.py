@@ -30,8 +30,8 @@ class Recipe:
       out, at random.
     whitened: whether the first filters start as those that whiten patches of
       the training images, instead of at random.
-    crop_margin: how many pixels, of 4, a crop lies off the centre at most, in
-      the first step and in the last.
+    crop_margin: how far off the centre a crop may lie, in the first step and in
+      the last: 1 is anywhere in the image, 0 the centre only.
     crop_margin_falls_in: the last part of the steps, in which that changes, and
       linearly.
     contrast: bounds of the random factor by which the contrast changes.
@@ -67,7 +67,7 @@ TUTORIAL = Recipe(
   label_smoothing=0.0,
   dropout=0.0,
   whitened=False,
-  crop_margin=(4, 4),
+  crop_margin=(1, 1),
   crop_margin_falls_in=1.0,
   contrast=(0.2, 1.8),
   bfloat16=False,
@@ -85,7 +85,7 @@ FAST = Recipe(
   label_smoothing=0.1,  # keeps the network from being too sure
   dropout=0.0,  # does not pay in so few steps
   whitened=True,  # what the first layer would have to learn first
-  crop_margin=(4, 0),  # variety first; at last the view that is scored
+  crop_margin=(1, 0),  # variety first; at last the view that is scored
   crop_margin_falls_in=0.4,  # in all of them, it overfits sooner
   contrast=(0.7, 1.3),  # few epochs do not need much variety
   bfloat16=True,  # its rounding is lost in the noise of the gradients
@@ -97,7 +97,7 @@ LONG = dataclasses.replace(
   FAST,
   max_steps=33000,  # 169 epochs
   dropout=0.2,  # 0.3 does a little worse
-  crop_margin=(4, 2),  # the corners are scored too, with ten views
+  crop_margin=(1, 0.5),  # the corners are scored too, with ten views
 )
 
 RECIPES = {'tutorial': TUTORIAL, 'fast': FAST, 'long': LONG}

@@ -100,11 +100,11 @@ class TestRandomCropAndFlip:
     assert counts.min() > 0
     assert scipy.stats.chisquare(counts).pvalue > P_VALUE
 
-  def test_stays_within_the_margin(self, graph):
+  def test_stays_within_a_quarter_of_the_margin(self, graph):
     image = random_images(1)[0]
     copies = tf.tile(image[np.newaxis], [500, 1, 1, 1])
     with tf.Session() as session:
-      crops = session.run(cifar10_input.random_crop_and_flip(copies, margin=1))
+      crops = session.run(cifar10_input.random_crop_and_flip(copies, 0.25))
     possible = {
       window[:, ::direction].tobytes()
       for row in range(3, 6)
@@ -198,12 +198,12 @@ class TestDistort:
     images = tf.constant(random_images(2))
     cifar10_input.distort(images)
     assert calls == [
-      ('random_crop_and_flip', (4,), {}),
+      ('random_crop_and_flip', (1,), {}),
       ('random_brightness', (), {'max_delta': 63}),
       ('random_contrast', (), {'lower': 0.2, 'upper': 1.8}),
     ]
-    cifar10_input.distort(images, contrast=(0.8, 1.2), crop_margin=2)
-    assert calls[3] == ('random_crop_and_flip', (2,), {})
+    cifar10_input.distort(images, contrast=(0.8, 1.2), crop_margin=0.5)
+    assert calls[3] == ('random_crop_and_flip', (0.5,), {})
     assert calls[5][2] == {'lower': 0.8, 'upper': 1.2}
 
   def test_a_plain_image_becomes_zero(self, graph):
@@ -218,6 +218,55 @@ class TestDistort:
     with tf.Session() as session:
       got = session.run(distorted).reshape(20, -1)
     assert len(np.unique(got, axis=0)) == 20
+
+
+class TestImageSize:
+  """`IMAGE_SIZE` is the constant that the tutorial's readers edit most."""
+
+  @pytest.fixture(params=[8, 23, 24, 25, 31, 32])
+  def size(self, request, monkeypatch):
+    monkeypatch.setattr(cifar10_input, 'IMAGE_SIZE', request.param)
+    return request.param
+
+  @pytest.mark.parametrize('margin', [0, 0.5, 1])
+  def test_no_crop_leaves_the_image(self, graph, size, margin):
+    # Each pixel tells its row and its column.
+    rows, columns = np.mgrid[1:33, 1:33]
+    image = np.stack([rows, columns, rows], axis=2).astype(np.uint8)
+    copies = tf.tile(image[np.newaxis], [3000, 1, 1, 1])
+    with tf.Session() as session:
+      crops = session.run(cifar10_input.random_crop_and_flip(copies, margin))
+    assert crops.shape == (3000, size, size, 3) and crops.min() >= 1
+    free = 32 - size
+    centre = free // 2
+    reach = [int(margin * most + 0.5) for most in (centre, free - centre)]
+    possible = range(centre - reach[0], centre + reach[1] + 1)
+    for corner in (crops[..., 0].min(axis=(1, 2)), crops[..., 1].min((1, 2))):
+      starts, counts = np.unique(corner - 1, return_counts=True)
+      assert list(starts) == list(possible)
+      if margin == 1 and len(counts) > 1:
+        assert scipy.stats.chisquare(counts).pvalue > P_VALUE
+
+  @pytest.mark.parametrize('num_views', [1, 2, 10])
+  def test_no_view_leaves_the_image(self, graph, size, num_views):
+    views = cifar10_input.views(tf.constant(random_images(2)), num_views)
+    assert views.shape.as_list() == [2 * num_views, size, size, 3]
+
+  def test_makes_batches_and_filters(self, graph, size, batches_dir):
+    images, _ = cifar10_input.distorted_inputs(batches_dir, 8)
+    filters = cifar10_input.whitening_filters(batches_dir, size=5, count=4)
+    assert images.shape.as_list() == [8, size, size, 3]
+    assert np.isfinite(filters).all()
+
+  @pytest.mark.parametrize('wrong', [7, 33])
+  def test_an_impossible_one_is_named(
+    self, graph, monkeypatch, batches_dir, wrong
+  ):
+    monkeypatch.setattr(cifar10_input, 'IMAGE_SIZE', wrong)
+    with pytest.raises(cifar10_input.DataError, match=f'IMAGE_SIZE is {wrong}'):
+      cifar10_input.distorted_inputs(batches_dir, 8)
+    with pytest.raises(cifar10_input.DataError, match=f'IMAGE_SIZE is {wrong}'):
+      cifar10_input.inputs(True, batches_dir, 8)
 
 
 class TestDistortedInputs:

@@ -1,13 +1,15 @@
 """Tests recipes: their parts, and the programs under `--recipe`."""
 
 import dataclasses
+import glob
 import re
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from absl.testing import flagsaver
-from programs import run, summaries
+from programs import ROOT, run, summaries
 
 import cifar10
 import cifar10_input
@@ -109,7 +111,7 @@ class TestParts:
     recipe = dataclasses.replace(
       TUTORIAL,
       contrast=(1.0, 1.0),
-      crop_margin=(4, 0),
+      crop_margin=(1, 0),
       crop_margin_falls_in=0.1,
       max_steps=100,
     )
@@ -214,3 +216,27 @@ def test_an_unknown_recipe_is_named(flags):
   _, errors = run('cifar10_train.py', *flags, '--recipe=slow', status=1)
   assert '--recipe=slow' in errors and 'tutorial|fast|long' in errors
   assert 'Traceback' not in errors
+
+
+@pytest.mark.parametrize('size', [32, 9])
+def test_another_image_size_trains_and_is_evaluated(
+  flags, eval_flags, tmp_path, size
+):
+  """As a reader of the tutorial would: by an edit of the constant."""
+  copy = tmp_path / 'copy'
+  copy.mkdir()
+  for path in glob.glob(f'{ROOT}/*.py'):
+    shutil.copy(path, copy)
+  module = copy / 'cifar10_input.py'
+  text = module.read_text()
+  assert text.count('\nIMAGE_SIZE = 24\n') == 1
+  module.write_text(text.replace('IMAGE_SIZE = 24', f'IMAGE_SIZE = {size}'))
+  lines, errors = run(str(copy / 'cifar10_train.py'), *flags, '--max_steps=3')
+  assert errors == '' and 'Trained to step 3' in lines[-1]
+  lines, errors = run(
+    str(copy / 'cifar10_eval.py'), *eval_flags, '--run_once', '--num_views=10'
+  )
+  assert errors == '' and 'step 3: ' in lines[-1]
+  other = f'--eval_dir={tmp_path}/other'
+  _, errors = run('cifar10_eval.py', *eval_flags, other, '--run_once', status=1)
+  assert 'is not of this network: local3/weights' in errors
