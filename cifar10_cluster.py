@@ -15,6 +15,7 @@ chief, the first worker is it. Without TF_CONFIG, a program is alone.
 import dataclasses
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -103,18 +104,35 @@ def this_task() -> Task:
       'chief' if kind == 'master' else kind: list(some)
       for kind, some in config.get('cluster', {}).items()
     }
-    task = config.get('task', {})
-    kind, index = task.get('type', 'chief'), int(task.get('index', 0))
+    task = dict(config.get('task', {}))
   except (ValueError, TypeError, AttributeError) as error:
     raise ClusterError(f'TF_CONFIG is not as it should be: {error}') from error
+  kind = task.get('type')
   kind = 'chief' if kind == 'master' else kind
   if kind == 'evaluator':
-    return Task(kind, index, addresses)
+    return Task(kind, 0, addresses)
   addresses.pop('evaluator', None)
   if sum(len(some) for some in addresses.values()) <= 1:
     return Task()
+  index = _index(task)
   _check(kind, index, addresses)
   return Task(kind, index, addresses)
+
+
+def _index(task: dict[str, object]) -> int:
+  """Returns a task's number; a guess might give two tasks the same one."""
+  for key in ('type', 'index'):
+    if key not in task:
+      raise ClusterError(
+        f'TF_CONFIG is not as it should be: its "task" has no "{key}".'
+      )
+  index = task['index']
+  if isinstance(index, bool) or not re.fullmatch(r'[0-9]+', f'{index}'):
+    raise ClusterError(
+      f"TF_CONFIG is not as it should be: index {index!r} is not a task's "
+      'number.'
+    )
+  return int(index)
 
 
 def _check(kind: str, index: int, addresses: dict[str, list[str]]) -> None:

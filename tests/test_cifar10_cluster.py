@@ -92,6 +92,37 @@ class TestTask:
       cifar10_cluster.this_task()
     assert says in str(error.value) and '\n' not in str(error.value)
 
+  @pytest.mark.parametrize(
+    ('task', 'says'),
+    [
+      ({'type': 'ps', 'task': 1}, 'its "task" has no "index"'),
+      ({'type': 'worker'}, 'its "task" has no "index"'),
+      ({'index': 1}, 'its "task" has no "type"'),
+      ({}, 'its "task" has no "type"'),
+      (None, 'its "task" has no "type"'),
+      ({'type': 'ps', 'index': None}, "index None is not a task's number"),
+      ({'type': 'ps', 'index': 0.5}, "index 0.5 is not a task's number"),
+      ({'type': 'ps', 'index': True}, "index True is not a task's number"),
+      ({'type': 'ps', 'index': 'one'}, "index 'one' is not a task's number"),
+      ({'type': 'ps', 'index': -1}, "index -1 is not a task's number"),
+      ({'type': 'ps', 'index': 2}, 'no ps 2'),
+    ],
+  )
+  def test_a_task_is_never_guessed(self, monkeypatch, task, says):
+    """Two tasks that both take themselves for number 0 would train apart."""
+    addresses = {'ps': ['a:1', 'b:1'], 'chief': ['c:1'], 'worker': ['d:1']}
+    config = {'cluster': addresses} | ({} if task is None else {'task': task})
+    monkeypatch.setenv('TF_CONFIG', json.dumps(config))
+    with pytest.raises(cifar10_cluster.ClusterError) as error:
+      cifar10_cluster.this_task()
+    assert says in str(error.value) and '\n' not in str(error.value)
+
+  def test_an_index_may_be_a_string_of_digits(self, monkeypatch):
+    addresses = {'ps': ['a:1', 'b:1'], 'chief': ['c:1']}
+    for key, value in environment(addresses, 'ps', '1').items():
+      monkeypatch.setenv(key, value)
+    assert cifar10_cluster.this_task().name == 'ps 1'
+
 
 def test_variables_are_balanced():
   addresses = addresses_of(ps=2)
