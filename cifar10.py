@@ -23,6 +23,7 @@ import cifar10_cluster
 import cifar10_input
 import cifar10_ops as ops
 import cifar10_optimizers
+import cifar10_precision
 import download
 from cifar10_recipes import TUTORIAL, Recipe
 
@@ -81,7 +82,7 @@ def compute_type() -> tf.DType:
     dtype = tf.bfloat16
   else:
     dtype = tf.float16 if FLAGS.use_fp16 else tf.float32
-  if not ops.has_fast_path(dtype):
+  if not cifar10_precision.is_fast(dtype):
     print(
       f'This processor has no fast path for {dtype.name}: slower than float32.'
     )
@@ -169,7 +170,7 @@ def inference(images: tf.Tensor, recipe: Recipe = TUTORIAL) -> tf.Tensor:
     _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
     # The maximum may come first, as neither changes the order of values: the
     # same result, for a quarter of the work.
-    pool1 = tf.nn.relu(tf.nn.bias_add(_max_pool(sums, name='pool1'), biases))
+    pool1 = tf.nn.relu(tf.nn.bias_add(ops.max_pool(sums, name='pool1'), biases))
   norm1 = ops.local_response_normalization(pool1, name='norm1')
 
   with tf.variable_scope('conv2'):
@@ -177,7 +178,7 @@ def inference(images: tf.Tensor, recipe: Recipe = TUTORIAL) -> tf.Tensor:
     conv2 = tf.nn.relu(tf.nn.bias_add(sums, biases))
     _activation_summary(conv2)
   norm2 = ops.local_response_normalization(conv2, name='norm2')
-  pool2 = _max_pool(norm2, name='pool2')
+  pool2 = ops.max_pool(norm2, name='pool2')
 
   height, width, depth = pool2.shape.as_list()[1:]
   flat = tf.reshape(pool2, [-1, height * width * depth])
@@ -192,7 +193,7 @@ def inference(images: tf.Tensor, recipe: Recipe = TUTORIAL) -> tf.Tensor:
     _activation_summary(local4)
   with tf.variable_scope('softmax_linear'):
     logits = _dense(
-      ops.leave_compute_type(local4),
+      cifar10_precision.leave_compute_type(local4),
       NUM_CLASSES,
       stddev=1 / 192.0,
       bias=0.0,
@@ -421,7 +422,7 @@ def apply_gradients(
     ops.histogram_summary(variable.op.name, variable)
     if gradient is not None:
       ops.histogram_summary(f'{variable.op.name}/gradients', gradient)
-  gradients, adapt_loss_scale = ops.without_overflow(gradients)
+  gradients, adapt_loss_scale = cifar10_precision.without_overflow(gradients)
   # The gradients wait, not the optimizer: in a cluster it also builds what the
   # chief does for all, which is not to run this worker's network once more.
   with tf.control_dependencies([after]):
@@ -461,8 +462,8 @@ def _convolution(
       'weights', filters.shape, tf.constant_initializer(filters)
     )
   biases = _variable('biases', [channels], tf.constant_initializer(bias))
-  kernel = ops.enter_compute_type(kernel, x.dtype)
-  biases = ops.enter_compute_type(biases, x.dtype)
+  kernel = cifar10_precision.enter_compute_type(kernel, x.dtype)
+  biases = cifar10_precision.enter_compute_type(biases, x.dtype)
   return ops.convolution(x, kernel), biases
 
 
@@ -473,12 +474,10 @@ def _dense(
   shape = [x.shape.as_list()[-1], units]
   weights = _variable_with_weight_decay('weights', shape, stddev, wd)
   biases = _variable('biases', [units], tf.constant_initializer(bias))
-  x = tf.matmul(x, ops.enter_compute_type(weights, x.dtype))
-  return tf.nn.bias_add(x, ops.enter_compute_type(biases, x.dtype))
-
-
-def _max_pool(x: tf.Tensor, name: str) -> tf.Tensor:
-  return tf.nn.max_pool2d(x, ksize=3, strides=2, padding='SAME', name=name)
+  x = ops.matmul(x, cifar10_precision.enter_compute_type(weights, x.dtype))
+  return tf.nn.bias_add(
+    x, cifar10_precision.enter_compute_type(biases, x.dtype)
+  )
 
 
 def _tower_prefix() -> str:

@@ -109,6 +109,10 @@ class Network(NamedTuple):
 
 def main() -> None:
   os.nice(_NICENESS)
+  # Of the processor's cores, half, but two at least: training has the others.
+  os.environ.setdefault(
+    'TF_NUM_INTRAOP_THREADS', str(max(2, os.cpu_count() // 2))
+  )
   console.prepare_dir('--eval_dir', FLAGS.eval_dir)
   if FLAGS.report:
     console.prepare_dir('--report', os.path.dirname(FLAGS.report) or '.')
@@ -304,7 +308,6 @@ def session_config(device: str) -> tf.ConfigProto:
   """
   config = tf.ConfigProto(
     allow_soft_placement=True,
-    intra_op_parallelism_threads=max(2, os.cpu_count() // 2),
     inter_op_parallelism_threads=1,
   )
   config.gpu_options.allow_growth = True  # take only what is needed

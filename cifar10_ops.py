@@ -1,14 +1,16 @@
 """Operations that the network needs and TensorFlow lacks.
 
-A fast local response normalization and convolution; casts between the
-variables' float32 and the compute type, with loss scaling for float16;
-summaries tagged exactly.
+A fast local response normalization and convolution; layers in types for which
+TensorFlow has no fast kernels; summaries tagged exactly.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+
+import cifar10_precision
 
 
 def local_response_normalization(x: tf.Tensor, name: str) -> tf.Tensor:
@@ -65,11 +67,9 @@ def local_response_normalization(x: tf.Tensor, name: str) -> tf.Tensor:
 def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   """Convolves at stride 1 into as many pixels, as `tf.nn.conv2d` does.
 
-  On processors, two detours are faster. A type without a fast path is computed
-  with in float32, and each sum is rounded to it, as hardware for it would. And
-  images of many channels are convolved by their frequencies, which is less
-  work; those in bfloat16 are not where the processor multiplies whole matrices
-  of it. That rounds more often: in bfloat16, to within 0.6% of the results'
+  On processors, images of many channels are convolved by their frequencies,
+  which is less work; those in bfloat16 only where that was measured to be
+  faster. It rounds more often: in bfloat16, to within 0.6% of the results'
   spread, not 0.2%.
 
   Args:
@@ -79,19 +79,68 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   Returns:
     [batch, height, width, outputs], of the type of x.
   """
-  if not has_fast_path(x.dtype):
-    y = convolution(tf.cast(x, tf.float32), tf.cast(kernel, tf.float32))
-    return tf.cast(y, x.dtype)
+  return _in_a_fast_type(_convolution, x, kernel)
+
+
+def max_pool(x: tf.Tensor, name: str) -> tf.Tensor:
+  """Pools windows of 3x3 pixels, two apart, in the type of x."""
+  return _in_a_fast_type(
+    lambda x: tf.nn.max_pool2d(x, 3, strides=2, padding='SAME', name=name), x
+  )
+
+
+def matmul(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+  """Multiplies [batch, n] with [n, units], in the type of both."""
+  return _in_a_fast_type(tf.matmul, x, weights)
+
+
+def _in_a_fast_type(
+  operation: Callable[..., tf.Tensor], *tensors: tf.Tensor
+) -> tf.Tensor:
+  """Does an operation in the type of its tensors, or rounds to it.
+
+  Where TensorFlow has no fast kernels for the type, the operation and its
+  gradient are computed in float32, and their results rounded to the type, as
+  hardware for it would.
+  """
+  dtype = tensors[0].dtype
+  if cifar10_precision.is_fast(dtype):
+    return operation(*tensors)
+  wide = operation(*(tf.cast(tensor, tf.float32) for tensor in tensors))
+  return tf.cast(wide, dtype)
+
+
+def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   many = 16  # channels; fewer are not worth the transforms
-  if (
-    x.dtype != tf.float16
-    and x.shape.as_list()[-1] >= many
-    and not tf.config.list_physical_devices('GPU')
-    and not (x.dtype == tf.bfloat16 and 'amx_bf16' in _cpu_flags())
-  ):
+  if x.shape.as_list()[-1] >= many and _frequencies_are_faster(x.dtype):
     with tf.name_scope('by_frequencies'):
       return _convolution_by_frequencies(x, kernel)
   return tf.nn.conv2d(x, kernel, strides=1, padding='SAME')
+
+
+@functools.cache
+def _frequencies_are_faster(dtype: tf.DType) -> bool:
+  """Returns whether a convolution by frequencies is the faster one here.
+
+  In float32 it was on each processor that it was measured on: AMD Zen 3 (AVX2),
+  Zen 4, and Intel with AVX-512. In bfloat16 it depends on the processor.
+  """
+  if tf.config.list_physical_devices('GPU'):
+    return False
+  if dtype == tf.float32:
+    return True
+  direct, by_frequencies = (
+    cifar10_precision.seconds(
+      lambda operation=operation: cifar10_precision.convolution_and_gradients(
+        operation, dtype
+      )
+    )
+    for operation in (
+      lambda x, kernel: tf.nn.conv2d(x, kernel, strides=1, padding='SAME'),
+      _convolution_by_frequencies,
+    )
+  )
+  return by_frequencies < direct
 
 
 def _convolution_by_frequencies(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -167,125 +216,6 @@ def _frequencies(
     parts(of_kernel)[needed].astype(np.float32),
     combination(to_line)[needed].T.astype(np.float32),
   )
-
-
-def has_fast_path(dtype: tf.DType) -> bool:
-  """Returns whether this machine computes in a type faster than in float32."""
-  if dtype == tf.float32 or tf.config.list_physical_devices('GPU'):
-    return True
-  if dtype == tf.bfloat16:
-    return not _cpu_flags().isdisjoint({'avx512_bf16', 'amx_bf16', 'bf16'})
-  return not _cpu_flags().isdisjoint({'avx512_fp16', 'amx_fp16', 'asimdhp'})
-
-
-def prefers_bfloat16() -> bool:
-  """Returns whether a processor computes here, and in bfloat16 the fastest."""
-  on_gpu = tf.config.list_physical_devices('GPU')
-  return not on_gpu and has_fast_path(tf.bfloat16)
-
-
-@functools.cache
-def _cpu_flags() -> set[str]:
-  with open('/proc/cpuinfo') as file:
-    return set(file.read().split())
-
-
-def enter_compute_type(variable: tf.Variable, dtype: tf.DType) -> tf.Tensor:
-  """Casts a float32 variable to `dtype`; its gradient comes out unscaled.
-
-  See `leave_compute_type`.
-  """
-  value = tf.convert_to_tensor(variable)
-  if dtype != tf.float16:
-    return tf.cast(value, dtype)
-  scale = _loss_scale()
-
-  @tf.custom_gradient
-  def cast(value):
-    return tf.cast(value, dtype), lambda dy: tf.cast(dy, tf.float32) / scale
-
-  return cast(value)
-
-
-def leave_compute_type(x: tf.Tensor) -> tf.Tensor:
-  """Casts activations to float32.
-
-  Small gradients vanish in float16. So between here, where they come in, and
-  `enter_compute_type`, where they go out to the variables, they are multiplied
-  by a loss scale (Micikevicius et al., "Mixed Precision Training", 2018,
-  section 3.2). No caller has to know, not even an optimizer.
-  """
-  if x.dtype != tf.float16:
-    return tf.cast(x, tf.float32)
-  scale = _loss_scale()
-
-  @tf.custom_gradient
-  def cast(x):
-    return tf.cast(x, tf.float32), lambda dy: tf.cast(dy * scale, x.dtype)
-
-  return cast(x)
-
-
-# The scale doubles after so many steps without an overflow, and is halved by
-# each.
-_INITIAL_LOSS_SCALE = 2.0**15
-_STEPS_PER_GROWTH = 1000
-
-
-def _loss_scale() -> tf.Tensor:
-  """Returns the graph's loss scale, float32 [].
-
-  It and the number of steps since it last changed make up a variable that is in
-  no collection of variables: it starts by itself, and no checkpoint has it.
-  """
-  if not tf.get_collection('loss_scale'):
-    with tf.control_dependencies(None), tf.device('/cpu:0'):
-      initial = tf.constant([_INITIAL_LOSS_SCALE, 0.0])
-      state = tf.Variable(
-        initial,
-        trainable=False,
-        collections=[],
-        use_resource=True,
-        name='loss_scale',
-      )
-      current = tf.cond(
-        tf.is_variable_initialized(state), state.read_value, lambda: initial
-      )
-    tf.get_collection_ref('loss_scale').extend([state, current])
-  return tf.get_collection('loss_scale')[1][0]
-
-
-def without_overflow(
-  gradients: list[tuple[tf.Tensor, tf.Variable]],
-) -> tuple[list[tuple[tf.Tensor, tf.Variable]], tf.Operation]:
-  """Makes a step whose float16 gradients overflow change nothing.
-
-  Args:
-    gradients: (gradient, variable) pairs.
-
-  Returns:
-    The pairs, the gradients all zero if one of them is not finite, and the
-    operation that adapts the loss scale. In other types, nothing changes.
-  """
-  if not tf.get_collection('loss_scale'):
-    return gradients, tf.no_op()
-  state, current = tf.get_collection('loss_scale')
-  finite = tf.reduce_all(
-    [
-      tf.reduce_all(tf.math.is_finite(gradient))
-      for gradient, _ in gradients
-      if gradient is not None
-    ]
-  )
-  scale, steps = current[0], current[1] + 1
-  grows = steps >= _STEPS_PER_GROWTH
-  good = tf.where(grows, [2 * scale, 0.0], [scale, steps])
-  adapt = state.assign(tf.where(finite, good, [scale / 2, 0.0]))
-  kept = [
-    (None if g is None else tf.where_v2(finite, g, tf.zeros_like(g)), v)
-    for g, v in gradients
-  ]
-  return kept, adapt.op
 
 
 def histogram_summary(tag: str, values: tf.Tensor) -> None:

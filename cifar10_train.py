@@ -23,8 +23,8 @@ import cifar10
 import cifar10_checkpoint
 import cifar10_cluster
 import cifar10_hooks
-import cifar10_ops as ops
 import cifar10_ownership
+import cifar10_precision
 from cifar10_recipes import RECIPES, Recipe
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -116,7 +116,7 @@ def adopt_recipe() -> Recipe:
     FLAGS.set_default(name, getattr(recipe, name))
     numbers[name] = FLAGS[name].value
   if recipe.bfloat16 and not FLAGS.use_fp16:
-    FLAGS.set_default('use_bf16', ops.prefers_bfloat16())
+    FLAGS.set_default('use_bf16', cifar10_precision.prefers_bfloat16())
   return dataclasses.replace(recipe, **numbers)
 
 

@@ -8,13 +8,10 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from absl.testing import flagsaver
 from programs import ROOT, run, summaries
 
 import cifar10
 import cifar10_input
-import cifar10_ops
-import cifar10_train
 from cifar10_recipes import FAST, TUTORIAL
 
 
@@ -170,28 +167,6 @@ def test_trains_resumes_and_is_evaluated(flags, eval_flags, tmp_path):
   lines, _ = run('cifar10_eval.py', *eval_flags, '--run_once')
   (precision,) = re.findall(r'precision @ 1 = ([\d.]+)', '\n'.join(lines))
   assert float(precision) > 0.8
-
-
-@pytest.mark.parametrize(
-  ('processor', 'recipe', 'flag', 'expected'),
-  [
-    ('avx512_bf16', 'fast', {}, tf.bfloat16),
-    ('avx2', 'fast', {}, tf.float32),
-    ('avx512_bf16', 'tutorial', {}, tf.float32),
-    ('avx512_bf16', 'fast', {'use_bf16': False}, tf.float32),
-    ('avx512_bf16', 'fast', {'use_fp16': True}, tf.float16),
-  ],
-)
-def test_fast_computes_in_bfloat16_where_it_can(
-  monkeypatch, processor, recipe, flag, expected
-):
-  monkeypatch.setattr(cifar10_ops, '_cpu_flags', lambda: {processor})
-  monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: [])
-  arguments = [f'--{name}={value}' for name, value in flag.items()]
-  with flagsaver.flagsaver():
-    cifar10.FLAGS(['program', f'--recipe={recipe}', *arguments])
-    cifar10_train.adopt_recipe()
-    assert cifar10.compute_type() == expected
 
 
 def test_long_trains(flags):
