@@ -17,6 +17,7 @@ import tensorflow.compat.v1 as tf
 from cifar10_optimizers import MuonOptimizer
 
 _STATE = 'checkpoint'  # the file that names a directory's checkpoints
+_PART = re.compile(r'\.(index|meta|data-\d+-of-\d+)$')  # a file's extension
 _COPY = '.scoring-'  # how the name of a copy's directory begins
 
 
@@ -42,9 +43,7 @@ def files_of(checkpoint: str) -> list[str]:
   return [
     path
     for path in glob.glob(f'{glob.escape(checkpoint)}.*')
-    if re.fullmatch(
-      r'\.(index|meta|data-\d+-of-\d+)', path.removeprefix(checkpoint)
-    )
+    if _PART.fullmatch(path.removeprefix(checkpoint))
   ]
 
 
@@ -169,8 +168,9 @@ def copied(path: str, directory: str) -> Iterator[str]:
   Raises:
     CheckpointError: a file cannot be read, or is gone.
   """
-  for old in glob.glob(os.path.join(glob.escape(directory), f'{_COPY}*')):
-    shutil.rmtree(old, ignore_errors=True)  # left by one that was killed
+  for left in glob.glob(os.path.join(glob.escape(directory), f'{_COPY}*')):
+    if all(_PART.search(name) for name in os.listdir(left)):
+      shutil.rmtree(left, ignore_errors=True)  # by one that was killed
   with tempfile.TemporaryDirectory(prefix=_COPY, dir=directory) as folder:
     for name in files_of(path):
       try:

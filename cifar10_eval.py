@@ -116,6 +116,7 @@ def main() -> None:
   console.prepare_dir('--eval_dir', FLAGS.eval_dir)
   if FLAGS.report:
     console.prepare_dir('--report', os.path.dirname(FLAGS.report) or '.')
+    cifar10_report.refuse_to_overwrite(FLAGS.report)
   cifar10.maybe_download_and_extract()
   some = False
   with (

@@ -14,6 +14,7 @@ import glob
 import itertools
 import json
 import os
+import secrets
 import shutil
 import sys
 import warnings
@@ -294,8 +295,7 @@ def export(checkpoint_dir: str, export_dir: str, num_views: int) -> None:
   """
   if os.path.exists(export_dir):
     sys.exit(f'--export_dir {export_dir} exists already: name a new directory.')
-  temporary = f'{export_dir.rstrip("/")}.tmp'
-  shutil.rmtree(temporary, ignore_errors=True)
+  temporary = f'{export_dir.rstrip("/")}.{secrets.token_hex(4)}.tmp'
   with tf.Graph().as_default():
     images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3], 'images')
     encoded = tf.placeholder(tf.string, [None], 'encoded')

@@ -1,19 +1,23 @@
 """Pictures of an evaluation, and a page that shows them without TensorBoard."""
 
 import base64
+import contextlib
 import html
 import io
 import os
+import sys
 
 import numpy as np
 from matplotlib.figure import Figure
 
+import cifar10_files
 import cifar10_scores
 import download
 
 WRONG_IMAGES = 25  # that the picture of them has room for
 
 _DPI = 100
+_TITLE = '<title>CIFAR-10: step'  # how that of each page begins
 
 
 def draw_confusion_matrix(matrix: list[list[int]]) -> bytes:
@@ -108,7 +112,7 @@ def write_page(
   page = f"""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
-<title>CIFAR-10: step {record['step']}</title>
+{_TITLE} {record['step']}</title>
 <style>
   body {{ font-family: sans-serif; max-width: 52em; margin: 2em auto }}
   img {{ max-width: 100% }}
@@ -131,9 +135,21 @@ def write_page(
 {_image('wrong images', wrong_images)}
 </html>
 """
-  with open(f'{path}.tmp', 'w') as file:
-    file.write(page)
-  os.replace(f'{path}.tmp', path)
+  cifar10_files.write_whole(path, page.encode())
+
+
+def refuse_to_overwrite(path: str) -> None:
+  """Ends the program if a page would be written over something else.
+
+  Raises:
+    SystemExit: it would.
+  """
+  if not os.path.exists(path):
+    return
+  with contextlib.suppress(OSError), open(path, 'rb') as file:
+    if _TITLE.encode() in file.read(1000):
+      return
+  sys.exit(f'{path} is not a report. Name another file with --report.')
 
 
 def _png(figure: Figure) -> bytes:

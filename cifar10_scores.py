@@ -20,6 +20,7 @@ import scipy.stats
 import tensorflow.compat.v1 as tf
 
 import cifar10_checkpoint
+import cifar10_files
 import download
 
 PRECISION_TAG = 'Precision @ 1'
@@ -251,10 +252,9 @@ class Scores:
       old = os.path.join(best_dir, before['checkpoint'])
       for path in cifar10_checkpoint.files_of(old):
         os.remove(path)
-    path = os.path.join(best_dir, 'best.json')
-    with open(f'{path}.tmp', 'w') as file:
-      json.dump(best, file)
-    os.replace(f'{path}.tmp', path)
+    cifar10_files.write_whole(
+      os.path.join(best_dir, 'best.json'), json.dumps(best).encode()
+    )
 
   def _load_best(self) -> Record | None:
     path = os.path.join(self._eval_dir, 'best', 'best.json')

@@ -22,8 +22,8 @@ import tensorflow.compat.v1 as tf
 import cifar10
 import cifar10_checkpoint
 import cifar10_cluster
+import cifar10_files
 import cifar10_hooks
-import cifar10_ownership
 import cifar10_precision
 from cifar10_recipes import RECIPES, Recipe
 
@@ -159,9 +159,9 @@ def train(
   if task.is_chief:
     console.prepare_dir('--train_dir', FLAGS.train_dir)
     if FLAGS.restart:
-      cifar10_ownership.refuse_to_remove_others(FLAGS.train_dir)
+      cifar10_files.refuse_to_remove_others(FLAGS.train_dir)
     else:
-      cifar10_ownership.refuse_to_overwrite(FLAGS.train_dir)
+      cifar10_files.refuse_to_overwrite(FLAGS.train_dir)
   cifar10.maybe_download_and_extract()
   cluster = cifar10_cluster.Cluster(task, FLAGS.sync, FLAGS.backup_workers)
   with (
@@ -175,7 +175,7 @@ def train(
     with tf.device(cluster.device_setter()):
       loss, train_op = build_graph(cluster)
     if FLAGS.restart and task.is_chief:
-      cifar10_ownership.remove_earlier_run(FLAGS.train_dir)
+      cifar10_files.remove_earlier_run(FLAGS.train_dir)
     cluster.join(config, FLAGS.cluster_timeout_secs)
     run_training(
       loss,

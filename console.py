@@ -51,8 +51,8 @@ tf.logging.set_verbosity(tf.logging.ERROR)
 
 import cifar10_checkpoint  # noqa: E402  (after TensorFlow's quiet import)
 import cifar10_cluster  # noqa: E402
+import cifar10_files  # noqa: E402
 import cifar10_input  # noqa: E402
-import cifar10_ownership  # noqa: E402
 import download  # noqa: E402
 
 # What a user can mend; the message says how.
@@ -131,13 +131,13 @@ def locked_dir(flag: str, path: str) -> Iterator[None]:
     SystemExit: another process has it, or the lock would write over a file of
       somebody else.
   """
-  lock = os.path.join(path, cifar10_ownership.LOCK)
+  lock = os.path.join(path, cifar10_files.LOCK)
   if os.path.exists(lock) and not os.path.isfile(lock):
     sys.exit(f'{lock} is not a lock of this suite. Choose another {flag}.')
   with open(lock, 'a+', errors='replace') as file:
     file.seek(0)
     holder = file.read()
-    if not cifar10_ownership.is_lock(holder):
+    if not cifar10_files.is_lock(holder):
       sys.exit(f'{lock} is not a lock of this suite. Choose another {flag}.')
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,9 +2,9 @@
 
   python examples/cluster.py --workers 2 --ps 1 [flags of cifar10_train.py]
 
-Each task is a process with a log of its own, and finds the others through
-TF_CONFIG, as it would on machines of their own. What the chief prints shows
-here. A task that is killed is started again; Ctrl-C stops them all.
+Each task is a process that appends to a log of its own and finds the others
+through TF_CONFIG, as it would on machines of their own. What the chief prints
+shows here. A task that is killed is started again; Ctrl-C stops them all.
 """
 
 import argparse
@@ -86,13 +86,13 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
         start_new_session=True,  # Ctrl-C is for this program: servers end last
       )
 
-  chief_log = log_path(arguments.log_dir, 'chief 0')
-  for name in names:
-    open(log_path(arguments.log_dir, name), 'w').close()
+  with open(log_path(arguments.log_dir, 'chief 0'), 'a') as log:
+    end_of_earlier = log.tell()
   tasks = {name: start(name) for name in names}
   print(f'Logs are in {arguments.log_dir}: {", ".join(names)}.')
   try:
-    with open(chief_log) as lines:
+    with open(log_path(arguments.log_dir, 'chief 0')) as lines:
+      lines.seek(end_of_earlier)
       while tasks['chief 0'].poll() != 0:
         sys.stdout.write(lines.read())
         sys.stdout.flush()

@@ -22,6 +22,8 @@ import console  # first: it keeps TensorFlow's chatter off the console
 # isort: split
 import tensorflow.compat.v1 as tf
 
+import cifar10_files
+
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 tf.app.flags.DEFINE_boolean('shuffle', False, 'Shuffle within each epoch.')
@@ -60,8 +62,7 @@ def main() -> None:
         name, content = session.run([key, value])
         count += 1
         path = os.path.join(FLAGS.output_dir, f'test_{count}.jpg')
-        with open(path, 'wb') as file:
-          file.write(content)
+        cifar10_files.write_unless_taken(path, content)
         print(
           f'{os.path.basename(name.decode())} -> {console.short_path(path)}'
         )

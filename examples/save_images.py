@@ -8,6 +8,7 @@ of them all, with --distorted one that shows some beside what training makes of
 them.
 """
 
+import io
 import os
 import sys
 
@@ -19,8 +20,10 @@ import console  # first: it keeps TensorFlow's chatter off the console
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import PIL.PngImagePlugin
 import tensorflow.compat.v1 as tf
 
+import cifar10_files
 import cifar10_input
 import download
 
@@ -47,6 +50,7 @@ _DISTORTIONS = 8  # of each image
 _ROWS_DISTORTED = 8  # images that are shown so
 _SCALE = 2  # pixels of a sheet per pixel of an image
 _CAPTION = 14  # height in pixels
+_MARK = 'examples/save_images.py'
 
 
 def main() -> None:
@@ -57,7 +61,7 @@ def main() -> None:
   for number, image in enumerate(images):
     name = f'{number}.{FLAGS.format}'
     path = os.path.join(output_dir, name)
-    PIL.Image.fromarray(image).save(path, quality=95)
+    save(path, PIL.Image.fromarray(image))
   print(f'Saved {len(images)} images in {console.short_path(output_dir)}.')
   captions = [download.CLASS_NAMES[label] for label in labels]
   if FLAGS.contact_sheet:
@@ -105,6 +109,18 @@ def read_images(
   return images, labels
 
 
+def save(path: str, picture: PIL.Image.Image, is_sheet: bool = False) -> None:
+  """Writes a picture; a sheet carries a mark, by which it is known again."""
+  text = PIL.PngImagePlugin.PngInfo()
+  if is_sheet:
+    text.add_text('Software', _MARK)
+  file = io.BytesIO()
+  kind = os.path.splitext(path)[1].lstrip('.').replace('jpg', 'jpeg')
+  picture.save(file, kind, quality=95, pnginfo=text)
+  mark = _MARK.encode() if is_sheet else b''
+  cifar10_files.write_unless_taken(path, file.getvalue(), mark)
+
+
 def save_distorted(
   path: str, images: list[np.ndarray], captions: list[str]
 ) -> None:
@@ -140,7 +156,7 @@ def save_sheet(
     centre = column * width + width // 2
     sheet.paste(picture, (centre - size // 2, row * height + 2 * _SCALE))
     draw.text((centre, (row + 1) * height - 4), caption, 'black', anchor='ms')
-  sheet.save(path)
+  save(path, sheet, is_sheet=True)
   print(f'Wrote {console.short_path(path)}.')
 
 

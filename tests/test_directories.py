@@ -9,13 +9,15 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import SMALL_RATE
 from network_by_hand import write_network_by_hand
-from programs import Program, rewrite_checkpoint, run
+from programs import ROOT, TIMEOUT, Program, rewrite_checkpoint, run
 
 
 def steps_in(directory):
@@ -351,3 +353,87 @@ class TestFilesOfOthers:
     assert f'{path} ' in refused(tmp_path / 'a')
     if kind == 'file':
       assert path.read_text() == 'years of work'
+
+  def test_a_report_writes_over_no_other_page(self, tmp_path, eval_flags):
+    write_run(tmp_path / 'train', [1])
+    page = tmp_path / 'thesis.html'
+    page.write_text('years of work')
+    (tmp_path / 'report.html.tmp').write_text('mine')
+    _, errors = run(
+      'cifar10_eval.py', *eval_flags, '--run_once', f'--report={page}', status=1
+    )
+    assert f'{page} is not a report' in errors and 'Traceback' not in errors
+    assert page.read_text() == 'years of work'
+    for _ in range(2):  # it may write over its own
+      flag = f'--report={tmp_path}/report.html'
+      lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once', flag)
+      assert errors == '' and lines[-1] == f'Wrote {tmp_path}/report.html.'
+    assert (tmp_path / 'report.html.tmp').read_text() == 'mine'
+    assert len(glob.glob(f'{tmp_path}/report.html*')) == 2
+
+  def test_an_export_removes_no_other_folder(self, tmp_path):
+    write_run(tmp_path / 'train', [1])
+    for name in ('new.tmp', 'model'):
+      (tmp_path / name).mkdir()
+      (tmp_path / name / 'thesis.tex').write_text('years of work')
+    flag = f'--checkpoint_dir={tmp_path}/train'
+    run('cifar10_predict.py', flag, f'--export_dir={tmp_path}/model', status=1)
+    lines, _ = run('cifar10_predict.py', flag, f'--export_dir={tmp_path}/new')
+    assert lines == [f'Exported to {tmp_path}/new.']
+    for name in ('new.tmp', 'model'):
+      assert (tmp_path / name / 'thesis.tex').read_text() == 'years of work'
+    assert set(os.listdir(tmp_path)) == {'model', 'new', 'new.tmp', 'train'}
+
+  def test_scoring_removes_no_other_folder(self, tmp_path, eval_flags):
+    write_run(tmp_path / 'train', [1])
+    for name in ('scoring', '.scoring-mine'):
+      (tmp_path / 'eval' / name).mkdir(parents=True)
+      (tmp_path / 'eval' / name / 'thesis.tex').write_text('years of work')
+    run('cifar10_eval.py', *eval_flags, '--run_once')
+    for name in ('scoring', '.scoring-mine'):
+      path = tmp_path / 'eval' / name / 'thesis.tex'
+      assert path.read_text() == 'years of work'
+
+  @pytest.mark.parametrize(
+    ('program', 'name', 'more'),
+    [
+      ('examples/queue_demo.py', 'test_7.jpg', []),
+      ('examples/save_images.py', '7.jpg', []),
+      ('examples/save_images.py', 'distorted.png', ['--distorted']),
+      ('examples/save_images.py', 'contact_sheet.png', ['--contact_sheet']),
+    ],
+  )
+  def test_a_lesson_writes_over_no_other_picture(
+    self, data_dir, tmp_path, program, name, more
+  ):
+    flags = [f'--output_dir={tmp_path}', *more]
+    if 'save' in program:
+      flags.append(f'--data_dir={data_dir}')
+    (tmp_path / name).write_text('years of work')
+    _, errors = run(program, *flags, status=1)
+    assert f'{tmp_path}/{name} is there already' in errors, errors
+    assert 'Traceback' not in errors
+    assert (tmp_path / name).read_text() == 'years of work'
+    (tmp_path / name).unlink()
+    for _ in range(2):  # it may write over its own
+      _, errors = run(program, *flags)
+      assert errors == ''
+
+  def test_a_clusters_logs_are_appended_to(self, data_dir, tmp_path):
+    (tmp_path / 'chief-0.log').write_text('mine\n')
+    command = [
+      sys.executable,
+      os.path.join(ROOT, 'examples', 'cluster.py'),
+      '--workers=1',
+      f'--log_dir={tmp_path}',
+      f'--data_dir={data_dir}',
+      f'--train_dir={tmp_path}/train',
+      '--batch_size=16',
+      '--max_steps=2',
+    ]
+    result = subprocess.run(
+      command, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert 'mine' not in result.stdout and ': step 0, ' in result.stdout
+    assert (tmp_path / 'chief-0.log').read_text().startswith('mine\n')

@@ -1,12 +1,13 @@
-"""Which files in a `--train_dir` a trainer wrote.
+"""Whose a file is, and writing one whole.
 
-Other TensorFlow programs give their files the same names. So names do not make
-a file ours, and what cannot be shown to be ours is neither removed nor written
-over.
+Other TensorFlow programs give their files the same names as a trainer does. So
+names do not make a file ours, and what cannot be shown to be ours is neither
+removed nor written over.
 """
 
 import os
 import re
+import secrets
 import shutil
 import stat
 import sys
@@ -26,6 +27,40 @@ _FOLDER = re.compile(f'{_CHECKPOINT}_temp')
 _IN_FOLDER = re.compile(r'part-\d+-of-\d+\..*')
 _LOCK_TEXT = re.compile(r'(process \d+ on .*)?')
 _EMPTY_EVENTS = 100  # bytes; such a file tells no more than when it was begun
+
+
+def write_whole(path: str, content: bytes) -> None:
+  """Writes a file beside its place and moves it there: never half of it."""
+  beside = f'{path}.{secrets.token_hex(4)}.tmp'
+  try:
+    with open(beside, 'xb') as file:
+      file.write(content)
+    os.replace(beside, path)
+  finally:
+    if os.path.exists(beside):
+      os.remove(beside)
+
+
+def write_unless_taken(path: str, content: bytes, mark: bytes = b'') -> None:
+  """Writes a file, but not over one of somebody else.
+
+  Args:
+    path: where to.
+    content: the file's.
+    mark: what a file contains that may be written over; without one, only a
+      file of the same content may.
+
+  Raises:
+    SystemExit: there is another file already.
+  """
+  if os.path.lexists(path):
+    old = _read(path) if os.path.isfile(path) else None
+    if old != content and not (mark and old and mark in old):
+      sys.exit(
+        f'{path} is there already, and is not of this program. Move it away, '
+        'or choose another place.'
+      )
+  write_whole(path, content)
 
 
 def refuse_to_overwrite(train_dir: str) -> None:
