@@ -272,19 +272,20 @@ def _fetch_from_archive(data_dir: str, wanted: list[str]) -> None:
 
 
 def _download_archive(archive: str) -> None:
-  """Downloads the archive, going on from what an earlier run left.
+  """Downloads the archive, resuming what an earlier run left.
 
-  What has arrived lies in `<archive>.part` until it is whole and right. A
-  wrong archive under the final name may be one that was cut short, so it is
-  taken for such a part.
+  What has arrived is in `<archive>.part` until it is whole and right. A wrong
+  file under the final name stays there until then. If it turns out to be
+  something else than the beginning of the archive, it is kept under a `.bak`
+  name.
   """
   part = f'{archive}.part'
-  if os.path.exists(archive):
-    os.replace(archive, part)
+  if not os.path.lexists(part):
+    _copy_cut_archive(archive, part)
   resumed = os.path.exists(part) and os.path.getsize(part) > 0
   _download(part)
   if resumed and _sha256(part) != ARCHIVE_SHA256:
-    os.remove(part)  # its beginning was wrong: once more, from the start
+    os.remove(part)  # its beginning was wrong: download all of it
     _download(part)
   digest = _sha256(part)
   if digest != ARCHIVE_SHA256:
@@ -293,8 +294,28 @@ def _download_archive(archive: str) -> None:
       f'{DATA_URL}: its sha256 is {digest}, not {ARCHIVE_SHA256}'
     )
   size = os.path.getsize(part)
-  os.replace(part, archive)
+  if _begins_with(part, archive):
+    os.replace(part, archive)
+  else:
+    _put_in_place(part, archive)
   print(f'Successfully downloaded {os.path.basename(archive)} {size} bytes.')
+
+
+def _copy_cut_archive(archive: str, part: str) -> None:
+  """Starts the part with a file that may be an archive that was cut short."""
+  if os.path.isfile(archive) and os.path.getsize(archive) < ARCHIVE_BYTES:
+    shutil.copyfile(archive, part)
+
+
+def _begins_with(path: str, beginning: str) -> bool:
+  """Returns whether the file `path` begins with the file `beginning`."""
+  if not os.path.isfile(beginning):
+    return False
+  with open(path, 'rb') as whole, open(beginning, 'rb') as start:
+    while chunk := start.read(_CHUNK_BYTES):
+      if whole.read(len(chunk)) != chunk:
+        return False
+  return True
 
 
 def _download(part: str) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import glob
 import hashlib
 import http.server
 import io
@@ -256,19 +257,52 @@ def test_completes_a_truncated_archive(world):
   assert world.fetch()
   world.check_files()
   assert world.server.starts == [5000]
+  assert not os.path.exists(f'{world.archive_path}.bak')
 
 
-def test_replaces_a_wrong_archive(world):
+def test_completes_a_truncated_archive_in_two_runs(world):
+  world.write(world.archive_path, world.archive[:5000])
+  world.server.cut_after = 1000
+  with pytest.raises(download.DownloadError, match='cut off after 6000 of'):
+    world.fetch()
+  assert world.contents()['cifar-10-binary.tar.gz'] == world.archive[:5000]
+  world.server.cut_after = None
+  assert world.fetch()
+  world.check_files()
+  assert world.server.starts == [5000, 6000]
+  assert not os.path.exists(f'{world.archive_path}.bak')
+
+
+@pytest.mark.parametrize('longer', [False, True])
+def test_keeps_a_foreign_archive(world, longer, capsys):
+  mine = world.archive + b'x' if longer else b'x' * 5000
+  world.write(world.archive_path, mine)
+  assert world.fetch()
+  world.check_files()
+  kept = f'{world.archive_path}.bak'
+  contents = world.contents()
+  assert contents['cifar-10-binary.tar.gz'] == world.archive
+  assert contents['cifar-10-binary.tar.gz.bak'] == mine
+  assert (
+    f'Replaced {world.archive_path}; the old file is kept as {kept}.\n'
+    in capsys.readouterr().out
+  )
+
+
+@pytest.mark.parametrize('fault', ['out of reach', 'cut off', 'other bytes'])
+def test_leaves_a_foreign_archive_if_no_download_succeeds(world, fault):
+  if fault == 'out of reach':
+    world.server.shutdown()
+    world.server.server_close()
+  elif fault == 'cut off':
+    world.server.cut_after = 100
+  else:
+    world.server.content = bytes(len(world.archive))
   world.write(world.archive_path, b'x' * 5000)
-  assert world.fetch()
-  world.check_files()
-  assert world.server.starts == [5000, 0]
-
-
-def test_replaces_a_wrong_archive_that_is_longer(world):
-  world.write(world.archive_path, world.archive + b'x')
-  assert world.fetch()
-  world.check_files()
+  with pytest.raises(download.DownloadError):
+    world.fetch()
+  assert world.contents()['cifar-10-binary.tar.gz'] == b'x' * 5000
+  assert not glob.glob(f'{world.data_dir}/*.bak')
 
 
 @pytest.mark.parametrize('knows_ranges', [True, False])
