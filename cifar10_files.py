@@ -153,7 +153,10 @@ def _is_ours(path: str) -> bool | None:
   if not _has_content(path):
     return None
   if name == 'graph.pbtxt' or name.startswith('events.'):
-    return _VARIABLE.encode() in _read(path)
+    content = _read(path)
+    # On a full disk, only the graph's beginning may have been written.
+    is_cut = _VARIABLE.encode() not in content and b'data_batch_' in content
+    return None if is_cut else _VARIABLE.encode() in content
   if match := re.match(_CHECKPOINT, name):
     return _is_our_checkpoint(os.path.join(os.path.dirname(path), match[0]))
   return None

@@ -240,7 +240,6 @@ def run_training(
     SystemExit: status 130 or 143 after a signal, 1 if training cannot go on.
   """
   where = console.short_path(train_dir)
-  train_dir = os.path.abspath(train_dir)  # for names relative to it
   task = cluster.task
   start = 0
   if task.is_chief:
