@@ -2,10 +2,34 @@
 
 import os
 import platform
+import subprocess
+import sys
 
 import pytest
+from programs import ROOT, TIMEOUT
 
 import cifar10_processor
+
+
+def test_keras_normalizes_in_bfloat16():
+  """On processors, TensorFlow's own normalization has no such kernel."""
+  code = """
+import numpy as np, keras, keras_peer
+x = np.random.RandomState(1).normal(0, 50, [2, 3, 3, 12]).astype('float32')
+wanted = keras_peer.norm()(x).numpy()
+keras.mixed_precision.set_global_policy('mixed_bfloat16')
+y = keras_peer.norm()(x)
+assert y.dtype == 'bfloat16', y.dtype
+np.testing.assert_allclose(y.numpy().astype('float32'), wanted, rtol=0.02)
+assert np.abs(wanted / x).min() < 0.9  # it does normalize
+"""
+  subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=os.path.join(ROOT, 'benchmarks'),
+    check=True,
+    timeout=TIMEOUT,
+  )
+
 
 X86 = """\
 processor\t: 0
