@@ -4,15 +4,23 @@
   make bench ARGS=--inputs
 
 Everything runs in turn, several rounds of it, each contestant in a process of
-its own, and medians are compared. Prints a table; writes results/bench.json and
-the bar chart results/bench.png.
+its own, and medians are compared. Prints a table; writes results/bench.json
+after each contestant, so that an interruption loses nothing, and at the end the
+bar chart results/bench.png.
+
+A contestant that fails is reported with the last line of its error output and
+not tried again; the others continue, and the exit status is 1.
 """
 
 import argparse
+import contextlib
+import datetime
 import json
+import math
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,17 +30,29 @@ from collections.abc import Callable
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _ROOT = os.path.dirname(_HERE)
+sys.path.insert(0, _ROOT)
+
+# Of the suite, only this: the environment has no TensorFlow.
+import cifar10_processor  # noqa: E402
+
 _RESULTS = os.path.join(_ROOT, 'results')
 _BATCHES_DIR = os.path.join(_ROOT, 'cifar10_data', 'cifar-10-batches-bin')
 # The suite and Keras run in the suite's environment, PyTorch in this one.
 _SUITE_PYTHON = os.path.join(_ROOT, '.venv', 'bin', 'python')
 _STEPS = 201  # of the training program: the last hundred is what counts
+_TIME_LIMIT = 300  # seconds after which a process counts as hung
 # Multiplications and additions of a training step as the network is defined;
 # the suite's convolution by frequencies takes fewer.
 _MFLOP_PER_EXAMPLE = 105
-_LINE = re.compile(r': step (\d+), .*\(([\d.]+) examples/sec;')
+_LINE = re.compile(
+  r'(?P<time>[\d-]+ [\d:.]+): step \d+, .*\((?P<rate>[\d.]+) examples/sec;'
+)
 
 Figures = dict[str, float]
+
+
+class ContestantError(Exception):
+  """A contestant has no figures; the message is one line that says why."""
 
 
 def main() -> None:
@@ -49,86 +69,195 @@ def main() -> None:
       const=name,
       help=f"short for --only '{name}'",
     )
+  parser.add_argument(
+    '--all',
+    action='store_true',
+    help='run bfloat16 even where TensorFlow is not faster in it',
+  )
   args = parser.parse_args()
+  print(f'On {cifar10_processor.describe()}', flush=True)
   subprocess.run([_SUITE_PYTHON, 'download.py'], cwd=_ROOT, check=True)
-  rounds = {name: [] for name in CONTESTANTS if args.only in name}
-  if not _is_fast_in_bfloat16():
-    print('No bfloat16: this processor has no fast path for it.')
-    rounds = {name: r for name, r in rounds.items() if 'bfloat16' not in name}
-  for number in range(args.rounds):
-    for name, results in rounds.items():
-      results.append(CONTESTANTS[name]())
-      print(f'round {number + 1}, {name}: {_show(results[-1])}', flush=True)
+  names = [name for name in CONTESTANTS if args.only in name]
+  in_bfloat16 = [name for name in names if 'bfloat16' in name]
+  if in_bfloat16 and not args.all and not _is_fast_in_bfloat16():
+    print('No bfloat16: TensorFlow is not faster in it here.', flush=True)
+    names = [name for name in names if name not in in_bfloat16]
+
+  rounds: dict[str, list[Figures]] = {name: [] for name in names}
+  failures: dict[str, str] = {}
+  is_interrupted = False
+  try:
+    for number in range(args.rounds):
+      for name in names:
+        if name not in failures:
+          outcome = _compete(name, rounds, failures)
+          if not args.only:
+            _write_figures(rounds, failures)
+          print(f'round {number + 1}, {name}: {outcome}', flush=True)
+  except KeyboardInterrupt:
+    is_interrupted = True
+    print('Interrupted. The figures so far:', flush=True)
   medians = {name: _medians(results) for name, results in rounds.items()}
-  print('\n' + _table(medians))
-  if not args.only:
-    _write_results(medians, rounds)
+  print('\n' + _table(medians, failures), flush=True)
+  if not args.only and any(medians.values()):
+    _draw_chart(medians)
+  if is_interrupted:
+    sys.exit(130)
+  if failures:
+    sys.exit(1)
+
+
+def _compete(
+  name: str, rounds: dict[str, list[Figures]], failures: dict[str, str]
+) -> str:
+  """Runs a contestant; records and describes its figures or its failure."""
+  try:
+    figures = CONTESTANTS[name]()
+  except ContestantError as error:
+    failures[name] = str(error)
+    return f'failed: {error}'
+  rounds[name].append(figures)
+  return _show(figures)
+
+
+def _is_fast_in_bfloat16() -> bool:
+  """Returns whether the suite finds bfloat16 faster on this machine."""
+  try:
+    output, _ = _run([_SUITE_PYTHON, os.path.join(_HERE, 'precision.py')])
+    return _last_json(output).get('bfloat16') is True
+  except ContestantError as error:
+    print(f'precision.py failed: {error}', flush=True)
+    return False
+
+
+def _run(command: list[str]) -> tuple[str, float]:
+  """Runs a program to completion.
+
+  Its output goes to temporary files, since a full pipe would block it. It runs
+  in a new session, so that the processes that it starts are killed with it.
+
+  Returns:
+    Its standard output, and its peak resident memory in MiB.
+
+  Raises:
+    ContestantError: the program did not start, exceeded _TIME_LIMIT, was
+      killed, or exited with a non-zero status.
+  """
+  with (
+    tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as output,
+    tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as errors,
+  ):
+    try:
+      process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
+        start_new_session=True,
+      )
+    except OSError as error:
+      raise ContestantError(f'{error}') from None
+    try:
+      peak_mib = _wait(process)
+    finally:
+      _kill(process)
+    errors.seek(0)
+    lines = [line.strip() for line in errors.read().splitlines()]
+    last_line = next((line for line in reversed(lines) if line), '')
+    if peak_mib is None:
+      reason = f'not done after {_TIME_LIMIT} s'
+    elif process.returncode < 0:
+      reason = f'killed by {signal.Signals(-process.returncode).name}'
+    elif process.returncode:
+      raise ContestantError(last_line or f'exit status {process.returncode}')
+    else:
+      output.seek(0)
+      return output.read(), peak_mib
+    raise ContestantError(f'{reason}; {last_line}' if last_line else reason)
+
+
+def _wait(process: subprocess.Popen) -> float | None:
+  """Returns a process's peak memory in MiB, or None at the time limit."""
+  deadline = time.monotonic() + _TIME_LIMIT
+  while time.monotonic() < deadline:
+    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+    if pid:
+      process.returncode = os.waitstatus_to_exitcode(status)
+      return usage.ru_maxrss / 1024
+    time.sleep(0.005)
+  return None
+
+
+def _kill(process: subprocess.Popen) -> None:
+  """Kills what is left of a process and its session."""
+  # Nothing is left: macOS reports it as PermissionError.
+  with contextlib.suppress(ProcessLookupError, PermissionError):
+    os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+
+
+def _last_json(output: str) -> dict:
+  """Returns the JSON object of numbers in the last line of the output.
+
+  Raises:
+    ContestantError: there is none.
+  """
+  last_line = (output.strip().splitlines() or [''])[-1]
+  try:
+    figures = json.loads(last_line)
+    if figures and all(math.isfinite(value) for value in figures.values()):
+      return figures
+  except (ValueError, AttributeError, TypeError):
+    pass  # not JSON, not an object, not numbers
+  raise ContestantError(f'printed no figures, but {last_line!r}')
 
 
 def _child(python: str, script: str, *arguments: str) -> Figures:
   """Runs a contestant; returns the figures that it prints, and its memory."""
-  process = subprocess.Popen(
-    [python, os.path.join(_HERE, script), *arguments],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.DEVNULL,
-    env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
-    text=True,
-  )
-  output = process.stdout.read()
-  figures = json.loads(output.splitlines()[-1])
-  return {**figures, 'peak_mib': _peak_mib(process)}
-
-
-def _peak_mib(process: subprocess.Popen) -> float:
-  """Waits for a process and returns its peak resident memory."""
-  _, status, usage = os.wait4(process.pid, 0)
-  process.returncode = os.waitstatus_to_exitcode(status)
-  if process.returncode:
-    sys.exit(f'{process.args} failed with status {process.returncode}')
-  return usage.ru_maxrss / 1024
+  output, peak_mib = _run([python, os.path.join(_HERE, script), *arguments])
+  return {**_last_json(output), 'peak_mib': peak_mib}
 
 
 def _train(*flags: str) -> Figures:
   """Times the training program, from the command to its end."""
   with tempfile.TemporaryDirectory() as train_dir:
-    start = time.perf_counter()
-    process = subprocess.Popen(
+    start = datetime.datetime.now()
+    output, peak_mib = _run(
       [
         _SUITE_PYTHON,
         os.path.join(_ROOT, 'cifar10_train.py'),
         f'--train_dir={train_dir}',
         f'--max_steps={_STEPS}',
         *flags,
-      ],
-      stdout=subprocess.PIPE,
-      text=True,
+      ]
     )
-    rate, startup = None, None
-    for line in process.stdout:
-      if match := _LINE.search(line):
-        startup = startup or time.perf_counter() - start
-        rate = float(match[2])
-    return {
-      'examples_per_sec': rate,
-      'startup_secs': startup,
-      'peak_mib': _peak_mib(process),
-    }
+  lines = [line for line in map(_LINE.match, output.splitlines()) if line]
+  if not lines:
+    raise ContestantError('printed no steps')
+  first = datetime.datetime.fromisoformat(lines[0]['time'])
+  return {
+    'examples_per_sec': float(lines[-1]['rate']),
+    'startup_secs': (first - start).total_seconds(),
+    'peak_mib': peak_mib,
+  }
 
 
 def _evaluate() -> Figures:
   """Times the evaluation program on 10,000 images, less that on one image."""
   with tempfile.TemporaryDirectory() as folder:
-    checkpoint_dir = f'--train_dir={folder}/train'
-    command = [_SUITE_PYTHON, os.path.join(_ROOT, 'cifar10_train.py')]
-    subprocess.run(
-      [*command, checkpoint_dir, '--max_steps=1'],
-      check=True,
-      stdout=subprocess.DEVNULL,
+    _run(
+      [
+        _SUITE_PYTHON,
+        os.path.join(_ROOT, 'cifar10_train.py'),
+        f'--train_dir={folder}/train',
+        '--max_steps=1',
+      ]
     )
     seconds = []
     for num_examples in (1, 10000):
       start = time.perf_counter()
-      process = subprocess.Popen(
+      _, peak_mib = _run(
         [
           _SUITE_PYTHON,
           os.path.join(_ROOT, 'cifar10_eval.py'),
@@ -136,10 +265,8 @@ def _evaluate() -> Figures:
           f'--checkpoint_dir={folder}/train',
           f'--eval_dir={folder}/eval_{num_examples}',
           f'--num_examples={num_examples}',
-        ],
-        stdout=subprocess.DEVNULL,
+        ]
       )
-      peak_mib = _peak_mib(process)
       seconds.append(time.perf_counter() - start)
   return {'eval_secs': seconds[1] - seconds[0], 'peak_mib': peak_mib}
 
@@ -179,7 +306,7 @@ CONTESTANTS: dict[str, Callable[[], Figures]] = {
 def _medians(results: list[Figures]) -> Figures:
   return {
     key: statistics.median(result[key] for result in results)
-    for key in results[0]
+    for key in (results[0] if results else {})
   }
 
 
@@ -187,7 +314,7 @@ def _show(figures: Figures) -> str:
   return ', '.join(f'{key} {value:.4g}' for key, value in figures.items())
 
 
-def _table(medians: dict[str, Figures]) -> str:
+def _table(medians: dict[str, Figures], failures: dict[str, str]) -> str:
   """Returns the medians as a Markdown table, rates also as ratios."""
   baseline = medians.get("the tutorial's way", {}).get('examples_per_sec')
   lines = [
@@ -195,8 +322,11 @@ def _table(medians: dict[str, Figures]) -> str:
     '|---|--:|--:|--:|--:|---|',
   ]
   for name, figures in medians.items():
+    if not figures and name not in failures:
+      continue  # interrupted before its turn
     rate = figures.get('examples_per_sec')
     gflop = figures.get('gflop_per_sec')
+    peak_mib = figures.get('peak_mib')
     is_training = rate and 'input alone' not in name
     if is_training:
       gflop = rate * _MFLOP_PER_EXAMPLE / 1000
@@ -205,31 +335,45 @@ def _table(medians: dict[str, Figures]) -> str:
       for key, value in figures.items()
       if key not in ('examples_per_sec', 'gflop_per_sec', 'peak_mib')
     }
+    notes = [_show(other)] if other else []
+    if name in failures:
+      notes.append('failed: ' + failures[name].replace('|', r'\|'))
     cells = [
       name,
       f'{rate:.0f}' if rate else '',
       f'{rate / baseline:.2f}' if is_training and baseline else '',
       f'{gflop:.0f}' if gflop else '',
-      f'{figures["peak_mib"]:.0f}',
-      _show(other),
+      f'{peak_mib:.0f}' if peak_mib else '',
+      '; '.join(notes),
     ]
     lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
 
 
-def _write_results(
-  medians: dict[str, Figures], rounds: dict[str, list[Figures]]
+def _write_figures(
+  rounds: dict[str, list[Figures]], failures: dict[str, str]
 ) -> None:
+  """Writes results/bench.json atomically."""
+  os.makedirs(_RESULTS, exist_ok=True)
+  contents = {
+    'machine': {
+      'processor': cifar10_processor.describe(),
+      'cores': os.cpu_count(),
+      'python': platform.python_version(),
+    },
+    'rounds': {name: results for name, results in rounds.items() if results},
+    'failures': failures,
+  }
+  path = os.path.join(_RESULTS, 'bench.json')
+  with open(f'{path}.tmp', 'w') as file:
+    json.dump(contents, file, indent=1)
+  os.replace(f'{path}.tmp', path)
+
+
+def _draw_chart(medians: dict[str, Figures]) -> None:
+  """Draws results/bench.png, a bar chart of the training rates."""
   import matplotlib.pyplot as plt  # only here, so that --only needs no more
 
-  os.makedirs(_RESULTS, exist_ok=True)
-  machine = {
-    'processor': _processor(),
-    'cores': os.cpu_count(),
-    'python': platform.python_version(),
-  }
-  with open(os.path.join(_RESULTS, 'bench.json'), 'w') as file:
-    json.dump({'machine': machine, 'rounds': rounds}, file, indent=1)
   bars = {
     name: figures['examples_per_sec']
     for name, figures in medians.items()
@@ -239,24 +383,15 @@ def _write_results(
   bar = axes.barh(list(bars), list(bars.values()), color='tab:orange')
   axes.bar_label(bar, fmt='%.0f', padding=3)
   axes.invert_yaxis()
-  axes.set_xlabel(f'training examples/sec on {machine["processor"]}')
+  axes.set_xlabel('training examples/sec')
   axes.spines[['top', 'right']].set_visible(False)
+  figure.suptitle(cifar10_processor.describe(), fontsize='small')
   figure.tight_layout()
   figure.savefig(os.path.join(_RESULTS, 'bench.png'), dpi=120)
-
-
-def _is_fast_in_bfloat16() -> bool:
-  with open('/proc/cpuinfo') as file:
-    return not {'avx512_bf16', 'amx_bf16'}.isdisjoint(file.read().split())
-
-
-def _processor() -> str:
-  with open('/proc/cpuinfo') as file:
-    for line in file:
-      if line.startswith('model name'):
-        return line.partition(':')[2].strip()
-  return platform.machine()
+  plt.close(figure)
 
 
 if __name__ == '__main__':
+  # `kill` is handled like Ctrl-C.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   main()

@@ -30,10 +30,16 @@ def data_set(batches_dir):
   return examples.batch(BATCH_SIZE, drop_remainder=True).prefetch(4)
 
 
-def norm():
-  return layers.Lambda(
-    lambda x: tf.nn.local_response_normalization(x, 4, 1.0, 0.001 / 9.0, 0.75)
+def local_response_normalization(x):
+  # TensorFlow has no bfloat16 kernel for it on processors.
+  norm = tf.nn.local_response_normalization(
+    tf.cast(x, tf.float32), 4, 1.0, 0.001 / 9.0, 0.75
   )
+  return tf.cast(norm, x.dtype)  # the layer's compute dtype
+
+
+def norm():
+  return layers.Lambda(local_response_normalization)
 
 
 def convolution(bias):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import cifar10_processor
 import download
 
 # A shell's background job ignores SIGINT, and so would the programs started by
@@ -66,6 +67,14 @@ def record_fault(record_property):
     record_property('fault', (name, times, lost, unit))
 
   return record
+
+
+def pytest_report_header():
+  """Names the processor and the version of TensorFlow."""
+  return [
+    f'processor: {cifar10_processor.describe()}',
+    f'TensorFlow {tf.__version__}',
+  ]
 
 
 def pytest_terminal_summary(terminalreporter):
