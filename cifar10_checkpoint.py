@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
 
+import cifar10_files
 from cifar10_optimizers import MuonOptimizer
 
 _STATE = 'checkpoint'  # the file that names a directory's checkpoints
@@ -91,6 +92,11 @@ def newest_good(
     CheckpointError: none can be read.
     OtherNetworkError: the newest one that can is of another network.
   """
+  if cifar10_files.is_pattern(directory):
+    raise CheckpointError(
+      f'{directory} has one of the characters * ? [ \\ in its name, which '
+      'TensorFlow takes for a pattern. Name the directory otherwise.'
+    )
   paths = saved_in(directory)
   named = latest(directory)
   if named is not None and named not in paths:

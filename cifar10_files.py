@@ -29,6 +29,11 @@ _LOCK_TEXT = re.compile(r'(process \d+ on .*)?')
 _EMPTY_EVENTS = 100  # bytes; such a file tells no more than when it was begun
 
 
+def is_pattern(path: str) -> bool:
+  """Returns whether TensorFlow takes a checkpoint's path for a pattern."""
+  return any(character in path for character in '*?[\\')
+
+
 def write_whole(path: str, content: bytes) -> None:
   """Writes a file beside its place and moves it there: never half of it."""
   beside = f'{path}.{secrets.token_hex(4)}.tmp'

@@ -107,8 +107,13 @@ def prepare_dir(flag: str, path: str) -> None:
     path: the directory.
 
   Raises:
-    SystemExit: it cannot be made or written to.
+    SystemExit: it cannot be made or written to, or could not be read again.
   """
+  if cifar10_files.is_pattern(path):
+    sys.exit(
+      f'{flag} {path} has one of the characters * ? [ \\ in its name, which '
+      'TensorFlow takes for a pattern. Choose another directory.'
+    )
   try:
     os.makedirs(path, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):

@@ -365,6 +365,13 @@ class TestMistakes:
     for path in (tmp_path / 'file', '/proc/nowhere'):
       self.check(program, f'{flag}={path}', says=f'{flag} {path}')
 
+  def test_a_directory_that_looks_like_a_pattern(self, eval_flags, tmp_path):
+    flag = f'--train_dir={tmp_path}/run[1]'
+    self.check('cifar10_train.py', flag, says=f'{flag.replace("=", " ")} has')
+    flags = [*eval_flags, f'--checkpoint_dir={tmp_path}/run[1]', '--run_once']
+    self.check('cifar10_eval.py', *flags, says=f'{tmp_path}/run[1] has')
+    assert not os.path.exists(f'{tmp_path}/run[1]')
+
   def test_missing_and_truncated_file(self, train_flags, tmp_path):
     data_dir = make_data_set(str(tmp_path / 'data'), records_per_file=5)
     path = os.path.join(data_dir, download.BATCHES_DIR, 'data_batch_4.bin')
