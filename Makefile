@@ -27,7 +27,8 @@ test: .venv/dev
 
 faults: .venv/dev
 	.venv/bin/python -m pytest -m 'faults or not faults' $(ARGS) \
-	  tests/test_faults.py tests/test_download.py tests/test_cifar10_cluster.py
+	  tests/test_faults.py tests/test_directories.py tests/test_download.py \
+	  tests/test_cifar10_cluster.py
 
 lint: .venv/dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

@@ -102,7 +102,9 @@ def refused(flags, tmp_path):
 
 @pytest.mark.parametrize('absolute', [True, False])
 @pytest.mark.parametrize('how', ['copied', 'moved', 'moved, another in place'])
-def test_a_copy_is_resumed_and_pruned_by_itself(tmp_path, train, how, absolute):
+def test_a_copy_is_resumed_and_pruned_by_itself(
+  tmp_path, train, how, absolute, record_fault
+):
   original, other = tmp_path / 'a', tmp_path / 'b'
   write_run(original, [1, 2, 3, 4], absolute)
   if how == 'copied':
@@ -121,9 +123,10 @@ def test_a_copy_is_resumed_and_pruned_by_itself(tmp_path, train, how, absolute):
     f'{other}/model.ckpt-{step}' for step in (4, 6)
   ]
   assert str(tmp_path) not in (other / 'checkpoint').read_text()
+  record_fault('a directory of checkpoints copied or moved')
 
 
-def test_a_copy_is_scored_by_itself(tmp_path, eval_flags):
+def test_a_copy_is_scored_by_itself(tmp_path, eval_flags, record_fault):
   original, copy = tmp_path / 'a', tmp_path / 'train'
   write_run(original, [1, 2])
   shutil.copytree(original, copy)
@@ -144,9 +147,12 @@ def test_a_copy_is_scored_by_itself(tmp_path, eval_flags):
   assert record['step'] == 2
   matrix = np.array(record['confusion_matrix'])
   assert matrix[:, 0].sum() == matrix.sum() == 100
+  record_fault('a directory of checkpoints copied or moved')
 
 
-def test_a_copy_trains_while_the_original_does(flags, tmp_path, train):
+def test_a_copy_trains_while_the_original_does(
+  flags, tmp_path, train, record_fault
+):
   original, copy = tmp_path / 'a', tmp_path / 'b'
   more = ['--keep_checkpoint_max=0', '--save_checkpoint_secs=1']
   with Program(
@@ -164,9 +170,10 @@ def test_a_copy_trains_while_the_original_does(flags, tmp_path, train):
   assert steps_in(copy) == [before[-1] + 500]
   for step in steps_in(original):
     tf.train.load_variable(f'{original}/model.ckpt-{step}', 'conv1/weights')
+  record_fault('a directory of checkpoints copied or moved')
 
 
-def test_another_runs_state_file_is_not_followed(tmp_path, train):
+def test_another_runs_state_file_is_not_followed(tmp_path, train, record_fault):
   original, other = tmp_path / 'a', tmp_path / 'b'
   write_run(original, [1, 20])
   write_run(other, [2, 4])
@@ -175,9 +182,12 @@ def test_another_runs_state_file_is_not_followed(tmp_path, train):
   assert 'Resuming from step 4' in train(other, 5, '--keep_checkpoint_max=1')
   assert contents(original) == before
   assert steps_in(other) == [5]
+  record_fault('the state file of another run')
 
 
-def test_a_state_file_alone_is_not_followed(tmp_path, train, refused):
+def test_a_state_file_alone_is_not_followed(
+  tmp_path, train, refused, record_fault
+):
   original, other = tmp_path / 'a', tmp_path / 'b'
   write_run(original, [1, 2])
   other.mkdir()
@@ -192,19 +202,25 @@ def test_a_state_file_alone_is_not_followed(tmp_path, train, refused):
   assert any(f'{original}/model.ckpt-2' in line for line in lines)
   assert contents(original) == before
   assert steps_in(other) == [3]
+  record_fault('the state file of another run')
 
 
 @pytest.mark.parametrize(
   'state', [b'', b'\xff\x00\xfe', b'model_checkpoint_path: "model.ck']
 )
-def test_a_damaged_state_file_is_written_anew(tmp_path, train, state):
+def test_a_damaged_state_file_is_written_anew(
+  tmp_path, train, state, record_fault
+):
   write_run(tmp_path / 'a', [1, 2])
   (tmp_path / 'a' / 'checkpoint').write_bytes(state)
   assert 'Resuming from step 2' in train(tmp_path / 'a', 3)
   assert steps_in(tmp_path / 'a') == [1, 2, 3]
+  record_fault('the state file lost or cut short')
 
 
-def test_the_best_checkpoint_may_be_copied_elsewhere(tmp_path, eval_flags):
+def test_the_best_checkpoint_may_be_copied_elsewhere(
+  tmp_path, eval_flags, record_fault
+):
   write_run(tmp_path / 'train', [7])
   run('cifar10_eval.py', *eval_flags, '--run_once')
   elsewhere = tmp_path / 'elsewhere'
@@ -218,13 +234,14 @@ def test_the_best_checkpoint_may_be_copied_elsewhere(tmp_path, eval_flags):
     f'--checkpoint_dir={elsewhere}',
   )
   assert errors == '' and 'step 7: ' in lines[-1]
+  record_fault('a directory of checkpoints copied or moved')
 
 
 class TestRelativeDirectories:
   """The tutorial's own command lines name directories relatively."""
 
   @pytest.mark.parametrize('fault', ['none', 'index', 'data', 'state'])
-  def test_resumes_again_and_again(self, tmp_path, train, fault):
+  def test_resumes_again_and_again(self, tmp_path, train, fault, record_fault):
     train('r', 2)
     victim = {
       'index': 'model.ckpt-2.index',
@@ -239,8 +256,11 @@ class TestRelativeDirectories:
     assert steps_in(tmp_path / 'r') == [0, 2, 4, 6]
     state = (tmp_path / 'r' / 'checkpoint').read_text()
     assert '/' not in state
+    record_fault('a relative directory')
 
-  def test_are_the_same_from_elsewhere(self, tmp_path, train, flags):
+  def test_are_the_same_from_elsewhere(
+    self, tmp_path, train, flags, record_fault
+  ):
     train('r', 2)
     (tmp_path / 'below').mkdir()
     lines = train('../r', 4, cwd=tmp_path / 'below')
@@ -265,6 +285,7 @@ class TestRelativeDirectories:
       cwd=tmp_path / 'below',
     )
     assert 'step 4: ' in lines[-1]
+    record_fault('a directory of checkpoints copied or moved')
 
 
 def test_fewer_checkpoints_are_kept_when_told_so(tmp_path, train):
@@ -290,7 +311,9 @@ def write_other_network(directory, step):
 class TestFilesOfOthers:
   """Names alone do not make a file ours."""
 
-  def test_another_networks_checkpoints_are_not_pruned(self, tmp_path, train):
+  def test_another_networks_checkpoints_are_not_pruned(
+    self, tmp_path, train, record_fault
+  ):
     write_run(tmp_path / 'a', [5, 6])
     write_other_network(tmp_path / 'b', 3)
     for path in glob.glob(f'{tmp_path}/b/model.ckpt-3.*'):
@@ -302,24 +325,33 @@ class TestFilesOfOthers:
     after = contents(tmp_path / 'a')
     for name in ('model.ckpt-3.index', 'model.ckpt-3.data-00000-of-00001'):
       assert after[name] == before[name]
+    record_fault("another program's or a user's file in the way")
 
-  def test_restart_spares_another_programs_run(self, tmp_path, refused):
+  def test_restart_spares_another_programs_run(
+    self, tmp_path, refused, record_fault
+  ):
     write_other_network(tmp_path / 'a', 3)
     assert 'model.ckpt-3' in refused(tmp_path / 'a', '--restart')
+    record_fault("another program's or a user's file in the way")
 
   @pytest.mark.parametrize('kind', ['graph.pbtxt', 'events.out.tfevents.*'])
-  def test_restart_spares_a_single_file(self, tmp_path, refused, train, kind):
+  def test_restart_spares_a_single_file(
+    self, tmp_path, refused, train, kind, record_fault
+  ):
     train(tmp_path / 'a', 1)
     write_other_network(tmp_path / 'b', 3)
     (source,) = glob.glob(f'{tmp_path}/b/{kind}')
     shutil.copy(source, tmp_path / 'a')
     name = os.path.basename(source)
     assert name in refused(tmp_path / 'a', '--restart')
+    record_fault("another program's or a user's file in the way")
 
   @pytest.mark.parametrize(
     'name', ['checkpoint', 'model.ckpt-5_temp', 'events.out.tfevents.mine']
   )
-  def test_restart_spares_a_folder(self, tmp_path, refused, train, name):
+  def test_restart_spares_a_folder(
+    self, tmp_path, refused, train, name, record_fault
+  ):
     train(tmp_path / 'a', 1)
     folder = tmp_path / 'a' / name
     if folder.exists():
@@ -327,6 +359,7 @@ class TestFilesOfOthers:
     folder.mkdir()
     (folder / 'thesis.tex').write_text('years of work')
     assert name in refused(tmp_path / 'a', '--restart')
+    record_fault("another program's or a user's file in the way")
 
   def test_restart_removes_what_damage_left(self, tmp_path, train):
     train(tmp_path / 'a', 2)
@@ -343,7 +376,9 @@ class TestFilesOfOthers:
 
   @pytest.mark.parametrize('name', ['checkpoint', 'graph.pbtxt', '.lock'])
   @pytest.mark.parametrize('kind', ['file', 'folder'])
-  def test_are_not_written_over(self, tmp_path, refused, name, kind):
+  def test_are_not_written_over(
+    self, tmp_path, refused, name, kind, record_fault
+  ):
     path = tmp_path / 'a' / name
     path.parent.mkdir()
     if kind == 'folder':
@@ -353,8 +388,11 @@ class TestFilesOfOthers:
     assert f'{path} ' in refused(tmp_path / 'a')
     if kind == 'file':
       assert path.read_text() == 'years of work'
+    record_fault("another program's or a user's file in the way")
 
-  def test_a_report_writes_over_no_other_page(self, tmp_path, eval_flags):
+  def test_a_report_writes_over_no_other_page(
+    self, tmp_path, eval_flags, record_fault
+  ):
     write_run(tmp_path / 'train', [1])
     page = tmp_path / 'thesis.html'
     page.write_text('years of work')
@@ -370,8 +408,9 @@ class TestFilesOfOthers:
       assert errors == '' and lines[-1] == f'Wrote {tmp_path}/report.html.'
     assert (tmp_path / 'report.html.tmp').read_text() == 'mine'
     assert len(glob.glob(f'{tmp_path}/report.html*')) == 2
+    record_fault("another program's or a user's file in the way")
 
-  def test_an_export_removes_no_other_folder(self, tmp_path):
+  def test_an_export_removes_no_other_folder(self, tmp_path, record_fault):
     write_run(tmp_path / 'train', [1])
     for name in ('new.tmp', 'model'):
       (tmp_path / name).mkdir()
@@ -383,8 +422,11 @@ class TestFilesOfOthers:
     for name in ('new.tmp', 'model'):
       assert (tmp_path / name / 'thesis.tex').read_text() == 'years of work'
     assert set(os.listdir(tmp_path)) == {'model', 'new', 'new.tmp', 'train'}
+    record_fault("another program's or a user's file in the way")
 
-  def test_scoring_removes_no_other_folder(self, tmp_path, eval_flags):
+  def test_scoring_removes_no_other_folder(
+    self, tmp_path, eval_flags, record_fault
+  ):
     write_run(tmp_path / 'train', [1])
     for name in ('scoring', '.scoring-mine'):
       (tmp_path / 'eval' / name).mkdir(parents=True)
@@ -393,6 +435,7 @@ class TestFilesOfOthers:
     for name in ('scoring', '.scoring-mine'):
       path = tmp_path / 'eval' / name / 'thesis.tex'
       assert path.read_text() == 'years of work'
+    record_fault("another program's or a user's file in the way")
 
   @pytest.mark.parametrize(
     ('program', 'name', 'more'),
@@ -404,7 +447,7 @@ class TestFilesOfOthers:
     ],
   )
   def test_a_lesson_writes_over_no_other_picture(
-    self, data_dir, tmp_path, program, name, more
+    self, data_dir, tmp_path, program, name, more, record_fault
   ):
     flags = [f'--output_dir={tmp_path}', *more]
     if 'save' in program:
@@ -418,8 +461,11 @@ class TestFilesOfOthers:
     for _ in range(2):  # it may write over its own
       _, errors = run(program, *flags)
       assert errors == ''
+    record_fault("another program's or a user's file in the way")
 
-  def test_a_clusters_logs_are_appended_to(self, data_dir, tmp_path):
+  def test_a_clusters_logs_are_appended_to(
+    self, data_dir, tmp_path, record_fault
+  ):
     (tmp_path / 'chief-0.log').write_text('mine\n')
     command = [
       sys.executable,
@@ -437,3 +483,4 @@ class TestFilesOfOthers:
     assert result.returncode == 0, result.stdout + result.stderr
     assert 'mine' not in result.stdout and ': step 0, ' in result.stdout
     assert (tmp_path / 'chief-0.log').read_text().startswith('mine\n')
+    record_fault("another program's or a user's file in the way")

@@ -550,7 +550,8 @@ class TestOwnData:
   """What somebody made stays as it is, unless --repair asks for CIFAR-10."""
 
   @pytest.fixture(autouse=True)
-  def fetched(self, world, capsys):
+  def fetched(self, world, capsys, record_fault):
+    record_fault("download: a user's own data files")
     world.fetch()
     capsys.readouterr()
     world.server.starts.clear()
