@@ -5,35 +5,50 @@ PYTHON ?= python3
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: train cluster eval report tensorboard test faults lint bench
+.DEFAULT_GOAL := help
+.PHONY: help train cluster eval report tensorboard check lint format types \
+  test test-unit faults bench
 
-train: .venv/run
+help: # Shows this list
+	@grep -E '^[a-z-]+:.*# ' Makefile | sed -E 's/:.*# /\t/' | expand -t 14
+
+train: .venv/run # Trains: make train ARGS='--max_steps 5000'
 	.venv/bin/python cifar10_train.py $(ARGS)
 
-cluster: .venv/run
-	.venv/bin/python examples/cluster.py --workers $(WORKERS) $(ARGS)
-
-eval: .venv/run
+eval: .venv/run # Scores each new checkpoint, beside training
 	.venv/bin/python cifar10_eval.py $(ARGS)
 
-report: .venv/run
+report: .venv/run # Scores the latest checkpoint and writes a page about it
 	.venv/bin/python cifar10_eval.py --run_once --report cifar10_eval/report.html $(ARGS)
 
-tensorboard: .venv/run
+tensorboard: .venv/run # Shows training and evaluation at localhost:6006
 	.venv/bin/tensorboard --logdir_spec train:cifar10_train,eval:cifar10_eval $(ARGS)
 
-test: .venv/dev
-	.venv/bin/python -m pytest $(ARGS)
+cluster: .venv/run # Trains in a cluster of WORKERS processes
+	.venv/bin/python examples/cluster.py --workers $(WORKERS) $(ARGS)
 
-faults: .venv/dev
-	.venv/bin/python -m pytest -m 'faults or not faults' $(ARGS) \
-	  tests/test_faults.py tests/test_directories.py tests/test_download.py \
-	  tests/test_cifar10_cluster.py
+check: lint types test # What every change has to pass
 
-lint: .venv/dev
+lint: .venv/dev # Checks style and format
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 
-bench: .venv/run .venv/bench
+format: .venv/dev # Formats the code
+	.venv/bin/ruff check --fix . && .venv/bin/ruff format .
+
+types: .venv/dev # Checks type hints
+	.venv/bin/mypy
+
+test: .venv/dev # Runs all tests but the long ones of faults
+	.venv/bin/python -m pytest $(ARGS)
+
+test-unit: .venv/dev # Runs the tests that take seconds
+	.venv/bin/python -m pytest -m 'not slow' tests/unit $(ARGS)
+
+faults: .venv/dev # Injects crashes, full disks and damaged files
+	.venv/bin/python -m pytest -m 'faults or not faults' $(ARGS) \
+	  tests/faults tests/programs/test_download.py
+
+bench: .venv/run .venv/bench # Compares speed with alternatives
 	.venv/bench/bin/python benchmarks/bench.py $(ARGS)
 
 # These two stamps are as new as what is installed. The lock is for 'make train'

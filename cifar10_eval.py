@@ -16,19 +16,19 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import console  # first: it keeps TensorFlow's chatter off the console
+from cifar10_suite import cli
 
-# isort: split
+cli.quiet_tensorflow()
+
 import numpy as np
 import PIL.Image
 import tensorflow.compat.v1 as tf
 
 import cifar10
-import cifar10_checkpoint
 import cifar10_input
-import cifar10_report
-import cifar10_scores
-import download
+from cifar10_suite import checkpoints, dataset, files, report, views
+from cifar10_suite import scores as scoring
+from cifar10_suite.errors import UserError
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -43,11 +43,7 @@ tf.app.flags.DEFINE_enum(
   ['test', 'train_eval'],
   'Which images: those of the test file, or those of the training files.',
 )
-tf.app.flags.DEFINE_string(
-  'checkpoint_dir',
-  os.path.join(_HERE, 'cifar10_train'),
-  'Directory where training saves its checkpoints.',
-)
+cli.define_checkpoint_flags(os.path.join(_HERE, 'cifar10_train'))
 tf.app.flags.DEFINE_integer(
   'eval_interval_secs',
   300,
@@ -59,13 +55,6 @@ tf.app.flags.DEFINE_integer(
   10000,
   'Number of images to score, the first ones of the files.',
   lower_bound=1,
-)
-tf.app.flags.DEFINE_enum(
-  'num_views',
-  '1',
-  ['1', '2', '10'],
-  'Windows of each image to average over: its centre; that and its mirror '
-  'image; centre, corners and their mirror images.',
 )
 tf.app.flags.DEFINE_boolean(
   'run_once', False, 'Score the latest checkpoint and end.'
@@ -89,7 +78,7 @@ _NICENESS = 5  # training, on the same processor, goes first
 _POLL_SECS = 1
 
 
-class Network(NamedTuple):
+class Evaluation(NamedTuple):
   """The graph of an evaluation.
 
   Attributes:
@@ -108,22 +97,23 @@ class Network(NamedTuple):
 
 
 def main() -> None:
-  os.nice(_NICENESS)
+  if hasattr(os, 'nice'):  # not on Windows
+    os.nice(_NICENESS)
   # Of the processor's cores, half, but two at least: training has the others.
   os.environ.setdefault(
-    'TF_NUM_INTRAOP_THREADS', str(max(2, os.cpu_count() // 2))
+    'TF_NUM_INTRAOP_THREADS', str(max(2, (os.cpu_count() or 1) // 2))
   )
-  console.prepare_dir('--eval_dir', FLAGS.eval_dir)
+  cli.prepare_dir('--eval_dir', FLAGS.eval_dir)
   if FLAGS.report:
-    console.prepare_dir('--report', os.path.dirname(FLAGS.report) or '.')
-    cifar10_report.refuse_to_overwrite(FLAGS.report)
+    cli.prepare_dir('--report', os.path.dirname(FLAGS.report) or '.')
+    report.refuse_to_overwrite(FLAGS.report)
   cifar10.maybe_download_and_extract()
   some = False
   with (
-    console.locked_dir('--eval_dir', FLAGS.eval_dir),
+    files.locked_dir('--eval_dir', FLAGS.eval_dir),
     tf.Graph().as_default(),
   ):
-    scores = cifar10_scores.Scores(
+    scores = scoring.Scores(
       FLAGS.eval_dir,
       settings={
         'eval_data': FLAGS.eval_data,
@@ -131,30 +121,30 @@ def main() -> None:
         'num_views': int(FLAGS.num_views),
       },
     )
-    network = build_network()
-    for checkpoint in checkpoints(network.variables):
+    network = build_evaluation()
+    for checkpoint in checkpoints_to_score(network.variables):
       try:
         score(checkpoint, network, scores)
         some = True
-      except cifar10_checkpoint.CheckpointError as error:
+      except checkpoints.CheckpointError as error:
         print(f'Skipped: {error}')
   if not some:
     sys.exit(1)
   if FLAGS.report:
-    print(f'Wrote {console.short_path(FLAGS.report)}.')
+    print(f'Wrote {cli.short_path(FLAGS.report)}.')
 
 
-def build_network() -> Network:
+def build_evaluation() -> Evaluation:
   """Builds the evaluation that the flags ask for, in the default graph.
 
   Raises:
-    SystemExit: there are fewer images than `--num_examples`.
+    UserError: there are fewer images than `--num_examples`.
   """
   eval_data = FLAGS.eval_data == 'test'
   num_views = int(FLAGS.num_views)
-  count = cifar10_input.count_images(eval_data, _batches_dir())
+  count = dataset.count_images(eval_data, _batches_dir())
   if count < FLAGS.num_examples:
-    sys.exit(
+    raise UserError(
       f'There are {count} images to score, not the {FLAGS.num_examples} of '
       '--num_examples.'
     )
@@ -170,12 +160,12 @@ def build_network() -> Network:
   scaffold = tf.train.Scaffold(
     saver=tf.train.Saver(variables), summary_op=tf.summary.merge_all()
   )
-  return Network(
-    labels, cifar10.average_views(logits, num_views), variables, scaffold
+  return Evaluation(
+    labels, views.average(logits, num_views), variables, scaffold
   )
 
 
-def checkpoints(variables: dict[str, tf.Variable]) -> Iterator[str]:
+def checkpoints_to_score(variables: dict[str, tf.Variable]) -> Iterator[str]:
   """Yields the checkpoints that the flags ask for.
 
   With neither --run_once nor --all_checkpoints, that is the newest good one,
@@ -188,13 +178,13 @@ def checkpoints(variables: dict[str, tf.Variable]) -> Iterator[str]:
     CheckpointError: --run_once, and there is none that can be used.
   """
   directory = FLAGS.checkpoint_dir
-  latest = cifar10_checkpoint.latest(directory)
+  latest = checkpoints.latest(directory)
   if FLAGS.all_checkpoints:
-    found = cifar10_checkpoint.saved_in(directory)
+    found = checkpoints.saved_in(directory)
   else:
     found = _newest_good(directory, variables)
   if not found:
-    print(f'No checkpoint file found in {console.short_path(directory)}')
+    print(f'No checkpoint file found in {cli.short_path(directory)}')
   yield from found
   if not (FLAGS.run_once or FLAGS.all_checkpoints):
     yield from _later_checkpoints(directory, FLAGS.eval_interval_secs, latest)
@@ -204,8 +194,8 @@ def _newest_good(
   directory: str, variables: dict[str, tf.Variable]
 ) -> list[str]:
   try:
-    found = cifar10_checkpoint.newest_good(directory, variables)
-  except cifar10_checkpoint.CheckpointError as error:
+    found = checkpoints.newest_good(directory, variables)
+  except checkpoints.CheckpointError as error:
     if FLAGS.run_once:
       raise
     print(f'Skipped: {error}')
@@ -217,7 +207,7 @@ def _later_checkpoints(
   directory: str, interval_secs: float, last: str | None
 ) -> Iterator[str]:
   while True:
-    latest = cifar10_checkpoint.latest(directory)
+    latest = checkpoints.latest(directory)
     if latest in (None, last):
       time.sleep(_POLL_SECS)
     else:
@@ -226,28 +216,26 @@ def _later_checkpoints(
       time.sleep(interval_secs)
 
 
-def score(
-  checkpoint: str, network: Network, scores: cifar10_scores.Scores
-) -> None:
+def score(checkpoint: str, network: Evaluation, scores: scoring.Scores) -> None:
   """Scores a checkpoint: prints its precision and writes down the rest.
 
   Raises:
     CheckpointError: it cannot be used.
   """
-  known = scores.find(cifar10_checkpoint.digest(checkpoint))
+  known = scores.find(checkpoints.digest(checkpoint))
   if known and not FLAGS.run_once:
-    print(f'{console.short_path(checkpoint)} has its score already.')
+    print(f'{cli.short_path(checkpoint)} has its score already.')
     return
-  with cifar10_checkpoint.copied(checkpoint, FLAGS.eval_dir) as copy:
-    step = cifar10_checkpoint.check(checkpoint, network.variables)
+  with checkpoints.copied(checkpoint, FLAGS.eval_dir) as copy:
+    step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(
-      copy, network, FLAGS.num_examples, session_config(FLAGS.device)
+      copy, network, FLAGS.num_examples, evaluation_config(FLAGS.device)
     )
     record = scores.make_record(
       copy,
       step,
       is_latest=not FLAGS.all_checkpoints,
-      measures=cifar10_scores.measure(labels, log_probabilities),
+      measures=scoring.measure(labels, log_probabilities),
     )
     wrong = _draw_wrong_images(labels, log_probabilities)
     if not known:
@@ -255,12 +243,12 @@ def score(
       scores.add(record, copy, summary, tf.get_default_graph())
   _print(record)
   if FLAGS.report:
-    cifar10_report.write_page(FLAGS.report, scores.curve(), record, wrong)
+    report.write_page(FLAGS.report, scores.curve(), record, wrong)
 
 
 def evaluate(
   checkpoint: str,
-  network: Network,
+  network: Evaluation,
   num_examples: int,
   config: tf.ConfigProto,
 ) -> tuple[np.ndarray, np.ndarray, bytes]:
@@ -294,14 +282,14 @@ def evaluate(
     np.concatenate(parts)[:num_examples] for parts in zip(*batches, strict=True)
   )
   if len(labels) < num_examples:
-    sys.exit(
+    raise UserError(
       f'Only {len(labels)} images were there to read, not {num_examples}: a '
       'data file has changed.'
     )
   return labels, log_probabilities, summary
 
 
-def session_config(device: str) -> tf.ConfigProto:
+def evaluation_config(device: str) -> tf.ConfigProto:
   """Returns how TensorFlow is to use the devices, beside a trainer.
 
   Args:
@@ -318,7 +306,7 @@ def session_config(device: str) -> tf.ConfigProto:
 
 
 def summarize(
-  record: cifar10_scores.Record, wrong_images: bytes, first_batch: bytes
+  record: scoring.Record, wrong_images: bytes, first_batch: bytes
 ) -> tf.Summary:
   """Returns what TensorBoard is to show of a score.
 
@@ -329,7 +317,7 @@ def summarize(
   """
   summary = tf.Summary.FromString(first_batch)
   scalars = {
-    cifar10_scores.PRECISION_TAG: record['precision'],
+    scoring.PRECISION_TAG: record['precision'],
     'loss': record['loss'],
     **{
       f'accuracy/{name}': accuracy
@@ -339,7 +327,7 @@ def summarize(
   }
   for tag, value in scalars.items():
     summary.value.add(tag=tag, simple_value=value)
-  matrix = cifar10_report.draw_confusion_matrix(record['confusion_matrix'])
+  matrix = report.draw_confusion_matrix(record['confusion_matrix'])
   pictures = {'confusion_matrix': matrix, 'wrong_images': wrong_images}
   for tag, png in pictures.items():
     width, height = PIL.Image.open(io.BytesIO(png)).size
@@ -354,18 +342,18 @@ def summarize(
 def _draw_wrong_images(
   labels: np.ndarray, log_probabilities: np.ndarray
 ) -> bytes:
-  wrong = cifar10_scores.most_confidently_wrong(
-    labels, log_probabilities, cifar10_report.WRONG_IMAGES
+  wrong = scoring.most_confidently_wrong(
+    labels, log_probabilities, report.WRONG_IMAGES
   )
-  return cifar10_report.draw_wrong_images(
-    cifar10_input.read_images(FLAGS.eval_data == 'test', _batches_dir(), wrong),
+  return report.draw_wrong_images(
+    dataset.read_images(FLAGS.eval_data == 'test', _batches_dir(), wrong),
     labels[wrong],
     np.argmax(log_probabilities[wrong], axis=1),
     np.exp(np.max(log_probabilities[wrong], axis=1)),
   )
 
 
-def _print(record: cifar10_scores.Record) -> None:
+def _print(record: scoring.Record) -> None:
   low, high = record['interval']
   print(
     f'{datetime.datetime.now()}: precision @ 1 = {record["precision"]:.3f}\n'
@@ -375,8 +363,8 @@ def _print(record: cifar10_scores.Record) -> None:
 
 
 def _batches_dir() -> str:
-  return os.path.join(FLAGS.data_dir, download.BATCHES_DIR)
+  return os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR)
 
 
 if __name__ == '__main__':
-  console.run(main)
+  cli.run(main)

@@ -11,12 +11,11 @@ of the image, each 32x32 pixels in row order.
 """
 
 import dataclasses
-import os
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
-from cifar10_recipes import TUTORIAL
+from cifar10_suite import dataset, views
+from cifar10_suite.recipes import TUTORIAL
 
 # The network sees crops of this height and width, 8 to 32 pixels.
 IMAGE_SIZE = 24
@@ -29,22 +28,10 @@ NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
 CONTRAST = TUTORIAL.contrast  # bounds of the factor
 CROP_MARGIN = TUTORIAL.crop_margin[0]  # how far off the centre: anywhere
 
-_TRAINING_FILES = [f'data_batch_{i}.bin' for i in range(1, 6)]
-_HEIGHT, _WIDTH, _DEPTH = 32, 32, 3
-_RECORD_BYTES = 1 + _HEIGHT * _WIDTH * _DEPTH
 _RECORDS_PER_READ = 200
 # Shuffling draws from at least this part of an epoch.
 _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE = 0.4
 _READY_BATCHES = 4  # enough for a step never to wait for its input
-
-# A graph's collection of the paths of the files that training reads.
-DATA_FILES = 'data_files'
-
-BAD_LABEL = f'Damaged file: a label is above {NUM_CLASSES - 1}'
-
-
-class DataError(ValueError):
-  """A data file is not there or is damaged; the message tells what to do."""
 
 
 @dataclasses.dataclass
@@ -80,7 +67,9 @@ def read_cifar10(filename_queue: tf.QueueBase) -> CIFAR10Record:
     key, value = _reader().read(filename_queue)
     record = _decode(key[tf.newaxis], value[tf.newaxis])
     images, labels = _images_and_labels(record)
-  return CIFAR10Record(_HEIGHT, _WIDTH, _DEPTH, key, labels, images[0])
+  return CIFAR10Record(
+    dataset.HEIGHT, dataset.WIDTH, dataset.DEPTH, key, labels, images[0]
+  )
 
 
 def distorted_inputs(
@@ -123,9 +112,10 @@ def distorted_batches(
   Raises:
     DataError: as `distorted_inputs` does.
   """
-  filenames = _data_files(data_dir, _TRAINING_FILES)
+  _check_image_size()
+  filenames = dataset.data_files(data_dir, dataset.TRAINING_FILES)
   for name in filenames:
-    tf.add_to_collection(DATA_FILES, name)
+    tf.add_to_collection(dataset.DATA_FILES, name)
   min_queue_examples = int(
     NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN * _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE
   )
@@ -167,7 +157,7 @@ def inputs(
     num_epochs: None for batches without end. Otherwise each image comes this
       many times, the last batch may be smaller, then `OutOfRangeError` is
       raised; this counts in a local variable, which is to be initialized.
-    num_views: number of windows of each image, as in `views`.
+    num_views: number of windows of each image, as in `views.cut`.
 
   Returns:
     images: float32 [batch_size * num_views, 24, 24, 3], standardized.
@@ -177,7 +167,8 @@ def inputs(
   Raises:
     DataError: a file is not there or is not whole (it is a ValueError).
   """
-  filenames = _evaluation_files(eval_data, data_dir)
+  _check_image_size()
+  filenames = dataset.evaluation_files(eval_data, data_dir)
   with tf.device('/cpu:0'), tf.name_scope('input/'):
     filename_queue = tf.train.string_input_producer(
       filenames, num_epochs=num_epochs, shuffle=False
@@ -190,7 +181,9 @@ def inputs(
       allow_smaller_final_batch=num_epochs is not None,
     )
     images, labels = _images_and_labels(batch)
-    images = tf.image.per_image_standardization(views(images, num_views))
+    images = tf.image.per_image_standardization(
+      views.cut(images, IMAGE_SIZE, num_views)
+    )
   _image_summary(images)
   return images, labels
 
@@ -278,99 +271,6 @@ def random_contrast(images: tf.Tensor, lower: float, upper: float) -> tf.Tensor:
   return tf.transpose(planes, [0, 2, 3, 1])
 
 
-def views(images: tf.Tensor, num_views: int) -> tf.Tensor:
-  """Cuts 24x24 windows out of each image.
-
-  Args:
-    images: [n, height, width, channels].
-    num_views: 1 for the centre; 2 for it and its mirror image; 10 for it, the
-      four corners, and the mirror images of these five.
-
-  Returns:
-    [n * num_views, 24, 24, channels], the windows of an image in a row.
-  """
-  height, width, depth = images.shape.as_list()[1:]
-  down, right = height - IMAGE_SIZE, width - IMAGE_SIZE
-  corners = [(down // 2, right // 2)]
-  if num_views == 10:
-    corners += [(0, 0), (0, right), (down, 0), (down, right)]
-  windows = [
-    images[:, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
-    for top, left in corners
-  ]
-  if num_views > 1:
-    windows += [window[:, :, ::-1] for window in windows]
-  return tf.reshape(
-    tf.stack(windows, axis=1), [-1, IMAGE_SIZE, IMAGE_SIZE, depth]
-  )
-
-
-def count_images(eval_data: bool, data_dir: str) -> int:
-  """Returns how many images an epoch of `inputs` has.
-
-  Raises:
-    DataError: a file is not there or is not whole.
-  """
-  filenames = _evaluation_files(eval_data, data_dir)
-  return sum(os.path.getsize(name) for name in filenames) // _RECORD_BYTES
-
-
-def read_images(
-  eval_data: bool, data_dir: str, positions: np.ndarray
-) -> np.ndarray:
-  """Reads single images as they are, by their positions in the files.
-
-  Args:
-    eval_data, data_dir: as for `inputs`.
-    positions: integers [n], counted in the order of `inputs`.
-
-  Returns:
-    uint8 [n, 32, 32, 3].
-  """
-  records = np.concatenate(
-    [
-      np.memmap(name, np.uint8, 'r').reshape(-1, _RECORD_BYTES)
-      for name in _evaluation_files(eval_data, data_dir)
-    ]
-  )
-  planes = records[positions, 1:].reshape(-1, _DEPTH, _HEIGHT, _WIDTH)
-  return planes.transpose(0, 2, 3, 1)
-
-
-def whitening_filters(data_dir: str, size: int, count: int) -> np.ndarray:
-  """Makes filters whose outputs on training images are little correlated.
-
-  Half of them are principal components of the images' patches, the first ones,
-  each divided by its standard deviation, so that detail counts as much as
-  brightness; the others are their negatives, of which a ReLU takes the other
-  half. So in Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024),
-  section 3.2.
-
-  Args:
-    data_dir: directory of the data files.
-    size: height and width of a filter.
-    count: number of filters.
-
-  Returns:
-    float32 [size, size, 3, count]; their outputs have a standard deviation of
-    up to 0.2, about that of filters that start at random.
-  """
-  total = count_images(False, data_dir)
-  some = read_images(False, data_dir, np.arange(0, total, total // 1000 + 1))
-  start = (_HEIGHT - IMAGE_SIZE) // 2
-  end = start + IMAGE_SIZE
-  images = some[:, start:end, start:end].astype(np.float32)
-  images -= images.mean(axis=(1, 2, 3), keepdims=True)
-  images /= np.maximum(images.std(axis=(1, 2, 3), keepdims=True), 1)
-  patches = np.lib.stride_tricks.sliding_window_view(images, [size] * 2, (1, 2))
-  patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size**2 * _DEPTH)
-  variances, components = np.linalg.eigh(np.cov(patches, rowvar=False))
-  components /= np.sqrt(variances + 0.01)  # the least ones are mere noise
-  first = 0.2 * components[:, : -count // 2 - 1 : -1]
-  filters = np.concatenate([first, -first], axis=1).astype(np.float32)
-  return filters.reshape(size, size, _DEPTH, count)
-
-
 def _random_ends(
   count: tf.Tensor, length: int, margin: float | tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -396,40 +296,17 @@ def _random_per_image(
   return tf.random.uniform([tf.shape(images)[0], 1, 1, 1], lower, upper)
 
 
-def _evaluation_files(eval_data: bool, data_dir: str) -> list[str]:
-  names = ['test_batch.bin'] if eval_data else _TRAINING_FILES
-  return _data_files(data_dir, names)
-
-
-def _data_files(data_dir: str, names: list[str]) -> list[str]:
-  """Returns the files' paths after a look at each, and at IMAGE_SIZE."""
-  if not 8 <= IMAGE_SIZE <= _HEIGHT:
-    raise DataError(
+def _check_image_size() -> None:
+  if not 8 <= IMAGE_SIZE <= dataset.HEIGHT:
+    raise dataset.DataError(
       f'IMAGE_SIZE is {IMAGE_SIZE} in cifar10_input.py. It has to be from 8 to '
-      f'{_HEIGHT}: crops are cut out of images of {_HEIGHT}x{_WIDTH} pixels.'
+      f'{dataset.HEIGHT}: crops are cut out of images of '
+      f'{dataset.HEIGHT}x{dataset.WIDTH} pixels.'
     )
-  paths = [os.path.join(data_dir, name) for name in names]
-  for path in paths:
-    if not tf.gfile.Exists(path):
-      problem = f'Failed to find file: {path}.'
-    elif size := tf.gfile.Stat(path).length % _RECORD_BYTES:
-      problem = (
-        f'Damaged file: {path} ends {size} bytes into a record of '
-        f'{_RECORD_BYTES} bytes.'
-      )
-    elif not tf.gfile.Stat(path).length:
-      problem = f'Empty file: {path}.'
-    else:
-      continue
-    raise DataError(
-      f'{problem} CIFAR-10 is fetched by: python download.py --data_dir '
-      f'{os.path.dirname(os.path.normpath(data_dir)) or "."}'
-    )
-  return paths
 
 
 def _reader() -> tf.FixedLengthRecordReader:
-  return tf.FixedLengthRecordReader(record_bytes=_RECORD_BYTES)
+  return tf.FixedLengthRecordReader(record_bytes=dataset.RECORD_BYTES)
 
 
 def _read_many(filename_queue: tf.QueueBase) -> tf.Tensor:
@@ -440,13 +317,13 @@ def _read_many(filename_queue: tf.QueueBase) -> tf.Tensor:
 def _decode(keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
   """Turns n strings into uint8 [n, 3073], refusing labels above 9."""
   records = tf.decode_raw(values, tf.uint8)
-  records.set_shape([keys.shape[0], _RECORD_BYTES])
+  records.set_shape([keys.shape[0], dataset.RECORD_BYTES])
   labels = records[:, 0]
   wrong = labels >= NUM_CLASSES
   check = tf.debugging.Assert(
     tf.logical_not(tf.reduce_any(wrong)),
     [
-      f'{BAD_LABEL}; <file>:<record> and label:',
+      f'{dataset.BAD_LABEL}; <file>:<record> and label:',
       tf.boolean_mask(keys, wrong),
       tf.boolean_mask(labels, wrong),
     ],
@@ -458,9 +335,13 @@ def _decode(keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   """Splits uint8 [n, 3073] into uint8 [n, 32, 32, 3] and int32 [n]."""
   labels = tf.cast(records[:, 0], tf.int32)
-  planes = tf.reshape(records[:, 1:], [-1, _DEPTH, _HEIGHT, _WIDTH])
+  planes = tf.reshape(
+    records[:, 1:], [-1, dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
+  )
   images = tf.transpose(planes, [0, 2, 3, 1])
-  images.set_shape([records.shape[0], _HEIGHT, _WIDTH, _DEPTH])
+  images.set_shape(
+    [records.shape[0], dataset.HEIGHT, dataset.WIDTH, dataset.DEPTH]
+  )
   return images, labels
 
 

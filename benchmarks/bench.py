@@ -33,7 +33,7 @@ _ROOT = os.path.dirname(_HERE)
 sys.path.insert(0, _ROOT)
 
 # Of the suite, only this: the environment has no TensorFlow.
-import cifar10_processor  # noqa: E402
+from cifar10_suite import processor  # noqa: E402
 
 _RESULTS = os.path.join(_ROOT, 'results')
 _BATCHES_DIR = os.path.join(_ROOT, 'cifar10_data', 'cifar-10-batches-bin')
@@ -75,7 +75,7 @@ def main() -> None:
     help='run bfloat16 even where TensorFlow is not faster in it',
   )
   args = parser.parse_args()
-  print(f'On {cifar10_processor.describe()}', flush=True)
+  print(f'On {processor.describe()}', flush=True)
   subprocess.run([_SUITE_PYTHON, 'download.py'], cwd=_ROOT, check=True)
   names = [name for name in CONTESTANTS if args.only in name]
   in_bfloat16 = [name for name in names if 'bfloat16' in name]
@@ -357,7 +357,7 @@ def _write_figures(
   os.makedirs(_RESULTS, exist_ok=True)
   contents = {
     'machine': {
-      'processor': cifar10_processor.describe(),
+      'processor': processor.describe(),
       'cores': os.cpu_count(),
       'python': platform.python_version(),
     },
@@ -385,7 +385,7 @@ def _draw_chart(medians: dict[str, Figures]) -> None:
   axes.invert_yaxis()
   axes.set_xlabel('training examples/sec')
   axes.spines[['top', 'right']].set_visible(False)
-  figure.suptitle(cifar10_processor.describe(), fontsize='small')
+  figure.suptitle(processor.describe(), fontsize='small')
   figure.tight_layout()
   figure.savefig(os.path.join(_RESULTS, 'bench.png'), dpi=120)
   plt.close(figure)

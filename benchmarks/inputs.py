@@ -5,9 +5,10 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
-import console  # noqa: F401  first: it keeps TensorFlow's chatter off
+from cifar10_suite import cli
 
-# isort: split
+cli.quiet_tensorflow()
+
 import tensorflow.compat.v1 as tf
 from timing import BATCH_SIZE, report_steps
 

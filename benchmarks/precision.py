@@ -6,11 +6,12 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
-import console  # noqa: F401  first: it keeps TensorFlow's chatter off
+from cifar10_suite import cli
 
-# isort: split
+cli.quiet_tensorflow()
+
 import tensorflow.compat.v1 as tf
 
-import cifar10_precision
+from cifar10_suite import precision
 
-print(json.dumps({'bfloat16': bool(cifar10_precision.is_fast(tf.bfloat16))}))
+print(json.dumps({'bfloat16': bool(precision.is_fast(tf.bfloat16))}))

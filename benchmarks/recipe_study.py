@@ -10,6 +10,7 @@ run is a line of results/recipes.jsonl; runs that are there are not done again.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -22,8 +23,8 @@ import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
-import cifar10_recipes
 import download
+from cifar10_suite import dataset, recipes
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RESULTS = os.path.join(HERE, '..', 'results', 'recipes.jsonl')
@@ -50,7 +51,7 @@ def main():
   parser.add_argument('--epochs', type=float, default=6)
   parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3])
   parser.add_argument('--changes', nargs='+', default=list(CHANGES))
-  parser.add_argument('--data_dir', default=download.DEFAULT_DATA_DIR)
+  parser.add_argument('--data_dir', default=dataset.DEFAULT_DATA_DIR)
   args = parser.parse_args()
   runs = read_runs()
   with tempfile.TemporaryDirectory() as directory:
@@ -77,7 +78,7 @@ def read_runs():
 def hold_out(data_dir, held_out_dir):
   """Writes a data set whose test images are the last training images."""
   download.maybe_download_and_extract(data_dir)
-  directory = os.path.join(data_dir, download.BATCHES_DIR)
+  directory = os.path.join(data_dir, dataset.BATCHES_DIR)
   records = np.concatenate(
     [
       np.fromfile(
@@ -86,7 +87,7 @@ def hold_out(data_dir, held_out_dir):
       for k in range(1, 6)
     ]
   )
-  directory = os.path.join(held_out_dir, download.BATCHES_DIR)
+  directory = os.path.join(held_out_dir, dataset.BATCHES_DIR)
   os.makedirs(directory)
   for k, part in enumerate(np.split(records[:TRAINED_ON], 5), 1):
     part.tofile(os.path.join(directory, f'data_batch_{k}.bin'))
@@ -95,7 +96,7 @@ def hold_out(data_dir, held_out_dir):
 
 def train_and_score(directory, change, epochs, seed):
   """Returns seconds of training, steps, and precision with 1 and 10 views."""
-  recipe = dataclasses.replace(cifar10_recipes.FAST, **change)
+  recipe = dataclasses.replace(recipes.FAST, **change)
   steps = round(epochs * TRAINED_ON / recipe.batch_size)
   recipe = dataclasses.replace(recipe, max_steps=steps)
   data = f'--data_dir={directory}/data'
@@ -132,14 +133,15 @@ def program(command, *flags):
 
 
 def train(recipe, flags):
-  """Becomes the training program, its recipe `fast` another one."""
-  import cifar10_train
-  import console
+  """Becomes the training program, with another recipe."""
+  from cifar10_suite import cli
 
-  fast = cifar10_recipes.Recipe(**json.loads(recipe))
-  cifar10_train.RECIPES['fast'] = fast
-  sys.argv[1:] = [*flags, '--recipe=fast']
-  console.run(cifar10_train.main)
+  cli.quiet_tensorflow()
+  import cifar10_train
+
+  sys.argv[1:] = flags
+  recipe = recipes.Recipe(**json.loads(recipe))
+  cli.run(functools.partial(cifar10_train.main, recipe))
 
 
 def table(runs):

@@ -5,14 +5,15 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
-import console  # noqa: F401  first: it keeps TensorFlow's chatter off
+from cifar10_suite import cli
 
-# isort: split
+cli.quiet_tensorflow()
+
 import tensorflow.compat.v1 as tf
 from timing import BATCH_SIZE, report_steps
 
 import cifar10
-import cifar10_train
+from cifar10_suite import training
 
 
 def main(dtype):
@@ -31,7 +32,7 @@ def main(dtype):
   loss = cifar10.loss(cifar10.inference(tf.cast(images, dtype)), labels)
   train_op = cifar10.train(loss, tf.train.get_or_create_global_step())
   with tf.train.MonitoredSession(
-    tf.train.ChiefSessionCreator(config=cifar10_train.session_config())
+    tf.train.ChiefSessionCreator(config=training.session_config())
   ) as session:
     report_steps(lambda: session.run(train_op))
 

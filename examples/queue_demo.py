@@ -17,12 +17,13 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
-import console  # first: it keeps TensorFlow's chatter off the console
+from cifar10_suite import cli
 
-# isort: split
+cli.quiet_tensorflow()
+
 import tensorflow.compat.v1 as tf
 
-import cifar10_files
+from cifar10_suite import files
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -39,7 +40,7 @@ NAMES = ['A.jpg', 'B.jpg', 'C.jpg']
 
 
 def main() -> None:
-  console.prepare_dir('--output_dir', FLAGS.output_dir)
+  cli.prepare_dir('--output_dir', FLAGS.output_dir)
   filenames = [os.path.join(_HERE, 'pictures', name) for name in NAMES]
 
   # The graph. Nothing is read yet: these are operations, to be run later. With
@@ -62,10 +63,8 @@ def main() -> None:
         name, content = session.run([key, value])
         count += 1
         path = os.path.join(FLAGS.output_dir, f'test_{count}.jpg')
-        cifar10_files.write_unless_taken(path, content)
-        print(
-          f'{os.path.basename(name.decode())} -> {console.short_path(path)}'
-        )
+        files.write_unless_taken(path, content)
+        print(f'{os.path.basename(name.decode())} -> {cli.short_path(path)}')
     except tf.errors.OutOfRangeError:
       # This is how a queue says that it is closed and empty.
       print(
@@ -78,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  console.run(main)
+  cli.run(main)

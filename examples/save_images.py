@@ -14,22 +14,22 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
-import console  # first: it keeps TensorFlow's chatter off the console
+from cifar10_suite import cli
 
-# isort: split
+cli.quiet_tensorflow()
+
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.PngImagePlugin
 import tensorflow.compat.v1 as tf
 
-import cifar10_files
+import cifar10  # for --data_dir  # noqa: F401
 import cifar10_input
 import download
+from cifar10_suite import dataset, files
 
-tf.app.flags.DEFINE_string(
-  'data_dir', download.DEFAULT_DATA_DIR, 'Directory of the data set.'
-)
+tf.app.flags.declare_key_flag('data_dir')
 tf.app.flags.DEFINE_string(
   'output_dir', None, 'Directory to write to; by default raw/ in --data_dir.'
 )
@@ -55,15 +55,15 @@ _MARK = 'examples/save_images.py'
 
 def main() -> None:
   output_dir = FLAGS.output_dir or os.path.join(FLAGS.data_dir, 'raw')
-  console.prepare_dir('--output_dir', output_dir)
+  cli.prepare_dir('--output_dir', output_dir)
   download.maybe_download_and_extract(FLAGS.data_dir)
   images, labels = read_images(FLAGS.data_dir, FLAGS.num_images)
   for number, image in enumerate(images):
     name = f'{number}.{FLAGS.format}'
     path = os.path.join(output_dir, name)
     save(path, PIL.Image.fromarray(image))
-  print(f'Saved {len(images)} images in {console.short_path(output_dir)}.')
-  captions = [download.CLASS_NAMES[label] for label in labels]
+  print(f'Saved {len(images)} images in {cli.short_path(output_dir)}.')
+  captions = [dataset.CLASS_NAMES[label] for label in labels]
   if FLAGS.contact_sheet:
     path = os.path.join(output_dir, 'contact_sheet.png')
     save_sheet(path, images, captions, _COLUMNS)
@@ -82,7 +82,7 @@ def read_images(
     labels: integers in 0..9.
   """
   filenames = [
-    os.path.join(data_dir, download.BATCHES_DIR, f'data_batch_{i}.bin')
+    os.path.join(data_dir, dataset.BATCHES_DIR, f'data_batch_{i}.bin')
     for i in range(1, 6)
   ]
   images, labels = [], []
@@ -118,7 +118,7 @@ def save(path: str, picture: PIL.Image.Image, is_sheet: bool = False) -> None:
   kind = os.path.splitext(path)[1].lstrip('.').replace('jpg', 'jpeg')
   picture.save(file, kind, quality=95, pnginfo=text)
   mark = _MARK.encode() if is_sheet else b''
-  cifar10_files.write_unless_taken(path, file.getvalue(), mark)
+  files.write_unless_taken(path, file.getvalue(), mark)
 
 
 def save_distorted(
@@ -157,8 +157,8 @@ def save_sheet(
     sheet.paste(picture, (centre - size // 2, row * height + 2 * _SCALE))
     draw.text((centre, (row + 1) * height - 4), caption, 'black', anchor='ms')
   save(path, sheet, is_sheet=True)
-  print(f'Wrote {console.short_path(path)}.')
+  print(f'Wrote {cli.short_path(path)}.')
 
 
 if __name__ == '__main__':
-  console.run(main)
+  cli.run(main)

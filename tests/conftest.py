@@ -1,17 +1,17 @@
-"""A tiny made-up data set, and TensorFlow as the programs use it."""
+"""Fixtures, and TensorFlow as the programs use it."""
 
 import os
 import signal
 
-import console  # first: it keeps TensorFlow's chatter off the console  # noqa: F401
+from cifar10_suite import cli
 
-# isort: split
-import numpy as np
+cli.quiet_tensorflow()
+
 import pytest
 import tensorflow.compat.v1 as tf
+from support.data import make_data_set
 
-import cifar10_processor
-import download
+from cifar10_suite import dataset, processor
 
 # A shell's background job ignores SIGINT, and so would the programs started by
 # the tests.
@@ -19,32 +19,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 tf.disable_v2_behavior()
 tf.app.flags.FLAGS.mark_as_parsed()  # at their defaults
-
-
-def write_records(path, labels, images):
-  """Writes labels [n] and images [n, 32, 32, 3] as a data file."""
-  planes = np.transpose(images, [0, 3, 1, 2]).reshape(len(labels), 3072)
-  records = np.column_stack([labels, planes]).astype(np.uint8)
-  records.tofile(path)
-
-
-def make_data_set(data_dir, records_per_file=100):
-  """Writes six data files whose classes differ in their picture."""
-  rng = np.random.RandomState(seed=1)
-  batches_dir = os.path.join(data_dir, download.BATCHES_DIR)
-  os.makedirs(batches_dir)
-  # Coarse ones: they look much the same wherever they are cropped.
-  pictures = rng.randint(0, 256, [10, 4, 4, 3]).repeat(8, 1).repeat(8, 2)
-  for name in download.FILE_SHA256:
-    labels = rng.randint(0, 10, [records_per_file])
-    noise = rng.randint(-20, 21, [records_per_file, 32, 32, 3])
-    images = np.clip(pictures[labels] + noise, 0, 255)
-    write_records(os.path.join(batches_dir, name), labels, images)
-  return data_dir
-
-
-# At the tutorial's rate, small batches of these pictures diverge now and then.
-SMALL_RATE = '--learning_rate=0.01'
 
 
 @pytest.fixture(scope='session')
@@ -56,7 +30,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope='session')
 def batches_dir(data_dir):
   """The directory of its data files."""
-  return os.path.join(data_dir, download.BATCHES_DIR)
+  return os.path.join(data_dir, dataset.BATCHES_DIR)
 
 
 @pytest.fixture
@@ -72,7 +46,7 @@ def record_fault(record_property):
 def pytest_report_header():
   """Names the processor and the version of TensorFlow."""
   return [
-    f'processor: {cifar10_processor.describe()}',
+    f'processor: {processor.describe()}',
     f'TensorFlow {tf.__version__}',
   ]
 

@@ -1,0 +1,188 @@
+"""What happens between the steps of training: lines, checks, the last word."""
+
+import contextlib
+import datetime
+import math
+import re
+import time
+from typing import NoReturn
+
+import tensorflow.compat.v1 as tf
+from tqdm import tqdm
+
+from cifar10_suite import dataset
+from cifar10_suite.errors import UserError
+
+
+class LogHook(tf.train.SessionRunHook):
+  """Prints a line every few steps; on a terminal, moves a progress bar.
+
+  Alone, it counts the steps itself; among other workers, it reads their count.
+  """
+
+  def __init__(
+    self,
+    loss: tf.Tensor,
+    examples_per_step: int,
+    start: int,
+    max_steps: int,
+    log_frequency: int,
+    counts: bool,
+  ):
+    self._loss = loss
+    self._examples_per_step = examples_per_step
+    self._next = self.step = start  # step counts the steps done
+    self._max_steps = max_steps
+    self._log_frequency = log_frequency
+    self._counts = counts
+    self._has_bar = False
+    self._bar: tqdm  # from the first session on
+
+  def begin(self) -> None:
+    self._global_step = tf.train.get_global_step()
+
+  def after_create_session(
+    self, session: tf.Session, coord: tf.train.Coordinator
+  ) -> None:
+    self.step = int(session.run(self._global_step))
+    if self.step >= self._max_steps:  # others have ended
+      coord.request_stop()
+    if self._has_bar:  # a parameter server was lost
+      self._bar.close()
+      print(f'Resuming from step {self.step}')
+    self._has_bar = True
+    self._bar = tqdm(
+      initial=self.step,
+      total=self._max_steps,
+      unit='step',
+      dynamic_ncols=True,
+      disable=None,  # where there is no terminal
+    )
+    self._next = self._last_step = self.step
+    self._last_time = time.perf_counter()
+
+  def before_run(
+    self, run_context: tf.train.SessionRunContext
+  ) -> tf.train.SessionRunArgs:
+    fetches = {}
+    if not self._counts:
+      fetches['step'] = self._global_step
+    if self.step >= self._next:
+      fetches['loss'] = self._loss
+    return tf.train.SessionRunArgs(fetches)
+
+  def after_run(
+    self,
+    run_context: tf.train.SessionRunContext,
+    run_values: tf.train.SessionRunValues,
+  ) -> None:
+    before = run_values.results.get('step', self.step)
+    self._bar.update(before + 1 - self.step)
+    self.step = before + 1
+    # Among other workers, two runs may read the same count.
+    if 'loss' in run_values.results and before >= self._next:
+      self._log(before, run_values.results['loss'])
+      self._next = before - before % self._log_frequency + self._log_frequency
+
+  def _log(self, step: int, loss: float) -> None:
+    """Prints the loss that the variables had at `step`, and the rates since."""
+    if not math.isfinite(loss):
+      _stop_at_nan(f'the loss is {loss}', step)
+    now = time.perf_counter()
+    sec_per_batch = (now - self._last_time) / (self.step - self._last_step)
+    examples_per_sec = self._examples_per_step / sec_per_batch
+    self._last_step, self._last_time = self.step, now
+    tqdm.write(
+      f'{datetime.datetime.now()}: step {step}, loss = {loss:.2f} '
+      f'({examples_per_sec:.1f} examples/sec; {sec_per_batch:.3f} sec/batch)'
+    )
+    self._bar.set_postfix_str(
+      f'loss {loss:.2f}, {examples_per_sec:.0f} examples/sec'
+    )
+
+  def end(self, session: tf.Session) -> None:
+    if not self._counts:  # others may have gone on
+      with contextlib.suppress(tf.errors.OpError):  # or have ended
+        self.step = int(session.run(self._global_step))
+    self._bar.close()
+
+
+class RefuseToSaveNan(tf.train.CheckpointSaverListener):
+  """Stops before a checkpoint is written of variables that are not finite."""
+
+  def begin(self) -> None:
+    self._all_finite = tf.reduce_all(
+      [
+        tf.reduce_all(tf.math.is_finite(variable))
+        for variable in tf.global_variables()
+        if variable.dtype.is_floating
+      ]
+    )
+
+  def before_save(self, session: tf.Session, global_step_value: int) -> None:
+    if not session.run(self._all_finite):
+      _stop_at_nan('a variable is not finite', global_step_value)
+
+
+class WatchDataFiles(tf.train.CheckpointSaverListener):
+  """Stops before a checkpoint is written if a data file's size has changed.
+
+  A reader leaves out without a word what has been cut off its file.
+  """
+
+  def begin(self) -> None:
+    self._sizes = self._look()
+
+  def before_save(self, session: tf.Session, global_step_value: int) -> None:
+    for path, size in self._look().items():
+      if size != self._sizes[path]:
+        raise UserError(
+          f'Training stopped at step {global_step_value}: {path} has {size} '
+          f'bytes now, {self._sizes[path]} before. With the file as it was, '
+          'the same command resumes from the last checkpoint.'
+        )
+
+  def _look(self) -> dict[str, int]:
+    return {
+      path: tf.gfile.Stat(path).length
+      for path in tf.get_collection(dataset.DATA_FILES)
+    }
+
+
+def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
+  """Ends the program if an error is one that its user can mend; raises it."""
+  if ' histogram for: ' in error.message.lower():  # a NaN or an infinity
+    _stop_at_nan('a summarized value is not finite', step)
+  if _is_of_writing(error):
+    reason = re.search(r'; (.*)', error.message)
+    raise UserError(
+      f'Cannot write to {where}: {reason[1] if reason else error.message}. '
+      f'Training stopped at step {step}; make room, and the same command '
+      'resumes from the last checkpoint.'
+    )
+  if isinstance(error, tf.errors.NotFoundError):  # a data file has gone
+    reason = error.message.splitlines()[0]
+    raise UserError(
+      f'Training stopped at step {step}: {reason}. With the file back, the '
+      'same command resumes from the last checkpoint.'
+    )
+  raise error
+
+
+def _is_of_writing(error: tf.errors.OpError) -> bool:
+  """Returns whether a disk is full, or a file as large as it may be.
+
+  Memory may be exhausted, too, and a queue out of range; but not when saving.
+  """
+  types = (tf.errors.ResourceExhaustedError, tf.errors.OutOfRangeError)
+  writers = ('SaveV2', 'MergeV2Checkpoints')
+  return isinstance(error, types) and (
+    error.node_def is None or error.node_def.op in writers
+  )
+
+
+def _stop_at_nan(what: str, step: int) -> NoReturn:
+  raise UserError(
+    f'Training diverged: at step {step} {what}. Nothing was saved of it; the '
+    'last checkpoint is good.'
+  )

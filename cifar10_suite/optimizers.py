@@ -1,0 +1,141 @@
+"""Optimizers that TensorFlow lacks: one that averages variables, and Muon.
+
+Both are ordinary `tf.train.Optimizer`s, so that others can wrap them, as
+`sync.SyncOptimizer` does in a cluster.
+"""
+
+import tensorflow.compat.v1 as tf
+
+from cifar10_suite.recipes import Recipe
+from cifar10_suite.updates import Gradients
+
+
+def of_recipe(rate: tf.Tensor, recipe: Recipe) -> tf.train.Optimizer:
+  """Returns the recipe's optimizer.
+
+  Args:
+    rate: float32 [], the learning rate.
+    recipe: the kind of update, its momentum and its weight decay.
+  """
+  if recipe.optimizer == 'descent':
+    return tf.train.GradientDescentOptimizer(rate)
+  if recipe.optimizer == 'nesterov':
+    return tf.train.MomentumOptimizer(rate, recipe.momentum, use_nesterov=True)
+  return MuonOptimizer(rate, recipe.momentum, recipe.decoupled_weight_decay)
+
+
+class AveragingOptimizer(tf.train.Optimizer):
+  """Lets another optimizer update the variables; then averages them.
+
+  The average of a variable is `d * average + (1 - d) * variable`, where
+  d = min(decay, (1 + step) / (10 + step)) and variable and step are those
+  after the update.
+  """
+
+  def __init__(self, optimizer: tf.train.Optimizer, decay: float):
+    super().__init__(use_locking=False, name='Averaging')
+    self._optimizer = optimizer
+    self._decay = decay
+
+  def compute_gradients(self, *args: object, **kwargs: object) -> Gradients:
+    return self._optimizer.compute_gradients(*args, **kwargs)
+
+  def apply_gradients(
+    self,
+    grads_and_vars: Gradients,
+    global_step: tf.Variable,
+    name: str | None = None,
+  ) -> tf.Operation:
+    update = self._optimizer.apply_gradients(grads_and_vars, name=name)
+    with tf.control_dependencies([update]):
+      # The sum is used, not global_step: graph optimization may merge two reads
+      # of one of TF1's reference variables, across what lies between them.
+      step = tf.assign_add(global_step, 1)
+      averages = tf.train.ExponentialMovingAverage(
+        self._decay, num_updates=step
+      )
+      return averages.apply(tf.trainable_variables())
+
+
+class MuonOptimizer(tf.train.Optimizer):
+  """Gradient descent with momentum, its steps orthogonal for weight matrices.
+
+  With a gradient g, m = momentum * m + g and u = g + momentum * m (Nesterov), a
+  vector of biases changes by -learning_rate * u. Weights change by
+  -learning_rate * U V', where U S V' is the singular value decomposition of u
+  as a matrix [inputs, outputs]: every direction of the gradient counts the
+  same, however small. From Jordan et al., "Muon: An optimizer for hidden layers
+  in neural networks" (2024). Each step also takes the part learning_rate *
+  weight_decay of the weights away, as in Loshchilov and Hutter, "Decoupled
+  Weight Decay Regularization" (2019). Variables must be resources.
+
+  Args:
+    learning_rate: float or float32 [].
+    momentum: in [0, 1).
+    weight_decay: at least 0; biases do not decay.
+  """
+
+  NAME = 'Muon'  # a variable's momentum is called '<variable>/Muon'
+
+  def __init__(
+    self,
+    learning_rate: float | tf.Tensor,
+    momentum: float,
+    weight_decay: float = 0.0,
+  ):
+    super().__init__(use_locking=False, name=self.NAME)
+    self._learning_rate = learning_rate
+    self._momentum = momentum
+    self._weight_decay = weight_decay
+
+  def _create_slots(self, var_list: list[tf.Variable]) -> None:
+    for variable in var_list:
+      self._zeros_slot(variable, 'momentum', self._name)
+
+  def _resource_apply_dense(
+    self, grad: tf.Tensor, var: tf.Variable
+  ) -> tf.Operation:
+    slot = self.get_slot(var, 'momentum')
+    momentum = tf.assign(slot, self._momentum * slot + grad)
+    update = grad + self._momentum * momentum
+    if update.shape.rank > 1:
+      outputs = update.shape.as_list()[-1]
+      matrix = tf.reshape(update, [-1, outputs])
+      update = tf.reshape(orthogonalized(matrix), update.shape)
+      update += self._weight_decay * var
+    return tf.assign_sub(var, self._learning_rate * update).op
+
+
+# The polynomial 3.4445 x - 4.775 x^3 + 2.0315 x^5 of the text on Muon, applied
+# five times, brings any x in [0.002, 1] near to 1 (0.68 to 1.21).
+_COEFFICIENTS = 3.4445, -4.7750, 2.0315
+_ITERATIONS = 5
+
+
+def orthogonalized(matrix: tf.Tensor) -> tf.Tensor:
+  """Sets the singular values of a matrix to about 1.
+
+  By Newton-Schulz iteration: an odd polynomial of a matrix, of the form
+  M (a + b M'M + c (M'M)^2), is that polynomial of its singular values. All but
+  the first and the last product are of the small square matrix M'M.
+
+  Args:
+    matrix: float32 [m, n], of a known shape.
+
+  Returns:
+    float32 [m, n], of singular values between 0.68 and 1.21 where those of the
+    matrix, divided by the root of their sum of squares, are above 0.002. Zeros
+    stay zeros.
+  """
+  if matrix.shape[0] < matrix.shape[1]:
+    return tf.transpose(orthogonalized(tf.transpose(matrix)))
+  a, b, c = _COEFFICIENTS
+  identity = tf.eye(matrix.shape.as_list()[1])
+  matrix *= tf.math.rsqrt(tf.reduce_sum(tf.square(matrix)) + 1e-14)
+  square = tf.matmul(matrix, matrix, transpose_a=True)
+  product = None
+  for _ in range(_ITERATIONS):
+    factor = a * identity + b * square + c * tf.matmul(square, square)
+    product = factor if product is None else tf.matmul(product, factor)
+    square = tf.matmul(factor, tf.matmul(square, factor))
+  return tf.matmul(matrix, product)

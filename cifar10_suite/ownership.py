@@ -1,0 +1,145 @@
+"""Which files in a `--train_dir` a trainer wrote.
+
+Other TensorFlow programs give their files the same names. So names do not make
+a file ours, and what cannot be shown to be ours is neither removed nor written
+over.
+"""
+
+import os
+import re
+import shutil
+import stat
+
+import tensorflow.compat.v1 as tf
+
+from cifar10_suite.errors import UserError
+from cifar10_suite.files import LOCK, is_lock
+
+_VARIABLE = 'local3/weights'  # every file of this network mentions it
+_CHECKPOINT = r'model\.ckpt-\d+'
+_NAMES = re.compile(
+  r'checkpoint|graph\.pbtxt|\.lock|events\.out\.tfevents\..*'
+  rf'|{_CHECKPOINT}\.(index|meta|data-\d+-of-\d+)'
+  rf'|(checkpoint|graph\.pbtxt)\.tmp.*|{_CHECKPOINT}\..*tempstate.*'
+)
+_FOLDER = re.compile(f'{_CHECKPOINT}_temp')
+_IN_FOLDER = re.compile(r'part-\d+-of-\d+\..*')
+_EMPTY_EVENTS = 100  # bytes; such a file tells no more than when it was begun
+
+
+def refuse_to_overwrite(train_dir: str) -> None:
+  """Refuses to train where that would write over files of others.
+
+  Checkpoints are looked at when training resumes; this is about the other files
+  of fixed names.
+
+  Raises:
+    UserError: it would.
+  """
+  graph = os.path.join(train_dir, 'graph.pbtxt')
+  state = os.path.join(train_dir, 'checkpoint')
+  begun = bool(_is_ours(graph)) or any(
+    re.fullmatch(rf'{_CHECKPOINT}\.index', name)
+    for name in os.listdir(train_dir)
+  )
+  for path, is_ours in ((graph, _is_ours(graph)), (state, begun)):
+    if _has_content(path) and not (is_ours and os.path.isfile(path)):
+      raise UserError(
+        f'{path} is not of this network, and training would write over it. '
+        'Move it away, or choose another --train_dir.'
+      )
+
+
+def refuse_to_remove_others(train_dir: str) -> None:
+  """Refuses a directory that holds what training did not write.
+
+  A file that could be anybody's counts as a trainer's beside one that is.
+
+  Raises:
+    UserError: it does.
+  """
+  verdicts = {
+    name: _is_ours(os.path.join(train_dir, name))
+    for name in sorted(os.listdir(train_dir))
+  }
+  known = True in verdicts.values()
+  others = [
+    name
+    for name, is_ours in verdicts.items()
+    if is_ours is False or (is_ours is None and not known and name != LOCK)
+  ]
+  if others:
+    raise UserError(
+      f'--restart removed nothing: {train_dir} also holds '
+      f'{", ".join(others[:5])}, not written by training. Move that away, or '
+      'choose another --train_dir.'
+    )
+
+
+def remove_earlier_run(train_dir: str) -> None:
+  """Removes what a trainer wrote, or nothing if anything else is there."""
+  refuse_to_remove_others(train_dir)
+  for name in os.listdir(train_dir):
+    path = os.path.join(train_dir, name)
+    if name == LOCK:  # ours, now
+      continue
+    if os.path.isdir(path):
+      shutil.rmtree(path)
+    else:
+      os.remove(path)
+
+
+def _is_ours(path: str) -> bool | None:
+  """Returns whether a trainer of this network wrote a file.
+
+  Returns:
+    None if that cannot be told: it is empty or damaged, or looks the same
+    whoever wrote it.
+  """
+  name = os.path.basename(path)
+  if os.path.isdir(path) and not os.path.islink(path):
+    if _FOLDER.fullmatch(name) and all(
+      _IN_FOLDER.fullmatch(inner) for inner in os.listdir(path)
+    ):
+      return None  # a save that was killed left it
+    return False
+  if not os.path.lexists(path):
+    return None
+  if not _NAMES.fullmatch(name) or not stat.S_ISREG(os.lstat(path).st_mode):
+    return False
+  if name == LOCK:
+    return None if is_lock(path) else False
+  if not _has_content(path):
+    return None
+  if name == 'graph.pbtxt' or name.startswith('events.'):
+    content = _read(path)
+    # On a full disk, only the graph's beginning may have been written.
+    is_cut = _VARIABLE.encode() not in content and b'data_batch_' in content
+    return None if is_cut else _VARIABLE.encode() in content
+  if match := re.match(_CHECKPOINT, name):
+    return _is_our_checkpoint(os.path.join(os.path.dirname(path), match[0]))
+  return None
+
+
+def _is_our_checkpoint(prefix: str) -> bool | None:
+  if os.path.isfile(f'{prefix}.meta') and _has_content(f'{prefix}.meta'):
+    return _VARIABLE.encode() in _read(f'{prefix}.meta')
+  try:
+    names = {name for name, _ in tf.train.list_variables(prefix)}
+  except (tf.errors.OpError, ValueError):
+    return None
+  return _VARIABLE in names
+
+
+def _has_content(path: str) -> bool:
+  """Returns whether something is there that could be lost."""
+  if os.path.basename(path).startswith('events.'):
+    return os.path.getsize(path) > _EMPTY_EVENTS
+  return os.path.isdir(path) or (
+    os.path.lexists(path) and os.path.getsize(path) > 0
+  )
+
+
+def _read(path: str) -> bytes:
+  with open(path, 'rb') as file:
+    return file.read()

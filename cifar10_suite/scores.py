@@ -1,0 +1,331 @@
+"""What evaluation keeps in its directory.
+
+  metrics.jsonl   a line of JSON for each checkpoint scored
+  event files     the same and more, for TensorBoard
+  best/           a copy of the best checkpoint so far, and best.json
+
+A run is one training from its first step on: when it was begun afresh, steps
+come again, and the scores of the earlier run stay beside those of the new one.
+"""
+
+import contextlib
+import glob
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import NoReturn, TypedDict
+
+import numpy as np
+import scipy.stats
+import tensorflow.compat.v1 as tf
+
+from cifar10_suite import checkpoints, dataset, files
+from cifar10_suite.errors import UserError
+
+PRECISION_TAG = 'Precision @ 1'
+
+
+class Settings(TypedDict):
+  """What makes scores comparable: flags of the evaluation, by their names."""
+
+  eval_data: str
+  num_examples: int
+  num_views: int
+
+
+class Measures(TypedDict):
+  """What `measure` returns; see there."""
+
+  right: int
+  num_examples: int
+  precision: float
+  interval: list[float]
+  loss: float
+  class_accuracy: dict[str, float | None]
+  confusion_matrix: list[list[int]]
+
+
+class Record(Measures):
+  """What a line of metrics.jsonl holds: the measures of a checkpoint, and more.
+
+  Attributes:
+    step: the checkpoint's global step.
+    wall_time: seconds since the epoch, when it was scored.
+    checkpoint: its name.
+    digest: from `checkpoints.digest`.
+    run: number of the run that it is of, from 0.
+    eval_data, num_views: as in `Settings`.
+  """
+
+  step: int
+  wall_time: float
+  checkpoint: str
+  digest: str
+  run: int
+  eval_data: str
+  num_views: int
+
+
+class Best(TypedDict):
+  """What best.json holds: a part of the best checkpoint's record."""
+
+  step: int
+  precision: float
+  checkpoint: str
+
+
+def measure(labels: np.ndarray, log_probabilities: np.ndarray) -> Measures:
+  """Compares predictions with labels.
+
+  Args:
+    labels: integers [n], in 0..9.
+    log_probabilities: float [n, 10], natural logarithms.
+
+  Returns:
+    right, num_examples: how many images the likeliest class is right for, and
+      of how many.
+    precision: the fraction of the two.
+    interval: its 95% confidence interval (E. B. Wilson, "Probable inference,
+      the law of succession, and statistical inference", 1927).
+    loss: mean cross entropy, in nats.
+    class_accuracy: by class name, the fraction of its images that are right;
+      None for a class without images.
+    confusion_matrix: [10][10], images by true class (row) and predicted one.
+  """
+  classes = len(dataset.CLASS_NAMES)
+  predictions = np.argmax(log_probabilities, axis=1)
+  matrix = np.zeros([classes, classes], int)
+  np.add.at(matrix, (labels, predictions), 1)
+  right, count = int(np.trace(matrix)), len(labels)
+  interval = scipy.stats.binomtest(right, count).proportion_ci(method='wilson')
+  likelihoods = log_probabilities[np.arange(count), labels]
+  return {
+    'right': right,
+    'num_examples': count,
+    'precision': right / count,
+    'interval': [float(bound) for bound in interval],
+    'loss': -float(np.mean(likelihoods, dtype=np.float64)),
+    'class_accuracy': {
+      name: float(row[k] / row.sum()) if row.any() else None
+      for k, (name, row) in enumerate(
+        zip(dataset.CLASS_NAMES, matrix, strict=True)
+      )
+    },
+    'confusion_matrix': matrix.tolist(),
+  }
+
+
+def most_confidently_wrong(
+  labels: np.ndarray, log_probabilities: np.ndarray, count: int
+) -> np.ndarray:
+  """Returns the positions of wrong predictions, the surest first, `count` of
+  them at most."""
+  predictions = np.argmax(log_probabilities, axis=1)
+  (wrong,) = np.nonzero(predictions != labels)
+  sureness = np.max(log_probabilities[wrong], axis=1)
+  return wrong[np.argsort(-sureness, kind='stable')[:count]]
+
+
+class Scores:
+  """The scores in an evaluation directory.
+
+  Attributes:
+    records: what the lines of metrics.jsonl hold, in their order.
+  """
+
+  def __init__(self, eval_dir: str, settings: Settings):
+    """Reads the scores that are there.
+
+    Args:
+      eval_dir: the directory.
+      settings: what makes scores comparable; part of each record.
+
+    Raises:
+      UserError: they cannot be read, or are of other settings.
+    """
+    self._eval_dir = eval_dir
+    self._settings = settings
+    self._path = os.path.join(eval_dir, 'metrics.jsonl')
+    self.records = self._load()
+    self._load_best()  # if that fails, better now than after a score
+    self._step_without_record = self._find_step_without_record()
+    self._writer = tf.summary.FileWriter(eval_dir)  # makes no file yet
+
+  def find(self, digest: str) -> Record | None:
+    """Returns the record of a checkpoint, if it has been scored."""
+    return next((r for r in self.records if r['digest'] == digest), None)
+
+  def curve(self) -> list[Record]:
+    """Returns the records of the last run, by step."""
+    last = [r for r in self.records if r['run'] == self._last_run()]
+    return sorted(last, key=lambda record: record['step'])
+
+  def make_record(
+    self, checkpoint: str, step: int, is_latest: bool, measures: Measures
+  ) -> Record:
+    """Returns the record of a checkpoint, which `add` may take.
+
+    Args:
+      checkpoint: its path, or that of a copy.
+      step: its global step.
+      is_latest: whether it is the newest there is. Then a step below that of an
+        earlier one shows that training was begun afresh.
+      measures: from `measure`.
+    """
+    return {
+      'step': step,
+      'wall_time': time.time(),
+      'checkpoint': os.path.basename(checkpoint),
+      'digest': checkpoints.digest(checkpoint),
+      'run': self._run(step, is_latest),
+      **self._settings,
+      **measures,
+    }
+
+  def add(
+    self, record: Record, checkpoint: str, summary: tf.Summary, graph: tf.Graph
+  ) -> None:
+    """Writes a score.
+
+    Killed at any point, this leaves no score twice: the line in metrics.jsonl
+    comes last. TensorBoard's curves only go on: an older checkpoint than the
+    last is left out there.
+
+    Args:
+      record: from `make_record`.
+      checkpoint: path of a copy of the checkpoint; moved away if it is the best
+        so far.
+      summary: for TensorBoard.
+      graph: for TensorBoard, the first time.
+    """
+    step = record['step']
+    earlier = self._steps(record['run'])
+    if not self.records:
+      self._writer.add_graph(graph)
+    elif not earlier:
+      # TensorBoard is to hide what the run before had from this step on.
+      start = tf.SessionLog(status=tf.SessionLog.START)
+      self._writer.add_session_log(start, step)
+    if step > max(earlier, default=-1) and step != self._step_without_record:
+      self._writer.add_summary(summary, step)
+      self._writer.flush()
+    self._keep_if_best(checkpoint, record)
+    with open(self._path, 'a') as file:
+      file.write(json.dumps(record) + '\n')
+    self.records.append(record)
+
+  def _load(self) -> list[Record]:
+    if not os.path.exists(self._path):
+      return []
+    with open(self._path, errors='replace') as file:
+      *lines, part = file.read().split('\n')
+    records = [
+      self._parse(line, number) for number, line in enumerate(lines, start=1)
+    ]
+    # A line without its end was being written when evaluation was killed.
+    if part and not part.startswith('{"step": '[: len(part)]):
+      self._refuse_line(len(lines) + 1)
+    if part:
+      os.truncate(self._path, os.path.getsize(self._path) - len(part.encode()))
+    return records
+
+  def _parse(self, line: str, number: int) -> Record:
+    try:
+      record = json.loads(line)
+      settings = {key: record[key] for key in self._settings}
+      if not {'step', 'digest', 'run'} <= record.keys():
+        raise KeyError
+    except (ValueError, KeyError, TypeError, AttributeError):
+      self._refuse_line(number)
+    if settings != self._settings:
+      raise UserError(
+        f'{self._eval_dir} holds scores of {_flags(settings)}, not of '
+        f'{_flags(self._settings)}. Choose another --eval_dir for these.'
+      )
+    return record
+
+  def _refuse_line(self, number: int) -> NoReturn:
+    raise UserError(
+      f'{self._path}, line {number} is not a score. Mend or remove it, or '
+      'choose another --eval_dir.'
+    )
+
+  def _find_step_without_record(self) -> int | None:
+    """Returns the step of a score that has its events but no record, if any.
+
+    An evaluation that was killed in between leaves such a one.
+    """
+    steps = []
+    pattern = os.path.join(glob.escape(self._eval_dir), 'events.out.tfevents.*')
+    for path in sorted(glob.glob(pattern)):
+      with contextlib.suppress(tf.errors.DataLossError):  # half an event
+        for event in tf.train.summary_iterator(path):
+          if any(value.tag == PRECISION_TAG for value in event.summary.value):
+            steps.append(event.step)
+    if steps and steps[-1] not in self._steps(self._last_run()):
+      return steps[-1]
+    return None
+
+  def _last_run(self) -> int:
+    return self.records[-1]['run'] if self.records else 0
+
+  def _steps(self, run: int) -> set[int]:
+    return {record['step'] for record in self.records if record['run'] == run}
+
+  def _run(self, step: int, is_latest: bool) -> int:
+    if not self.records:
+      return 0
+    run = self._last_run()
+    steps = self._steps(run)
+    begun_afresh = step in steps or (is_latest and step < max(steps))
+    return run + 1 if begun_afresh else run
+
+  def _keep_if_best(self, checkpoint: str, record: Record) -> None:
+    """Moves a copy of a checkpoint to best/ if none before was as good.
+
+    Only the checkpoint that best.json names is removed: others are not ours.
+    """
+    before = self._load_best()
+    if before and before['precision'] >= record['precision']:
+      return
+    best_dir = os.path.join(self._eval_dir, 'best')
+    os.makedirs(best_dir, exist_ok=True)
+    for source in checkpoints.files_of(checkpoint):
+      os.replace(source, os.path.join(best_dir, os.path.basename(source)))
+    checkpoints.write_state(best_dir, [checkpoint])
+    best = _best(record)
+    if before and before['checkpoint'] != best['checkpoint']:
+      old = os.path.join(best_dir, before['checkpoint'])
+      for path in checkpoints.files_of(old):
+        os.remove(path)
+    files.write_whole(
+      os.path.join(best_dir, 'best.json'), json.dumps(best).encode()
+    )
+
+  def _load_best(self) -> Best | None:
+    path = os.path.join(self._eval_dir, 'best', 'best.json')
+    if not os.path.exists(path):
+      return None
+    try:
+      with open(path) as file:
+        best = json.load(file)
+      return _best(best)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f'{path} does not name a best checkpoint. Mend or remove it, or choose '
+        'another --eval_dir.'
+      ) from error
+
+
+def _best(record: Record | Best) -> Best:
+  """Returns the part of a record that best.json holds."""
+  return {
+    'step': record['step'],
+    'precision': record['precision'],
+    'checkpoint': record['checkpoint'],
+  }
+
+
+def _flags(settings: Mapping[str, object]) -> str:
+  return ' '.join(f'--{key}={value}' for key, value in settings.items())

@@ -1,0 +1,617 @@
+"""Tests what machines and people do to a run: nothing may be lost.
+
+`make faults` runs all of it; `make test` leaves out what is marked so.
+"""
+
+import contextlib
+import datetime
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from zlib import crc32
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow.compat.v1 as tf
+from support.data import SMALL_RATE, make_data_set
+from support.network_by_hand import write_network_by_hand
+from support.programs import (
+  ROOT,
+  TIMEOUT,
+  Program,
+  rewrite_checkpoint,
+  run,
+  summaries,
+)
+
+import cifar10_input
+from cifar10_suite import dataset
+
+
+@pytest.fixture(
+  params=['absolute', pytest.param('relative', marks=pytest.mark.faults)]
+)
+def train_dir(request, tmp_path, monkeypatch):
+  """The value of `--train_dir`: a whole path, or as the tutorial has it."""
+  if request.param == 'absolute':
+    return f'{tmp_path}/train'
+  monkeypatch.chdir(tmp_path)  # the programs start there
+  return 'train/'
+
+
+@pytest.fixture
+def flags(data_dir, train_dir):
+  return [
+    f'--data_dir={os.path.relpath(data_dir)}',
+    f'--train_dir={train_dir}',
+    '--batch_size=16',
+    SMALL_RATE,
+    '--log_frequency=1',
+  ]
+
+
+def values_of(checkpoint):
+  """Returns all that a checkpoint holds, by names; it must be whole."""
+  reader = tf.train.load_checkpoint(checkpoint)
+  return {
+    name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+  }
+
+
+def resumed_from(lines):
+  (line,) = (line for line in lines if line.startswith('Resuming from step '))
+  return int(line.rpartition(' ')[2])
+
+
+def kill_shards(count, kills):
+  """A short form, and the parts of a long one, which can run side by side."""
+  parts = range(1, count + 1)
+  return [
+    (0, 2),
+    *(pytest.param(k, kills, marks=pytest.mark.faults) for k in parts),
+  ]
+
+
+def half_saved(train_dir):
+  """Returns the names of what a save has not finished, or never did."""
+  with contextlib.suppress(FileNotFoundError):
+    return {name for name in os.listdir(train_dir) if 'temp' in name}
+  return set()
+
+
+def wait_for_saving(train_dir):
+  """Waits until a trainer begins to save."""
+  deadline = time.monotonic() + TIMEOUT
+  before = half_saved(train_dir)
+  while not half_saved(train_dir) - before:
+    assert time.monotonic() < deadline
+    time.sleep(0.001)
+
+
+def times_of_steps(lines):
+  """Returns when the line of each step was printed, in seconds."""
+  return {
+    int(step): datetime.datetime.fromisoformat(when).timestamp()
+    for when, step in re.findall(
+      r'^(\S+ \S+): step (\d+), ', '\n'.join(lines), re.M
+    )
+  }
+
+
+@pytest.mark.parametrize(('shard', 'kills'), kill_shards(4, 25))
+def test_kills_of_a_trainer(flags, train_dir, shard, kills, record_fault):
+  """Every second kill meets it while it saves, the others at any moment.
+
+  No more is lost than the second between two checkpoints, and what a step and
+  a save take on top.
+  """
+  flags = [*flags, '--save_checkpoint_secs=1']
+  rng = np.random.RandomState(shard)
+  saved, worst = 0, 0.0
+  for k in range(kills):
+    with Program('cifar10_train.py', *flags) as trainer:
+      if k % 2:
+        time.sleep(rng.uniform(0, 4))
+      else:
+        for _ in range(rng.randint(1, 3)):
+          wait_for_saving(train_dir)
+      killed = time.time()
+      trainer.send_signal(signal.SIGKILL)
+      status, lines = trainer.finish()
+      assert (status, trainer.errors()) == (-signal.SIGKILL, '')
+    if not os.path.exists(f'{train_dir}/checkpoint'):
+      assert saved == 0
+      continue
+    latest = tf.train.latest_checkpoint(train_dir)
+    step = int(values_of(latest)['global_step'])  # all of its files are there
+    assert step >= saved
+    saved = step
+    worst = max(worst, killed - times_of_steps(lines).get(step, killed))
+  assert worst < 1 + 3
+  lines, errors = run('cifar10_train.py', *flags, f'--max_steps={saved + 100}')
+  assert errors == ''
+  # A trainer that is killed before its first save leaves nothing to resume.
+  assert saved == 0 or resumed_from(lines) >= saved
+  assert summaries(train_dir)  # the event files can be read
+  record_fault('training killed', kills, worst)
+
+
+@pytest.mark.parametrize(('shard', 'kills'), kill_shards(4, 25))
+def test_kills_of_an_evaluator(data_dir, tmp_path, shard, kills, record_fault):
+  """Each checkpoint has its score once, whenever the evaluator was killed."""
+  train_dir, eval_dir = tmp_path / 'train', tmp_path / 'eval'
+  train_dir.mkdir()
+  steps = list(range(kills + 5))
+  for step in steps:
+    write_network_by_hand(str(train_dir), step)
+  flags = [
+    f'--data_dir={data_dir}',
+    f'--checkpoint_dir={train_dir}',
+    f'--eval_dir={eval_dir}',
+    '--num_examples=100',
+    '--all_checkpoints',
+  ]
+  rng = np.random.RandomState(shard)
+  for _ in range(kills):
+    with Program('cifar10_eval.py', *flags) as evaluator:
+      time.sleep(rng.uniform(0, 3))
+      evaluator.send_signal(signal.SIGKILL)
+      _, lines = evaluator.finish()
+      assert evaluator.errors() == ''
+  # All of the checkpoints may be left to score, on a machine under load.
+  lines, errors = run('cifar10_eval.py', *flags, timeout=5 * TIMEOUT)
+  assert errors == ''
+  with open(eval_dir / 'metrics.jsonl') as file:
+    records = [json.loads(line) for line in file]
+  assert [record['step'] for record in records] == steps
+  assert len({record['right'] for record in records}) == 1
+  assert summaries(eval_dir)
+  values_of(tf.train.latest_checkpoint(f'{eval_dir}/best'))
+  record_fault('evaluation killed', kills)
+
+
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'cut data',
+    pytest.param('cut index', marks=pytest.mark.faults),
+    pytest.param('no data', marks=pytest.mark.faults),
+    pytest.param('flipped', marks=pytest.mark.faults),
+  ],
+)
+def test_damaged_checkpoints_are_skipped(flags, train_dir, kind, record_fault):
+  run('cifar10_train.py', *flags, '--max_steps=3')
+  newest = os.path.join(train_dir, 'model.ckpt-3')
+  data, index = f'{newest}.data-00000-of-00001', f'{newest}.index'
+  if kind == 'cut data':
+    os.truncate(data, os.path.getsize(data) // 2)
+  elif kind == 'cut index':
+    os.truncate(index, os.path.getsize(index) // 2)
+  elif kind == 'no data':
+    os.remove(data)
+  else:
+    with open(data, 'r+b') as file:
+      file.seek(os.path.getsize(data) // 2)
+      file.write(b'flipped')
+  lines, errors = run('cifar10_train.py', *flags, '--max_steps=5')
+  assert errors == '' and 'Resuming from step 0' in lines
+  assert any(
+    line.startswith(f'Skipped: Cannot read {newest}: ') for line in lines
+  )
+  assert values_of(os.path.join(train_dir, 'model.ckpt-5'))['global_step'] == 5
+  lines, errors = run('cifar10_train.py', *flags, '--max_steps=6')
+  assert errors == '' and 'Resuming from step 5' in lines
+  record_fault('the newest checkpoint damaged')
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize('left', [None, b'', b'model_checkpoint_path: "mod'])
+def test_a_lost_state_file_loses_nothing(flags, tmp_path, left, record_fault):
+  run('cifar10_train.py', *flags, '--max_steps=3')
+  state = tmp_path / 'train' / 'checkpoint'
+  state.unlink()
+  if left is not None:
+    state.write_bytes(left)
+  for step in (3, 4):
+    lines, errors = run('cifar10_train.py', *flags, f'--max_steps={step + 1}')
+    assert errors == '' and resumed_from(lines) == step
+  record_fault('the state file lost or cut short')
+
+
+def test_a_second_trainer_is_refused(flags, train_dir, record_fault):
+  with Program('cifar10_train.py', *flags) as first:
+    first.wait_for(': step 1, ')
+    _, errors = run('cifar10_train.py', *flags, '--restart', status=1)
+    host = re.escape(socket.gethostname())
+    pattern = rf'.*{train_dir} is in use by process \d+ on {host}\.\n'
+    assert re.fullmatch(pattern, errors)
+    first.wait_for(', loss = ')  # it goes on
+    first.send_signal(signal.SIGKILL)
+    first.finish()
+  # The lock has died with it.
+  lines, errors = run('cifar10_train.py', *flags, '--max_steps=3')
+  assert errors == ''
+  record_fault('a second trainer in one directory')
+
+
+@pytest.mark.parametrize(
+  'signals',
+  [
+    pytest.param([first, *second], marks=pytest.mark.faults)
+    for first in (signal.SIGINT, signal.SIGTERM)
+    for second in ([], [signal.SIGINT], [signal.SIGTERM])
+  ],
+)
+def test_signals_save_once(flags, tmp_path, signals, record_fault):
+  rng = np.random.RandomState(1)
+  for _ in range(5):
+    with Program('cifar10_train.py', *flags) as trainer:
+      for _ in range(rng.randint(1, 50)):
+        trainer.wait_for(', loss = ')
+      for number in signals:
+        trainer.send_signal(number)
+      status, lines = trainer.finish()
+      assert trainer.errors() == ''
+    assert status in {128 + number for number in signals}
+    step = int(re.search(r'step (\d+) is saved', lines[-1])[1])
+    path = tf.train.latest_checkpoint(f'{tmp_path}/train')
+    assert values_of(path)['global_step'] == step
+  record_fault('one or two signals', 5)
+
+
+@pytest.mark.parametrize(
+  'limit', [3_000_000, pytest.param(100_000, marks=pytest.mark.faults)]
+)
+def test_a_full_disk_leaves_the_last_checkpoint(
+  flags, tmp_path, limit, record_fault
+):
+  run('cifar10_train.py', *flags, '--max_steps=3')
+  path = tf.train.latest_checkpoint(f'{tmp_path}/train')
+  before = values_of(path)
+  result = subprocess.run(
+    [sys.executable, os.path.join(ROOT, 'cifar10_train.py'), *flags],
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+    preexec_fn=lambda: resource.setrlimit(
+      resource.RLIMIT_FSIZE, (limit, limit)
+    ),
+  )
+  assert result.returncode == 1
+  assert result.stderr.startswith('Cannot write to ')
+  assert len(result.stderr.splitlines()) == 1
+  assert tf.train.latest_checkpoint(f'{tmp_path}/train') == path
+  after = values_of(path)
+  for name, value in before.items():
+    np.testing.assert_array_equal(after[name], value)
+  lines, errors = run('cifar10_train.py', *flags, '--max_steps=5', '--restart')
+  assert errors == ''  # what the failure left is a trainer's own
+  record_fault('a full disk')
+
+
+def test_nan_among_the_summaries(flags, tmp_path, record_fault):
+  run('cifar10_train.py', *flags, '--max_steps=2')
+  path = tf.train.latest_checkpoint(f'{tmp_path}/train')
+  # With these, the loss is finite, and one of the gradients too large for its
+  # type.
+  signs = np.random.RandomState(1).choice([-1.0, 1.0], [192, 10])
+  large = {
+    'local3/biases': 1e4,
+    'local4/weights': 0,
+    'local4/biases': 1e-30,
+    'softmax_linear/weights': 1e37 * signs,
+  }
+  rewrite_checkpoint(
+    path,
+    path,
+    lambda name, old: np.full_like(old, large[name]) if name in large else old,
+  )
+  before = values_of(path)
+  _, errors = run(
+    'cifar10_train.py',
+    *flags,
+    '--save_summaries_steps=1',
+    '--log_frequency=100',
+    status=1,
+  )
+  assert 'diverged: at step 2 a summarized value is not finite' in errors
+  assert len(errors.splitlines()) == 1
+  assert tf.train.latest_checkpoint(f'{tmp_path}/train') == path
+  np.testing.assert_array_equal(
+    values_of(path)['conv1/weights'], before['conv1/weights']
+  )
+  record_fault('a value that is not finite')
+
+
+def test_data_that_disappears(flags, tmp_path, record_fault):
+  data_dir = make_data_set(str(tmp_path / 'data'))
+  flags = [*flags, f'--data_dir={data_dir}']
+  with Program('cifar10_train.py', *flags) as trainer:
+    trainer.wait_for(': step 2, ')
+    shutil.rmtree(os.path.join(data_dir, dataset.BATCHES_DIR))
+    status, _ = trainer.finish()
+    errors = trainer.errors()
+  assert status == 1
+  assert re.match(r'Training stopped at step \d+: .*\.bin; No such', errors)
+  assert len(errors.splitlines()) == 1
+  values_of(tf.train.latest_checkpoint(f'{tmp_path}/train'))
+  record_fault('a data file gone')
+
+
+def test_data_that_is_cut_short(flags, tmp_path, record_fault):
+  """Cut between two records, it could be read on; so it must be noticed."""
+  data_dir = make_data_set(str(tmp_path / 'data'))
+  flags = [*flags, f'--data_dir={data_dir}', '--save_checkpoint_secs=1']
+  victim = os.path.join(data_dir, dataset.BATCHES_DIR, 'data_batch_3.bin')
+  with Program('cifar10_train.py', *flags) as trainer:
+    trainer.wait_for(': step 2, ')
+    size = os.path.getsize(victim)
+    os.truncate(victim, size // 3073 // 2 * 3073)
+    status, _ = trainer.finish()
+    errors = trainer.errors()
+  assert status == 1
+  assert re.match(
+    rf'Training stopped at step \d+: {victim} has \d+ bytes now, {size} ',
+    errors,
+  )
+  assert len(errors.splitlines()) == 1
+  values_of(tf.train.latest_checkpoint(f'{tmp_path}/train'))
+  # Cut within a record, it is refused from the start.
+  os.truncate(victim, 1000)
+  _, errors = run('cifar10_train.py', *flags, status=1)
+  assert errors.startswith(f'Damaged file: {victim} ends 1000 bytes into ')
+  record_fault('a data file cut short', 2)
+
+
+@pytest.mark.faults
+def test_a_bad_label_stops_training(flags, tmp_path, record_fault):
+  data_dir = make_data_set(str(tmp_path / 'data'))
+  flags = [*flags, f'--data_dir={data_dir}']
+  victim = os.path.join(data_dir, dataset.BATCHES_DIR, 'data_batch_2.bin')
+  with Program('cifar10_train.py', *flags) as trainer:
+    trainer.wait_for(': step 2, ')
+    with open(victim, 'r+b') as file:
+      file.seek(57 * 3073)
+      file.write(b'\x0a')
+    status, _ = trainer.finish()
+    errors = trainer.errors()
+  assert status == 1
+  assert 'Damaged file: a label is above 9' in errors
+  assert f'{victim}:57' in errors
+  assert len(errors.splitlines()) == 1
+  values_of(tf.train.latest_checkpoint(f'{tmp_path}/train'))
+  record_fault('a bad label under training')
+
+
+@pytest.mark.parametrize(
+  'count', [50, pytest.param(1000, marks=pytest.mark.faults)]
+)
+def test_mutated_records(tmp_path, count, record_fault):
+  """A record comes as its bytes say, or its file and number are named."""
+  rng = np.random.RandomState(1)
+  records = rng.randint(0, 256, [count, 3073]).astype(np.uint8)
+  records[:, 0] %= 10
+  for record in records:
+    where = rng.randint(0, 3073, 20)
+    record[where] = rng.randint(0, 256, 20)
+    if rng.rand() < 0.5:
+      record[0] = rng.randint(0, 256)
+  path = str(tmp_path / 'mutated.bin')
+  records.tofile(path)
+  with open(path, 'ab') as file:
+    file.write(bytes(rng.randint(1, 3073)))  # less than a record
+  refused = 0
+  with tf.Graph().as_default(), tf.Session() as session:
+    filenames = tf.train.string_input_producer([path], 1, shuffle=False)
+    got = cifar10_input.read_cifar10(filenames)
+    fetches = [got.key, got.label, got.uint8image]
+    session.run(tf.local_variables_initializer())
+    coord = tf.train.Coordinator()
+    threads = tf.train.start_queue_runners(session, coord)
+    for number, record in enumerate(records):
+      if record[0] <= 9:
+        key, (label,), image = session.run(fetches)
+        assert key.decode() == f'{path}:{number}' and label == record[0]
+        np.testing.assert_array_equal(
+          image.transpose(2, 0, 1).ravel(), record[1:]
+        )
+      else:
+        refused += 1
+        with pytest.raises(tf.errors.InvalidArgumentError) as error:
+          session.run(fetches)
+        assert f'{path}:{number}]' in error.value.message.replace('"', '')
+    with pytest.raises(tf.errors.OutOfRangeError):
+      session.run(fetches)
+    coord.request_stop()
+    coord.join(threads)
+  assert 0 < refused < count
+  record_fault('a record mutated', count)
+
+
+def png_with(data, rng):
+  """Returns a PNG with bytes changed in its chunks, whose sums are right."""
+  chunks, position = [], 8
+  while position < len(data):
+    (length,) = struct.unpack('>I', data[position : position + 4])
+    chunks.append(bytearray(data[position + 4 : position + 8 + length]))
+    position += 12 + length
+  for _ in range(rng.randint(1, 4)):
+    chunk = chunks[rng.randint(len(chunks))]
+    if len(chunk) > 4:
+      chunk[rng.randint(4, len(chunk))] = rng.randint(256)
+  if rng.rand() < 0.3:
+    chunks.insert(rng.randint(len(chunks)), chunks[rng.randint(len(chunks))])
+  return data[:8] + b''.join(
+    struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', crc32(chunk))
+    for chunk in chunks
+  )
+
+
+def mutated(data, rng):
+  """Returns a file's bytes, cut, changed, doubled in part or lengthened."""
+  data = bytearray(data)
+  for position in rng.randint(0, len(data), rng.randint(1, 10)):
+    data[position] = rng.randint(256)
+  start, end = sorted(rng.randint(0, len(data), 2))
+  kind = rng.randint(4)
+  if kind == 0:
+    del data[start:]
+  elif kind == 1:
+    del data[start:end]
+  elif kind == 2:
+    data[start:start] = data[start:end]
+  return bytes(data)
+
+
+def highest_memory(pid):
+  """Returns the most memory, in bytes, that a process had until it ended."""
+  most = 0
+  deadline = time.monotonic() + TIMEOUT
+  with contextlib.suppress(ProcessLookupError):
+    while time.monotonic() < deadline:
+      with open(f'/proc/{pid}/status') as file:
+        kibibytes = re.search(r'VmHWM:\s+(\d+) kB', file.read())
+      if not kibibytes:  # it has ended
+        break
+      most = int(kibibytes[1]) << 10
+      time.sleep(0.01)
+  return most
+
+
+@pytest.mark.parametrize(
+  'count', [100, pytest.param(2000, marks=pytest.mark.faults)]
+)
+def test_mutated_pictures(tmp_path, count, record_fault):
+  """Each has its line, of classes or of the reason; memory stays bounded."""
+  rng = np.random.RandomState(1)
+  train_dir, folder = tmp_path / 'train', tmp_path / 'pictures'
+  train_dir.mkdir()
+  folder.mkdir()
+  write_network_by_hand(str(train_dir), 1)
+  pixels = rng.randint(0, 256, [60, 80, 3]).astype(np.uint8)
+  picture = PIL.Image.fromarray(pixels)
+  wholes = []
+  for mode, name, options in (
+    ('RGB', 'png', {}),
+    ('P', 'png', {}),
+    ('RGBA', 'png', {'optimize': True}),
+    ('RGB', 'jpeg', {}),
+    ('L', 'jpeg', {'progressive': True}),
+  ):
+    file = io.BytesIO()
+    picture.convert(mode).save(file, name, **options)
+    wholes.append((name, file.getvalue()))
+  for k in range(count):
+    name, whole = wholes[k % len(wholes)]
+    change = png_with if name == 'png' and rng.rand() < 0.5 else mutated
+    (folder / f'{k}.{name}').write_bytes(change(whole, rng))
+  with Program(
+    'cifar10_predict.py', '--json', f'--checkpoint_dir={train_dir}', str(folder)
+  ) as program:
+    most = highest_memory(program.pid)
+    status, lines = program.finish()
+    errors = program.errors().splitlines()
+  assert status == 1
+  assert all(json.loads(line)['classes'] for line in lines)
+  assert all(line.startswith('Cannot read ') for line in errors), errors
+  assert len(lines) + len(errors) == count
+  assert lines and errors
+  assert most < 1 << 30
+  record_fault('a picture mutated', count)
+
+
+def test_a_seed_gives_the_same_start(flags, tmp_path):
+  starts = []
+  for number in (0, 1):
+    train_dir = f'{tmp_path}/{number}'
+    run(
+      'cifar10_train.py',
+      *flags,
+      f'--train_dir={train_dir}',
+      '--seed=7',
+      '--max_steps=1',
+    )
+    starts.append(values_of(f'{train_dir}/model.ckpt-0'))
+  for name, value in starts[0].items():
+    np.testing.assert_array_equal(value, starts[1][name])
+
+
+@pytest.mark.faults
+def test_restart_spares_what_is_not_a_trainers(flags, tmp_path, record_fault):
+  precious = tmp_path / 'precious'
+  precious.mkdir()
+  (precious / 'thesis.tex').write_text('years of work')
+  (tmp_path / 'link').symlink_to(precious)
+  home = tmp_path / 'home'  # in which somebody trained once
+  run('cifar10_train.py', *flags, f'--train_dir={home}', '--max_steps=1')
+  (home / '.profile').write_text('hidden')
+  before = {path: sorted(os.listdir(path)) for path in (precious, home)}
+  paths = (precious, tmp_path / 'link', home, '/')
+  for path in paths:
+    _, errors = run(
+      'cifar10_train.py', *flags, f'--train_dir={path}', '--restart', status=1
+    )
+    assert '--restart removed nothing' in errors
+  assert (precious / 'thesis.tex').read_text() == 'years of work'
+  for path, names in before.items():
+    assert sorted(os.listdir(path)) == names
+  record_fault('--restart where others have files', len(paths))
+
+
+@pytest.mark.faults
+def test_checkpoints_of_others(flags, tmp_path, record_fault):
+  """A fitting one is gone on from, whoever wrote it; others are refused."""
+  train_dir = f'{tmp_path}/train'
+  run('cifar10_train.py', *flags, '--max_steps=2', '--use_bf16')
+  run('cifar10_train.py', *flags, '--max_steps=4', '--use_fp16')
+  lines, errors = run('cifar10_train.py', *flags, '--max_steps=6')
+  assert errors == '' and resumed_from(lines) == 4
+  record_fault('a checkpoint of another precision', 2)
+
+  # In one piece, named by its whole path, with no lock beside it: so this
+  # suite saved at first. The tutorial also kept its losses' averages.
+  path = f'{train_dir}/model.ckpt-6'
+  older = tmp_path / 'older'
+  older.mkdir()
+  values = values_of(path) | {'conv1/weight_loss/avg': np.float32(0.1)}
+  with tf.Graph().as_default(), tf.Session() as session:
+    for name, value in values.items():
+      tf.Variable(value, name=name)
+    session.run(tf.global_variables_initializer())
+    tf.train.Saver().save(session, str(older / 'model.ckpt'), 6)
+  lines, errors = run(
+    'cifar10_train.py', *flags, f'--train_dir={older}', '--max_steps=8'
+  )
+  assert errors == '' and resumed_from(lines) == 6
+  record_fault('a checkpoint of the tutorial or an older suite')
+
+  for name, change in (
+    ('conv1/weights', lambda value: np.zeros([3, 3, 3, 64], np.float32)),
+    ('local4/biases', lambda value: value.astype(np.float16)),
+  ):
+    other = tmp_path / name.replace('/', '_')
+    other.mkdir()
+    rewrite_checkpoint(
+      path,
+      f'{other}/model.ckpt-6',
+      lambda key, value, name=name, change=change: (
+        change(value) if key == name else value
+      ),
+    )
+    before = sorted(os.listdir(other))
+    _, errors = run(
+      'cifar10_train.py', *flags, f'--train_dir={other}', status=1
+    )
+    assert f'is not of this network: {name} is ' in errors
+    assert set(os.listdir(other)) - {'.lock'} == set(before)
+    record_fault('a checkpoint of another network')

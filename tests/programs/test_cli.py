@@ -1,0 +1,438 @@
+"""Tests the programs themselves, as processes."""
+
+import datetime
+import fcntl
+import glob
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from support.data import SMALL_RATE, make_data_set
+from support.programs import (
+  ROOT,
+  TIMEOUT,
+  Program,
+  rewrite_checkpoint,
+  run,
+  summaries,
+)
+
+from cifar10_suite import dataset
+
+LINE = re.compile(
+  r'(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): step (?P<step>\d+), '
+  r'loss = (?P<loss>\d+\.\d\d) \((?P<rate>\d+\.\d) examples/sec; '
+  r'(?P<sec>\d+\.\d{3}) sec/batch\)'
+)
+
+
+def steps_in(lines):
+  return [LINE.fullmatch(line) for line in lines if ', loss = ' in line]
+
+
+@pytest.fixture
+def train_flags(data_dir, tmp_path):
+  return [
+    f'--data_dir={data_dir}',
+    f'--train_dir={tmp_path}/train',
+    '--batch_size=32',
+    SMALL_RATE,
+  ]
+
+
+def test_learns_stops_resumes_and_is_evaluated(
+  train_flags, eval_flags, tmp_path
+):
+  train_dir, eval_dir = tmp_path / 'train', tmp_path / 'eval'
+
+  with Program(
+    'cifar10_train.py', *train_flags, '--log_frequency=10'
+  ) as program:
+    program.wait_for(': step 10, ')
+    program.send_signal(signal.SIGINT)
+    status, lines = program.finish()
+    assert status == 130
+    assert program.errors() == ''
+  stopped = re.search(r'Stopped by SIGINT: step (\d+) is saved', lines[-1])
+  step = int(stopped[1])
+  assert step > 10
+  assert str(train_dir) in lines[-1]
+  names = os.listdir(train_dir)
+  assert f'model.ckpt-{step}.index' in names
+  assert 'model.ckpt-0.index' in names
+
+  lines, errors = run(
+    'cifar10_train.py', *train_flags, '--max_steps=500', '--log_frequency=50'
+  )
+  assert errors == ''
+  assert f'Resuming from step {step}' in lines
+  numbers = [int(line['step']) for line in steps_in(lines)]
+  wanted = [n for n in range(0, 500, 50) if n > step]
+  assert numbers == [step, *wanted]
+  assert 'model.ckpt-500.index' in os.listdir(train_dir)
+
+  lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once')
+  assert errors == ''
+  assert re.fullmatch(r'[-\d]+ [:.\d]+: precision @ 1 = 1\.000', lines[-2])
+  precisions = [
+    (step, value.simple_value)
+    for step, tag, value in summaries(eval_dir)
+    if tag == 'Precision @ 1'
+  ]
+  assert precisions == [(500, 1.0)]
+
+  # It is the averages that are scored, not the variables.
+  os.mkdir(tmp_path / 'zeros')
+  rewrite_checkpoint(
+    tf.train.latest_checkpoint(str(train_dir)),
+    str(tmp_path / 'zeros' / 'model.ckpt-500'),
+    lambda name, old: old if 'Moving' in name or 'step' in name else 0 * old,
+  )
+  lines, _ = run(
+    'cifar10_eval.py',
+    *eval_flags,
+    '--run_once',
+    f'--checkpoint_dir={tmp_path}/zeros',
+  )
+  assert lines[-2].endswith('precision @ 1 = 1.000')
+
+  lines, errors = run('cifar10_train.py', *train_flags, '--max_steps=500')
+  assert 'at step 500 already' in lines[-1]
+  tags = {tag for _, tag, _ in summaries(train_dir)}
+  assert {'total_loss', 'learning_rate', 'images/image/0'} <= tags
+
+
+def test_rates_are_true(train_flags):
+  begin = datetime.datetime.now()
+  lines, _ = run(
+    'cifar10_train.py', *train_flags, '--max_steps=40', '--log_frequency=7'
+  )
+  end = datetime.datetime.now()
+  steps = steps_in(lines)
+  assert [int(line['step']) for line in steps] == [0, 7, 14, 21, 28, 35]
+  last_time, last_step = None, -1
+  for line in steps:
+    now = datetime.datetime.fromisoformat(line['time'])
+    count = int(line['step']) - last_step
+    seconds = count * float(line['sec'])
+    # The time is printed in ms, the rate in tenths.
+    assert count * 32 / float(line['rate']) == pytest.approx(
+      seconds, rel=0.02, abs=0.01
+    )
+    if last_time is None:
+      assert begin + datetime.timedelta(seconds=seconds) < now
+    else:
+      measured = (now - last_time).total_seconds()
+      assert seconds == pytest.approx(measured, rel=0.02, abs=0.01)
+    last_time, last_step = now, int(line['step'])
+  assert last_time < end
+
+
+def scored_steps(tmp_path):
+  return [
+    step
+    for step, tag, _ in summaries(tmp_path / 'eval')
+    if tag == 'Precision @ 1'
+  ]
+
+
+def test_evaluator_waits_and_scores_each_checkpoint_once(
+  train_flags, eval_flags, tmp_path
+):
+  with Program(
+    'cifar10_eval.py', *eval_flags, '--eval_interval_secs=1'
+  ) as evaluator:
+    evaluator.wait_for('No checkpoint file found')
+    for step in (2, 4):
+      run('cifar10_train.py', *train_flags, f'--max_steps={step}')
+      evaluator.wait_for(f'step {step}: ')
+    evaluator.send_signal(signal.SIGINT)
+    status, lines = evaluator.finish()
+    assert status == 130
+    assert lines == ['Stopped by SIGINT.']
+    assert evaluator.errors() == ''
+  steps = scored_steps(tmp_path)
+  assert steps == sorted(set(steps)) and {2, 4} <= set(steps) <= {0, 2, 4}
+
+
+def test_evaluator_beside_a_trainer_that_deletes_checkpoints(
+  train_flags, eval_flags, tmp_path
+):
+  with Program(
+    'cifar10_train.py',
+    *train_flags,
+    '--save_checkpoint_secs=1',
+    '--keep_checkpoint_max=2',
+  ) as trainer:
+    for _ in range(2):  # killed, and started again
+      with Program(
+        'cifar10_eval.py', *eval_flags, '--eval_interval_secs=0'
+      ) as evaluator:
+        for _ in range(2):
+          evaluator.wait_for(' right, ')
+        assert evaluator.errors() == ''
+    trainer.send_signal(signal.SIGINT)
+    status, _ = trainer.finish()
+    assert status == 130
+  steps = scored_steps(tmp_path)
+  assert steps == sorted(set(steps)) and len(steps) >= 4
+  metrics = (tmp_path / 'eval' / 'metrics.jsonl').read_text()
+  assert [json.loads(line)['step'] for line in metrics.splitlines()] == steps
+  assert len(glob.glob(f'{tmp_path}/train/*.index')) == 2
+
+
+def test_evaluator_skips_what_it_cannot_use(train_flags, eval_flags, tmp_path):
+  train_dir = tmp_path / 'train'
+  run('cifar10_train.py', *train_flags, '--max_steps=3')
+  data = train_dir / 'model.ckpt-3.data-00000-of-00001'
+  whole = data.read_bytes()
+  data.write_bytes(whole[:1000])
+  # It takes the newest good one.
+  lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once')
+  assert errors == '' and 'step 0: ' in lines[-1]
+  assert lines[-3].startswith(f'Skipped: Cannot read {train_dir}/model.ckpt-3')
+  lines, errors = run('cifar10_eval.py', *eval_flags, '--all_checkpoints')
+  assert 'has its score' in lines[-2] and lines[-1].startswith('Skipped: ')
+  with Program(
+    'cifar10_eval.py', *eval_flags, '--eval_interval_secs=1'
+  ) as evaluator:
+    evaluator.wait_for('Skipped')
+    data.write_bytes(whole)
+    run('cifar10_train.py', *train_flags, '--max_steps=4')
+    evaluator.wait_for('step 4: ')
+    assert evaluator.errors() == ''
+  assert scored_steps(tmp_path) == [0, 4]
+
+
+def test_evaluation_without_checkpoint_fails(eval_flags):
+  lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once', status=1)
+  assert 'No checkpoint file found' in lines[-1]
+  assert errors == ''
+
+
+def test_sigterm_saves_the_last_step(train_flags, tmp_path):
+  with Program(
+    'cifar10_train.py', *train_flags, '--log_frequency=1'
+  ) as process:
+    process.wait_for(': step 2, ')
+    process.send_signal(signal.SIGTERM)
+    status, lines = process.finish()
+    assert status == 143
+    assert process.errors() == ''
+  last_step = max([2, *(int(line['step']) for line in steps_in(lines))])
+  assert tf.train.latest_checkpoint(str(tmp_path / 'train')).endswith(
+    f'model.ckpt-{last_step + 1}'
+  )
+
+
+def test_restart_removes_only_what_training_wrote(train_flags, tmp_path):
+  train_dir = tmp_path / 'train'
+  run('cifar10_train.py', *train_flags, '--max_steps=3')
+  (train_dir / 'notes.txt').write_text('mine')
+  before = sorted(os.listdir(train_dir))
+  _, errors = run(
+    'cifar10_train.py', *train_flags, '--max_steps=2', '--restart', status=1
+  )
+  assert 'notes.txt' in errors and 'Traceback' not in errors
+  assert sorted(os.listdir(train_dir)) == before
+  (train_dir / 'notes.txt').unlink()
+  lines, _ = run('cifar10_train.py', *train_flags, '--max_steps=2', '--restart')
+  assert not any('Resuming' in line for line in lines)
+  assert 'model.ckpt-2.index' in os.listdir(train_dir)
+  assert 'model.ckpt-3.index' not in os.listdir(train_dir)
+
+
+def test_a_terminal_shows_progress_and_whole_lines(train_flags):
+  leader, follower = pty.openpty()
+  size = struct.pack('HHHH', 24, 120, 0, 0)  # rows, columns
+  fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
+  process = subprocess.Popen(
+    [
+      sys.executable,
+      os.path.join(ROOT, 'cifar10_train.py'),
+      *train_flags,
+      '--max_steps=30',
+      '--log_frequency=10',
+    ],
+    stdout=follower,
+    stderr=follower,
+  )
+  os.close(follower)
+  output = b''
+  try:
+    while chunk := os.read(leader, 4096):
+      output += chunk
+  except OSError:  # the terminal's end
+    pass
+  assert process.wait(TIMEOUT) == 0
+  # Carriage returns and erasures move the bar; what they leave are the lines.
+  shown = re.sub(r'[^\n]*\r(?!\n)|\x1b\[[0-9;]*[A-Za-z]', '', output.decode())
+  lines = [line.strip('\r') for line in shown.split('\n')]
+  steps = [line for line in lines if LINE.fullmatch(line)]
+  assert len(steps) == 3
+  assert b'examples/sec' in output and b'30/30' in output
+
+
+def test_precisions_share_checkpoints(train_flags):
+  for steps, precision in ((2, '--use_fp16'), (4, '--use_bf16'), (6, '')):
+    flags = [*train_flags, *filter(None, [precision])]
+    lines, errors = run('cifar10_train.py', *flags, f'--max_steps={steps}')
+    assert errors == ''
+    if steps > 2:
+      assert f'Resuming from step {steps - 2}' in lines
+
+
+@pytest.mark.parametrize(
+  ('value', 'says'),
+  [
+    (1e30, 'diverged: at step 2 the loss is inf'),
+    (np.nan, 'diverged: at step 2 a variable is not finite'),
+  ],
+)
+def test_nan_stops_before_anything_is_saved(train_flags, tmp_path, value, says):
+  train_dir = str(tmp_path / 'train')
+  run('cifar10_train.py', *train_flags, '--max_steps=2')
+  path = tf.train.latest_checkpoint(train_dir)
+  rewrite_checkpoint(
+    path,
+    path,
+    lambda name, old: np.full_like(old, value) if 'local3' in name else old,
+  )
+  _, errors = run('cifar10_train.py', *train_flags, status=1)
+  assert says in errors
+  assert 'Traceback' not in errors
+  assert tf.train.latest_checkpoint(train_dir) == path
+
+
+def test_reads_the_tutorials_checkpoints(train_flags, eval_flags, tmp_path):
+  """The tutorial also saved its loss averages."""
+  run('cifar10_train.py', *train_flags, '--max_steps=2')
+  latest = tf.train.latest_checkpoint(str(tmp_path / 'train'))
+  reader = tf.train.load_checkpoint(latest)
+  values = {
+    name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+  }
+  shutil.rmtree(tmp_path / 'train')
+  (tmp_path / 'train').mkdir()
+  with tf.Graph().as_default(), tf.Session() as session:
+    for name, value in values.items():
+      tf.Variable(value, name=name)
+    for loss in ('cross_entropy', 'local3/weight_loss', 'total_loss'):
+      tf.Variable(1.0, name=f'{loss}/avg')
+    session.run(tf.global_variables_initializer())
+    tf.train.Saver().save(session, f'{tmp_path}/train/model.ckpt', 7)
+  lines, _ = run('cifar10_eval.py', *eval_flags, '--run_once')
+  assert 'precision @ 1 = ' in lines[-2]
+  lines, _ = run('cifar10_train.py', *train_flags, '--max_steps=4')
+  assert 'Resuming from step 2' in lines
+
+
+class TestMistakes:
+  def check(self, program, *arguments, says):
+    _, errors = run(program, *arguments, status=1)
+    assert says in errors
+    assert 'Traceback' not in errors
+    assert len(errors.splitlines()) <= 2
+
+  @pytest.mark.parametrize(
+    ('program', 'argument', 'says'),
+    [
+      ('cifar10_train.py', '--batch_size=0', '--batch_size=0'),
+      ('cifar10_train.py', '--data_dri=x', 'Did you mean: data_dir'),
+      ('cifar10_train.py', 'stray', 'Unexpected argument: stray'),
+      ('cifar10_eval.py', '--num_examples=-1', '--num_examples=-1'),
+    ],
+  )
+  def test_flags(self, program, argument, says):
+    self.check(program, argument, says=says)
+
+  def test_eval_data(self):
+    self.check('cifar10_eval.py', '--eval_data=nonsense', says='nonsense')
+
+  def test_download_flag(self):
+    _, errors = run('download.py', '--data_dri=x', status=2)
+    assert '--data_dri=x' in errors
+
+  @pytest.mark.parametrize(
+    ('program', 'flag'),
+    [('cifar10_train.py', '--train_dir'), ('cifar10_eval.py', '--eval_dir')],
+  )
+  def test_output_directory(self, program, flag, tmp_path):
+    (tmp_path / 'file').write_text('')
+    for path in (tmp_path / 'file', '/proc/nowhere'):
+      self.check(program, f'{flag}={path}', says=f'{flag} {path}')
+
+  def test_a_directory_that_looks_like_a_pattern(self, eval_flags, tmp_path):
+    flag = f'--train_dir={tmp_path}/run[1]'
+    self.check('cifar10_train.py', flag, says=f'{flag.replace("=", " ")} has')
+    flags = [*eval_flags, f'--checkpoint_dir={tmp_path}/run[1]', '--run_once']
+    self.check('cifar10_eval.py', *flags, says=f'{tmp_path}/run[1] has')
+    assert not os.path.exists(f'{tmp_path}/run[1]')
+
+  def test_missing_and_truncated_file(self, train_flags, tmp_path):
+    data_dir = make_data_set(str(tmp_path / 'data'), records_per_file=5)
+    path = os.path.join(data_dir, dataset.BATCHES_DIR, 'data_batch_4.bin')
+    with open(path, 'r+b') as file:
+      file.truncate(3073 * 4 + 1)
+    flag = f'--data_dir={data_dir}'
+    self.check('cifar10_train.py', *train_flags, flag, says=path)
+    os.remove(path)
+    says = f'Failed to find file: {path}'
+    self.check('cifar10_train.py', *train_flags, flag, says=says)
+
+  @pytest.mark.parametrize(
+    ('program', 'name'),
+    [
+      ('cifar10_train.py', 'data_batch_4.bin'),
+      ('cifar10_eval.py', 'test_batch.bin'),
+    ],
+  )
+  def test_bad_label(self, train_flags, eval_flags, tmp_path, program, name):
+    data_dir = make_data_set(str(tmp_path / 'data'), records_per_file=100)
+    path = os.path.join(data_dir, dataset.BATCHES_DIR, name)
+    if program == 'cifar10_eval.py':
+      run('cifar10_train.py', *train_flags, '--max_steps=1')
+    with open(path, 'r+b') as file:
+      file.seek(3073 * 4)
+      file.write(bytes([200]))
+    flags = eval_flags if program == 'cifar10_eval.py' else train_flags
+    self.check(
+      program,
+      *flags,
+      f'--data_dir={data_dir}',
+      *(['--run_once'] if program == 'cifar10_eval.py' else []),
+      says=f'[{path}:4] [200]',
+    )
+
+  def test_too_few_examples(self, train_flags, eval_flags):
+    run('cifar10_train.py', *train_flags, '--max_steps=1')
+    self.check(
+      'cifar10_eval.py',
+      *eval_flags,
+      '--num_examples=101',
+      '--run_once',
+      says='There are 100 images to score, not the 101 of --num_examples.',
+    )
+
+  def test_checkpoint_of_another_network(self, train_flags, tmp_path):
+    (tmp_path / 'train').mkdir()
+    with tf.Graph().as_default(), tf.Session() as session:
+      tf.train.get_or_create_global_step()
+      tf.get_variable('conv1/weights', [3, 3])
+      session.run(tf.global_variables_initializer())
+      tf.train.Saver().save(session, f'{tmp_path}/train/model.ckpt', 7)
+    self.check(
+      'cifar10_train.py',
+      *train_flags,
+      says='conv1/weights is float32 [3, 3] there, float32 [5, 5, 3, 64] here',
+    )

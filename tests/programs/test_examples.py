@@ -1,0 +1,84 @@
+"""Runs the reading lessons."""
+
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+from support.programs import ROOT, run
+
+from cifar10_suite import dataset
+
+
+def read(path):
+  with open(path, 'rb') as file:
+    return file.read()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'epochs'), [([], 5), (['--num_epochs=2'], 2)]
+)
+def test_queue_demo(tmp_path, flags, epochs):
+  flag = f'--output_dir={tmp_path}'
+  lines, errors = run('examples/queue_demo.py', flag, *flags)
+  assert errors == ''
+  assert 'OutOfRangeError' in lines[-1] and len(lines) == 3 * epochs + 1
+  count = 3 * epochs
+  assert len(os.listdir(tmp_path)) == count
+  for number in range(count):
+    original = f'{ROOT}/examples/pictures/{"ABC"[number % 3]}.jpg'
+    assert read(tmp_path / f'test_{number + 1}.jpg') == read(original)
+
+
+def test_queue_demo_shuffles_within_epochs(tmp_path):
+  run(
+    'examples/queue_demo.py',
+    f'--output_dir={tmp_path}',
+    '--shuffle',
+    '--num_epochs=10',
+  )
+  originals = [read(f'{ROOT}/examples/pictures/{name}.jpg') for name in 'ABC']
+  order = [
+    originals.index(read(tmp_path / f'test_{number}.jpg'))
+    for number in range(1, 31)
+  ]
+  assert all(
+    sorted(order[start : start + 3]) == [0, 1, 2] for start in range(0, 30, 3)
+  )
+  assert order != 10 * [0, 1, 2]
+
+
+def test_save_images(data_dir, batches_dir, tmp_path):
+  lines, errors = run(
+    'examples/save_images.py',
+    f'--data_dir={data_dir}',
+    f'--output_dir={tmp_path}',
+    '--format=png',
+    '--contact_sheet',
+    '--distorted',
+  )
+  assert errors == ''
+  expected = dataset.read_images(False, batches_dir, np.arange(30))
+  for number, image in enumerate(expected):
+    with PIL.Image.open(tmp_path / f'{number}.png') as picture:
+      np.testing.assert_array_equal(picture, image)
+  assert sorted(os.listdir(tmp_path)) == sorted(
+    ['contact_sheet.png', 'distorted.png', *(f'{k}.png' for k in range(30))]
+  )
+  for name, columns, rows in (('contact_sheet', 10, 3), ('distorted', 9, 8)):
+    with PIL.Image.open(tmp_path / f'{name}.png') as sheet:
+      assert sheet.size == (columns * 72, rows * 82)
+
+
+def test_save_images_says_when_there_are_fewer(data_dir, tmp_path):
+  flag = f'--output_dir={tmp_path}'
+  lines, _ = run(
+    'examples/save_images.py',
+    f'--data_dir={data_dir}',
+    flag,
+    '--num_images=501',
+  )
+  assert 'There are only 500 images.' in lines
+  assert len(os.listdir(tmp_path)) == 500
+  with PIL.Image.open(tmp_path / '499.jpg') as picture:
+    assert picture.size == (32, 32)

@@ -1,0 +1,196 @@
+"""Tests predictions of pictures, and the exported model."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+from support.network_by_hand import COLOURS, write_network_by_hand
+from support.programs import ROOT, TIMEOUT, run
+
+from cifar10_suite import dataset
+
+
+@pytest.fixture
+def train_dir(tmp_path):
+  path = tmp_path / 'train'
+  path.mkdir()
+  write_network_by_hand(str(path), 3)
+  return str(path)
+
+
+def colour_image(colour, size=(32, 32), mode='RGB'):
+  image = PIL.Image.new('RGB', size, tuple(255 * plane for plane in colour))
+  return image.convert(mode)
+
+
+def predictions(lines):
+  """Returns the likeliest class of each picture, from lines of JSON."""
+  records = [json.loads(line) for line in lines]
+  return {
+    os.path.basename(record['picture']): record['classes'][0]['id']
+    for record in records
+  }
+
+
+def test_pictures_of_any_kind(tmp_path, train_dir):
+  folder = tmp_path / 'pictures'
+  folder.mkdir()
+  expected = {}
+  kinds = [
+    ('a.png', (32, 32), 'RGB'),
+    ('b.jpg', (300, 200), 'RGB'),
+    ('c.gif', (33, 70), 'P'),
+    ('d.png', (1, 1), 'RGBA'),
+    ('e.tiff', (500, 40), 'CMYK'),
+    ('f.webp', (64, 64), 'RGB'),
+  ]
+  for (name, size, mode), (colour, label) in zip(
+    kinds, COLOURS.items(), strict=True
+  ):
+    colour_image(colour, size, mode).save(folder / name)
+    expected[name] = label
+  (folder / 'notes.txt').write_text('not a picture')
+  flag = f'--checkpoint_dir={train_dir}'
+  lines, errors = run('cifar10_predict.py', str(folder), '--json', flag)
+  assert errors == '' and predictions(lines) == expected
+  lines, _ = run(
+    'cifar10_predict.py', flag, f'{folder}/[ab].*', '--json', '--num_views=10'
+  )
+  assert predictions(lines) == {
+    name: expected[name] for name in expected if name < 'c'
+  }
+
+  # What cannot be read is named, and the others are still done.
+  (tmp_path / 'text.jpg').write_text('a text')
+  (tmp_path / 'empty').mkdir()
+  lines, errors = run(
+    'cifar10_predict.py',
+    flag,
+    f'{tmp_path}/text.jpg',
+    f'{tmp_path}/empty',
+    f'{tmp_path}/missing.png',
+    f'{folder}/a.png',
+    '--top_k=2',
+    status=1,
+  )
+  assert [line.split(': ')[0] for line in errors.splitlines()] == [
+    f'Cannot read {tmp_path}/{name}'
+    for name in ('text.jpg', 'empty', 'missing.png')
+  ]
+  assert lines[0] == f'{folder}/a.png' and len(lines) == 3
+  name, percent = lines[1].split()
+  assert name == dataset.CLASS_NAMES[expected['a.png']]
+  assert float(percent.rstrip('%')) > 50
+
+
+# Uses the model as its users do, with none of this project at hand.
+_USER = """
+import base64, json, sys
+import tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+request = json.load(sys.stdin)
+signature = model.signatures[request.get('signature_name', 'serving_default')]
+(name,) = request['instances'][0]
+values = [instance[name] for instance in request['instances']]
+if name == 'encoded':
+  values = tf.constant([base64.b64decode(value['b64']) for value in values])
+else:
+  values = tf.constant(values, tf.uint8)
+outputs = {key: value.numpy().tolist()
+           for key, value in signature(**{name: values}).items()}
+outputs['class_names'] = [name.decode() for name in outputs['class_names']]
+print(json.dumps({'predictions': [
+    dict(zip(outputs, row)) for row in zip(*outputs.values())]}))
+"""
+
+
+def ask(model_dir, tmp_path, request):
+  result = subprocess.run(
+    [sys.executable, '-c', _USER, str(model_dir)],
+    input=json.dumps(request),
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    check=True,
+    timeout=120,
+  )
+  return json.loads(result.stdout)['predictions']
+
+
+def test_exported_model_serves_without_the_project(tmp_path, train_dir):
+  flag = f'--checkpoint_dir={train_dir}'
+  model_dir = tmp_path / 'model'
+  lines, errors = run('cifar10_predict.py', flag, f'--export_dir={model_dir}')
+  assert errors == '' and lines == [f'Exported to {model_dir}.']
+  assert (
+    os.listdir(tmp_path / 'model') and not (tmp_path / 'model.tmp').exists()
+  )
+
+  rng = np.random.RandomState(1)
+  pixels = rng.randint(0, 256, [4, 32, 32, 3], np.uint8)
+  paths = [f'{tmp_path}/{k}.png' for k in range(4)]
+  for path, picture in zip(paths, pixels, strict=True):
+    PIL.Image.fromarray(picture).save(path)
+  lines, _ = run('cifar10_predict.py', flag, *paths, '--json', '--top_k=10')
+  again, _ = run(
+    'cifar10_predict.py', f'--saved_model={model_dir}', *paths, '--json'
+  )
+  assert predictions(again) == predictions(lines)
+  expected = np.zeros([4, 10])
+  for row, line in zip(expected, lines, strict=True):
+    for entry in json.loads(line)['classes']:
+      row[entry['id']] = entry['probability']
+
+  instances = [{'images': picture.tolist()} for picture in pixels]
+  encoded = []
+  for path in paths:
+    with open(path, 'rb') as file:
+      encoded.append({'b64': base64.b64encode(file.read()).decode()})
+  for request in (
+    {'instances': instances},
+    {
+      'signature_name': 'encoded',
+      'instances': [{'encoded': value} for value in encoded],
+    },
+  ):
+    answers = ask(model_dir, tmp_path, request)
+    got = [answer['probabilities'] for answer in answers]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    for answer, row in zip(answers, expected, strict=True):
+      assert answer['class_ids'] == np.argmax(row)
+      assert answer['class_names'] == dataset.CLASS_NAMES[np.argmax(row)]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'says'),
+  [
+    (['x.png'], 'No checkpoint file found in'),
+    (['--export_dir=.'], '--export_dir . exists already'),
+    (['--saved_model=none', 'x.png'], 'There is no exported model in none.'),
+  ],
+)
+def test_mistakes(tmp_path, flags, says):
+  _, errors = run(
+    'cifar10_predict.py', f'--checkpoint_dir={tmp_path}', *flags, status=1
+  )
+  assert says in errors and 'Traceback' not in errors
+  assert len(errors.splitlines()) <= 2
+  assert not os.path.exists('model') and not os.path.exists('model.tmp')
+
+
+def test_a_reader_may_have_enough(tmp_path, train_dir):
+  colour_image((1, 0, 0)).save(tmp_path / 'a.png')
+  program = os.path.join(ROOT, 'cifar10_predict.py')
+  result = subprocess.run(
+    f'{sys.executable} {program} --checkpoint_dir={train_dir} '
+    f'{" ".join(200 * [f"{tmp_path}/a.png"])} | true',
+    shell=True,
+    stderr=subprocess.PIPE,
+    timeout=TIMEOUT,
+  )
+  assert result.stderr == b''

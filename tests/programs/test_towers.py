@@ -1,0 +1,42 @@
+"""Tests that both training programs share checkpoints."""
+
+import re
+
+import tensorflow.compat.v1 as tf
+from support.data import SMALL_RATE
+from support.programs import run
+
+EXAMPLES = 16
+
+
+def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
+  flags = [
+    f'--data_dir={data_dir}',
+    f'--train_dir={tmp_path}/train',
+    '--log_frequency=1',
+    '--batch_size=32',
+    SMALL_RATE,
+  ]
+  losses, names = [], []  # losses: the first one of each run
+  for max_steps, program in (
+    (60, ['cifar10_train.py']),
+    (120, ['cifar10_multi_gpu_train.py', '--num_gpus=2']),
+    (180, ['cifar10_train.py']),
+  ):
+    lines, errors = run(*program, *flags, f'--max_steps={max_steps}')
+    assert errors == ''
+    if len(program) > 1:
+      assert 'Without GPUs: 2 towers on the processor.' in lines
+    found = re.findall(r'step (\d+), loss = ([\d.]+)', '\n'.join(lines))
+    assert [int(step) for step, _ in found] == [
+      *range(max_steps - 60, max_steps)
+    ]
+    losses.append(float(found[0][1]))
+    checkpoint = tf.train.latest_checkpoint(f'{tmp_path}/train')
+    assert checkpoint.endswith(f'model.ckpt-{max_steps}')
+    names.append(tf.train.list_variables(checkpoint))
+  lines, _ = run('cifar10_eval.py', *eval_flags, '--all_checkpoints')
+  scored = re.findall(r'step (\d+): ', '\n'.join(lines))
+  assert scored == ['0', '60', '120', '180']
+  assert losses[0] > max(losses[1:]), losses
+  assert names[0] == names[1] == names[2]

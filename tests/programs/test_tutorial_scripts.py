@@ -1,0 +1,68 @@
+"""Scripts written against the tutorial's modules run on these unchanged."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import tensorflow.compat.v1 as tf
+from support.programs import ROOT
+
+# With TensorFlow's default behaviour, and with TF1's.
+PRELUDES = {
+  'v2': '',
+  'v1': 'import tensorflow.compat.v1 as tf; tf.disable_v2_behavior(); ',
+}
+
+
+def run_script(name, *arguments, prelude=''):
+  """Runs a script as a process, after `prelude`; returns its output."""
+  path = os.path.join(ROOT, 'tests', 'tutorial_scripts', name)
+  code = f'import runpy; {prelude}runpy.run_path({path!r}, run_name="__main__")'
+  result = subprocess.run(
+    [sys.executable, '-c', code, *arguments],
+    env={**os.environ, 'PYTHONPATH': ROOT},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=120,
+  )
+  assert result.returncode == 0, result.stdout
+  return result.stdout
+
+
+@pytest.mark.parametrize('behaviour', PRELUDES)
+def test_own_training_and_evaluation_loops(data_dir, tmp_path, behaviour):
+  output = run_script(
+    'train.py',
+    f'--data_dir={data_dir}',
+    f'--train_dir={tmp_path}',
+    '--batch_size=20',
+    prelude=PRELUDES[behaviour],
+  )
+  assert 'step 4, loss = ' in output
+  assert 'precision @ 1 = ' in output
+  names = {name for name, _ in tf.train.list_variables(str(tmp_path))}
+  assert len(names) == 21
+  assert 'local3/weights/ExponentialMovingAverage' in names
+
+
+def test_reading_records_until_the_end(batches_dir):
+  path = os.path.join(batches_dir, 'test_batch.bin')
+  assert '100 records' in run_script('read_records.py', path)
+
+
+@pytest.mark.parametrize('behaviour', PRELUDES)
+def test_two_towers(data_dir, tmp_path, behaviour):
+  output = run_script(
+    'two_towers.py',
+    f'--data_dir={data_dir}',
+    f'--train_dir={tmp_path}',
+    '--batch_size=20',
+    prelude=PRELUDES[behaviour],
+  )
+  assert 'step 2, loss = ' in output
+  # The activations of the tower are among its summaries, without its name.
+  assert ' conv1/activations_1 ' in output
+  names = {name for name, _ in tf.train.list_variables(str(tmp_path))}
+  assert len(names) == 21

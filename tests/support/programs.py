@@ -1,0 +1,136 @@
+"""Runs the programs as processes, and reads and writes what they do."""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import runpy
+import sys
+import tempfile
+import threading
+import time
+
+import tensorflow.compat.v1 as tf
+
+import download
+
+ROOT = os.path.dirname(os.path.abspath(download.__file__))
+TIMEOUT = 120  # seconds after which a process counts as hung
+
+# Most of a program's time to start is spent on importing TensorFlow. Those of
+# the tests fork off a process that has done only that.
+_processes = multiprocessing.get_context('forkserver')
+_processes.set_forkserver_preload(['tensorflow.compat.v1', 'tqdm'])
+
+
+def _run_as_main(path, arguments, cwd, environment, stdout, stderr_name):
+  """Becomes a program, as `python path argument ...` in `cwd` would."""
+  os.dup2(stdout.fileno(), 1)
+  stdout.close()
+  with open(stderr_name, 'w') as stderr:
+    os.dup2(stderr.fileno(), 2)
+  os.chdir(cwd)
+  os.environ.clear()
+  os.environ.update(environment)
+  sys.argv = [path, *arguments]
+  sys.path[0] = os.path.dirname(path)
+  runpy.run_path(path, run_name='__main__')
+
+
+class Program:
+  """A program that runs beside the test, its lines read as they come."""
+
+  def __init__(self, program, *arguments, environment=None, cwd='.'):
+    self._errors = tempfile.NamedTemporaryFile('r')  # noqa: SIM115
+    self._stdout, stdout = _processes.Pipe(duplex=False)
+    self._process = _processes.Process(
+      target=_run_as_main,
+      args=(
+        os.path.join(ROOT, program),
+        arguments,
+        os.path.abspath(cwd),
+        {**os.environ, **(environment or {})},
+        stdout,
+        self._errors.name,
+      ),
+      daemon=True,
+    )
+    self._process.start()
+    self.pid = self._process.pid
+    stdout.close()
+    self._lines = queue.SimpleQueue()
+    threading.Thread(target=self._read, daemon=True).start()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._process.kill()
+    self._process.join()
+    self._errors.close()
+
+  def _read(self):
+    with open(self._stdout.fileno(), closefd=False) as stdout:
+      for line in stdout:
+        self._lines.put(line.rstrip('\n'))
+    self._lines.put(None)
+
+  def _next_line(self, deadline):
+    return self._lines.get(timeout=max(deadline - time.monotonic(), 0))
+
+  def wait_for(self, part, timeout=TIMEOUT):
+    """Waits for the next line that contains `part`, and returns it."""
+    deadline = time.monotonic() + timeout
+    while True:
+      line = self._next_line(deadline)
+      assert line is not None, f'ended without {part!r}: {self.errors()}'
+      if part in line:
+        return line
+
+  def errors(self):
+    self._errors.seek(0)
+    return self._errors.read()
+
+  def send_signal(self, number):
+    os.kill(self.pid, number)
+
+  def finish(self, timeout=TIMEOUT):
+    """Waits for the end; returns the exit status and the lines left."""
+    deadline = time.monotonic() + timeout
+    lines = []
+    while (line := self._next_line(deadline)) is not None:
+      lines.append(line)
+    self._process.join(TIMEOUT)
+    return self._process.exitcode, lines
+
+
+def run(program, *arguments, status=0, timeout=TIMEOUT, **kwargs):
+  """Runs a program to its end and returns its lines and its error output."""
+  with Program(program, *arguments, **kwargs) as process:
+    got, lines = process.finish(timeout)
+    errors = process.errors()
+  assert got == status, '\n'.join([*lines, errors])
+  return lines, errors
+
+
+def summaries(directory):
+  """Returns (step, tag, value) of each event in a directory, in order."""
+  found = []
+  for name in sorted(os.listdir(directory)):
+    if 'tfevents' in name:
+      # The last event of a file may be half written yet.
+      with contextlib.suppress(tf.errors.DataLossError):
+        for event in tf.train.summary_iterator(os.path.join(directory, name)):
+          for value in event.summary.value:
+            found.append((event.step, value.tag, value))
+  return found
+
+
+def rewrite_checkpoint(path, new_path, change):
+  """Writes a checkpoint whose values are `change(name, value)`."""
+  reader = tf.train.load_checkpoint(path)
+  with tf.Graph().as_default(), tf.Session() as session:
+    for name in reader.get_variable_to_shape_map():
+      tf.Variable(change(name, reader.get_tensor(name)), name=name)
+    session.run(tf.global_variables_initializer())
+    tf.train.Saver().save(session, new_path)

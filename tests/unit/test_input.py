@@ -1,0 +1,398 @@
+"""Tests the input module against NumPy, and its random numbers with scipy."""
+
+import os
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow.compat.v1 as tf
+from support.data import write_records
+
+import cifar10_input
+import download
+from cifar10_suite import dataset, views, whitening
+
+# The seeds are fixed: a distribution test fails always or never.
+P_VALUE = 1e-3
+
+
+def random_images(count, seed=0):
+  rng = np.random.RandomState(seed)
+  return rng.randint(0, 256, [count, 32, 32, 3]).astype(np.uint8)
+
+
+def standardize(images):
+  images = images.astype(np.float64)
+  mean = images.mean(axis=(1, 2, 3), keepdims=True)
+  stddev = images.std(axis=(1, 2, 3), keepdims=True)
+  return (images - mean) / np.maximum(stddev, 1 / np.sqrt(images[0].size))
+
+
+@pytest.fixture
+def two_files(tmp_path):
+  """Paths, labels and images of two files with 3 and 2 records."""
+  labels = [np.array([0, 9, 4]), np.array([1, 2])]
+  images = [random_images(3, seed=1), random_images(2, seed=2)]
+  paths = [str(tmp_path / 'a.bin'), str(tmp_path / 'b.bin')]
+  for path, its_labels, its_images in zip(paths, labels, images, strict=True):
+    write_records(path, its_labels, its_images)
+  return paths, np.concatenate(labels), np.concatenate(images)
+
+
+class TestReadCifar10:
+  def test_decodes_every_record_in_order_and_ends(self, graph, two_files):
+    paths, labels, images = two_files
+    queue = tf.FIFOQueue(10, tf.string, shapes=[[]])
+    record = cifar10_input.read_cifar10(queue)
+    assert (record.height, record.width, record.depth) == (32, 32, 3)
+    assert record.key.shape.as_list() == []
+    assert record.label.shape.as_list() == [1]
+    assert record.label.dtype == tf.int32
+    assert record.uint8image.shape.as_list() == [32, 32, 3]
+    assert record.uint8image.dtype == tf.uint8
+    keys = [f'{paths[0]}:{i}' for i in range(3)]
+    keys += [f'{paths[1]}:{i}' for i in range(2)]
+    with tf.Session() as session:
+      session.run(queue.enqueue_many([paths]))
+      session.run(queue.close())
+      for key, label, image in zip(keys, labels, images, strict=True):
+        got = session.run([record.key, record.label, record.uint8image])
+        assert got[0].decode() == key
+        np.testing.assert_array_equal(got[1], [label])
+        np.testing.assert_array_equal(got[2], image)
+      with pytest.raises(tf.errors.OutOfRangeError):
+        session.run(record.label)
+
+  def test_refuses_a_label_above_9_and_names_the_record(self, graph, tmp_path):
+    path = str(tmp_path / 'bad.bin')
+    write_records(path, [3, 200], random_images(2))
+    queue = tf.FIFOQueue(1, tf.string, shapes=[[]])
+    record = cifar10_input.read_cifar10(queue)
+    with tf.Session() as session:
+      session.run(queue.enqueue(path))
+      session.run(record.label)
+      with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        session.run(record.label)
+    assert f'[{path}:1] [200]' in caught.value.message
+
+
+class TestRandomCropAndFlip:
+  @pytest.fixture
+  def windows(self, graph):
+    """(row, column, is mirrored) of each of many crops of one image."""
+    image = random_images(1)[0]
+    known = {}
+    for row in range(9):
+      for column in range(9):
+        window = image[row : row + 24, column : column + 24].astype(np.float32)
+        known[window.tobytes()] = (row, column, False)
+        known[window[:, ::-1].tobytes()] = (row, column, True)
+    copies = tf.tile(image[np.newaxis], [8100, 1, 1, 1])
+    crops = cifar10_input.random_crop_and_flip(copies)
+    assert crops.dtype == tf.float32
+    with tf.Session() as session:
+      got = session.run(crops)
+    # That each is found here proves the pixels to be exact.
+    return np.array([known[crop.tobytes()] for crop in got])
+
+  def test_reaches_all_corners_equally_often(self, windows):
+    corners = windows[:, 0] * 9 + windows[:, 1]
+    counts = np.bincount(corners, minlength=81)
+    assert counts.min() > 0
+    assert scipy.stats.chisquare(counts).pvalue > P_VALUE
+
+  def test_stays_within_a_quarter_of_the_margin(self, graph):
+    image = random_images(1)[0]
+    copies = tf.tile(image[np.newaxis], [500, 1, 1, 1])
+    with tf.Session() as session:
+      crops = session.run(cifar10_input.random_crop_and_flip(copies, 0.25))
+    possible = {
+      window[:, ::direction].tobytes()
+      for row in range(3, 6)
+      for column in range(3, 6)
+      for direction in (1, -1)
+      for window in [image[row : row + 24, column : column + 24].astype('f4')]
+    }
+    assert {crop.tobytes() for crop in crops} == possible
+
+  def test_mirrors_half_of_them(self, windows):
+    mirrored = int(windows[:, 2].sum())
+    assert scipy.stats.binomtest(mirrored, len(windows)).pvalue > P_VALUE
+
+  def test_row_column_and_mirroring_are_independent(self, windows):
+    for a, b in [(0, 1), (0, 2), (1, 2)]:
+      table = np.zeros([9, 9])
+      np.add.at(table, (windows[:, a], windows[:, b]), 1)
+      table = table[:, table.sum(axis=0) > 0]
+      assert scipy.stats.chi2_contingency(table).pvalue > P_VALUE
+
+  def test_neighbours_in_a_batch_are_independent(self, windows):
+    for column in range(3):
+      table = np.zeros([9, 9])
+      np.add.at(table, (windows[:-1, column], windows[1:, column]), 1)
+      table = table[table.sum(axis=1) > 0][:, table.sum(axis=0) > 0]
+      assert scipy.stats.chi2_contingency(table).pvalue > P_VALUE
+
+
+class TestRandomBrightness:
+  def test_adds_one_uniform_number_to_each_image(self, graph):
+    images = random_images(5000).astype(np.float32)[:, :2, :2]
+    brightened = cifar10_input.random_brightness(tf.constant(images), 63)
+    with tf.Session() as session:
+      added = (session.run(brightened) - images).reshape(5000, -1)
+    np.testing.assert_allclose(added, added[:, :1].repeat(12, 1), atol=1e-4)
+    deltas = added[:, 0]
+    assert deltas.min() >= -63 and deltas.max() < 63
+    uniform = scipy.stats.uniform(-63, 126)
+    assert scipy.stats.kstest(deltas, uniform.cdf).pvalue > P_VALUE
+    neighbours = scipy.stats.pearsonr(deltas[:-1], deltas[1:])
+    assert neighbours.pvalue > P_VALUE
+
+
+class TestRandomContrast:
+  def test_scales_about_each_channels_mean(self, graph):
+    images = random_images(5000).astype(np.float32)[:, :4, :4]
+    contrasted = cifar10_input.random_contrast(tf.constant(images), 0.2, 1.8)
+    with tf.Session() as session:
+      got = session.run(contrasted)
+    means = images.mean(axis=(1, 2), keepdims=True)
+    deviations = images - means
+    factors = (got - means).std(axis=(1, 2, 3)) / deviations.std(axis=(1, 2, 3))
+    np.testing.assert_allclose(
+      got, deviations * factors[:, None, None, None] + means, atol=1e-2
+    )
+    assert factors.min() >= 0.2 - 1e-5 and factors.max() < 1.8 + 1e-5
+    uniform = scipy.stats.uniform(0.2, 1.6)
+    assert scipy.stats.kstest(factors, uniform.cdf).pvalue > P_VALUE
+    neighbours = scipy.stats.pearsonr(factors[:-1], factors[1:])
+    assert neighbours.pvalue > P_VALUE
+
+
+class TestDistort:
+  def test_standardizes_each_image(self, graph):
+    distorted = cifar10_input.distort(tf.constant(random_images(50)))
+    with tf.Session() as session:
+      got = session.run(distorted)
+    assert got.shape == (50, 24, 24, 3)
+    np.testing.assert_allclose(got.mean(axis=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(got.std(axis=(1, 2, 3)), 1, atol=1e-4)
+
+  def test_steps_and_their_ranges(self, graph, monkeypatch):
+    """Standardization hides what came before it, so the calls are watched."""
+    calls = []
+
+    def watch(name):
+      original = getattr(cifar10_input, name)
+
+      def watched(images, *args, **kwargs):
+        calls.append((name, args, kwargs))
+        return original(images, *args, **kwargs)
+
+      monkeypatch.setattr(cifar10_input, name, watched)
+
+    for name in (
+      'random_crop_and_flip',
+      'random_brightness',
+      'random_contrast',
+    ):
+      watch(name)
+    images = tf.constant(random_images(2))
+    cifar10_input.distort(images)
+    assert calls == [
+      ('random_crop_and_flip', (1,), {}),
+      ('random_brightness', (), {'max_delta': 63}),
+      ('random_contrast', (), {'lower': 0.2, 'upper': 1.8}),
+    ]
+    cifar10_input.distort(images, contrast=(0.8, 1.2), crop_margin=0.5)
+    assert calls[3] == ('random_crop_and_flip', (0.5,), {})
+    assert calls[5][2] == {'lower': 0.8, 'upper': 1.2}
+
+  def test_a_plain_image_becomes_zero(self, graph):
+    plain = np.full([2, 32, 32, 3], 200, np.uint8)
+    distorted = cifar10_input.distort(tf.constant(plain))
+    with tf.Session() as session:
+      np.testing.assert_allclose(session.run(distorted), 0, atol=0.02)
+
+  def test_distorts_equal_images_differently(self, graph):
+    image = random_images(1)[0]
+    distorted = cifar10_input.distort(tf.tile(image[np.newaxis], [20, 1, 1, 1]))
+    with tf.Session() as session:
+      got = session.run(distorted).reshape(20, -1)
+    assert len(np.unique(got, axis=0)) == 20
+
+
+class TestImageSize:
+  """`IMAGE_SIZE` is the constant that the tutorial's readers edit most."""
+
+  @pytest.fixture(params=[8, 23, 24, 25, 31, 32])
+  def size(self, request, monkeypatch):
+    monkeypatch.setattr(cifar10_input, 'IMAGE_SIZE', request.param)
+    return request.param
+
+  @pytest.mark.parametrize('margin', [0, 0.5, 1])
+  def test_no_crop_leaves_the_image(self, graph, size, margin):
+    # Each pixel tells its row and its column.
+    rows, columns = np.mgrid[1:33, 1:33]
+    image = np.stack([rows, columns, rows], axis=2).astype(np.uint8)
+    copies = tf.tile(image[np.newaxis], [3000, 1, 1, 1])
+    with tf.Session() as session:
+      crops = session.run(cifar10_input.random_crop_and_flip(copies, margin))
+    assert crops.shape == (3000, size, size, 3) and crops.min() >= 1
+    free = 32 - size
+    centre = free // 2
+    reach = [int(margin * most + 0.5) for most in (centre, free - centre)]
+    possible = range(centre - reach[0], centre + reach[1] + 1)
+    for corner in (crops[..., 0].min(axis=(1, 2)), crops[..., 1].min((1, 2))):
+      starts, counts = np.unique(corner - 1, return_counts=True)
+      assert list(starts) == list(possible)
+      if margin == 1 and len(counts) > 1:
+        assert scipy.stats.chisquare(counts).pvalue > P_VALUE
+
+  @pytest.mark.parametrize('num_views', [1, 2, 10])
+  def test_no_view_leaves_the_image(self, graph, size, num_views):
+    windows = views.cut(tf.constant(random_images(2)), size, num_views)
+    assert windows.shape.as_list() == [2 * num_views, size, size, 3]
+
+  @pytest.mark.slow
+  def test_makes_batches_and_filters(self, graph, size, batches_dir):
+    images, _ = cifar10_input.distorted_inputs(batches_dir, 8)
+    filters = whitening.whitening_filters(batches_dir, size, size=5, count=4)
+    assert images.shape.as_list() == [8, size, size, 3]
+    assert np.isfinite(filters).all()
+
+  @pytest.mark.parametrize('wrong', [7, 33])
+  def test_an_impossible_one_is_named(
+    self, graph, monkeypatch, batches_dir, wrong
+  ):
+    monkeypatch.setattr(cifar10_input, 'IMAGE_SIZE', wrong)
+    with pytest.raises(dataset.DataError, match=f'IMAGE_SIZE is {wrong}'):
+      cifar10_input.distorted_inputs(batches_dir, 8)
+    with pytest.raises(dataset.DataError, match=f'IMAGE_SIZE is {wrong}'):
+      cifar10_input.inputs(True, batches_dir, 8)
+
+
+class TestDistortedInputs:
+  def test_makes_full_batches(self, graph, batches_dir, capsys):
+    images, labels = cifar10_input.distorted_inputs(batches_dir, 8)
+    assert images.shape.as_list() == [8, 24, 24, 3]
+    assert images.dtype == tf.float32
+    assert labels.shape.as_list() == [8]
+    assert labels.dtype == tf.int32
+    assert (
+      'Filling queue with 20000 CIFAR images before starting to train.'
+      in capsys.readouterr().out
+    )
+    assert not tf.local_variables()
+    with tf.train.MonitoredSession() as session:
+      got_images, got_labels = session.run([images, labels])
+    np.testing.assert_allclose(got_images.std(axis=(1, 2, 3)), 1, atol=1e-3)
+    assert set(got_labels) <= set(range(10))
+
+  def test_shuffling_mixes_the_five_files(self, graph, tmp_path):
+    for label in range(5):  # files of real size, one class in each
+      records = np.zeros([10000, 3073], np.uint8)
+      records[:, 0] = label
+      records.tofile(tmp_path / f'data_batch_{label + 1}.bin')
+    _, labels = cifar10_input.distorted_inputs(str(tmp_path), 200)
+    with tf.train.MonitoredSession() as session:
+      counts = np.bincount(session.run(labels), minlength=5)
+    assert scipy.stats.chisquare(counts).pvalue > P_VALUE
+
+  def test_a_bad_label_stops_the_session(self, graph, tmp_path):
+    for i in range(1, 6):
+      write_records(
+        tmp_path / f'data_batch_{i}.bin',
+        [200 if i == 3 else 1] * 2,
+        random_images(2),
+      )
+    _, labels = cifar10_input.distorted_inputs(str(tmp_path), 2)
+    with (
+      pytest.raises(tf.errors.InvalidArgumentError, match='data_batch_3.bin:'),
+      tf.train.MonitoredSession() as session,
+    ):
+      session.run(labels)
+
+
+class TestInputs:
+  def test_one_exact_pass_in_order(self, graph, batches_dir):
+    images, labels = cifar10_input.inputs(True, batches_dir, 7, num_epochs=1)
+    got_images, got_labels = [], []
+    with tf.train.MonitoredSession() as session:
+      while not session.should_stop():
+        batch_images, batch_labels = session.run([images, labels])
+        got_images.append(batch_images)
+        got_labels.append(batch_labels)
+    assert [len(batch) for batch in got_labels] == [7] * 14 + [2]
+    records = np.fromfile(os.path.join(batches_dir, 'test_batch.bin'), np.uint8)
+    records = records.reshape(100, 3073)
+    np.testing.assert_array_equal(np.concatenate(got_labels), records[:, 0])
+    whole = records[:, 1:].reshape(100, 3, 32, 32).transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(
+      np.concatenate(got_images),
+      standardize(whole[:, 4:28, 4:28]),
+      atol=1e-4,
+    )
+
+  def test_training_files_come_in_order(self, graph, batches_dir):
+    _, labels = cifar10_input.inputs(False, batches_dir, 64, num_epochs=1)
+    got = []
+    with tf.train.MonitoredSession() as session:
+      while not session.should_stop():
+        got.append(session.run(labels))
+    expected = [
+      np.fromfile(os.path.join(batches_dir, name), np.uint8)[::3073]
+      for name in list(download.FILE_SHA256)[:5]
+    ]
+    np.testing.assert_array_equal(np.concatenate(got), np.concatenate(expected))
+
+  def test_repeats_without_end_and_without_local_variables(
+    self, graph, batches_dir
+  ):
+    images, labels = cifar10_input.inputs(True, batches_dir, 30)
+    assert images.shape.as_list() == [30, 24, 24, 3]
+    assert not tf.local_variables()
+    coordinator = tf.train.Coordinator()
+    with tf.Session() as session:
+      threads = tf.train.start_queue_runners(session, coordinator)
+      got = np.concatenate([session.run(labels) for _ in range(20)])
+      coordinator.request_stop()
+      coordinator.join(threads)
+    np.testing.assert_array_equal(got[:100], got[500:600])
+
+  @pytest.mark.parametrize('size', [0, 1, 3072, 3074, 30000])
+  def test_refuses_a_file_of_a_wrong_size(self, graph, tmp_path, size):
+    path = tmp_path / 'test_batch.bin'
+    path.write_bytes(bytes(size))
+    with pytest.raises(ValueError, match=str(path)):
+      cifar10_input.inputs(True, str(tmp_path), 2)
+
+  def test_names_a_missing_file_and_the_remedy(self, graph, tmp_path):
+    directory = tmp_path / 'cifar-10-batches-bin'
+    with pytest.raises(ValueError) as caught:
+      cifar10_input.inputs(True, str(directory), 2)
+    assert str(caught.value).startswith(
+      f'Failed to find file: {directory}/test_batch.bin'
+    )
+    assert f'python download.py --data_dir {tmp_path}' in str(caught.value)
+
+
+def build_both_inputs(batches_dir):
+  cifar10_input.distorted_inputs(batches_dir, 4)
+  cifar10_input.inputs(True, batches_dir, 4, num_epochs=1)
+
+
+def test_everything_is_on_the_cpu(graph, batches_dir):
+  with tf.device('/gpu:1'), tf.name_scope('tower_1'):
+    build_both_inputs(batches_dir)
+  assert {op.device for op in graph.get_operations()} == {'/device:CPU:0'}
+
+
+def test_summary_tags_carry_no_tower(graph, batches_dir):
+  with tf.name_scope('tower_1'):
+    build_both_inputs(batches_dir)
+  merged = tf.summary.merge_all()
+  with tf.train.MonitoredSession() as session:
+    summary = tf.Summary.FromString(session.run(merged))
+  tags = {value.tag for value in summary.value}
+  assert 'images/image/0' in tags
+  assert not any('tower' in tag for tag in tags)

@@ -1,0 +1,478 @@
+"""Tests the model against NumPy and against TensorFlow's own operations."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import cifar10
+import cifar10_input
+from cifar10_suite import convolution, lrn, precision, training, updates
+from cifar10_suite.recipes import TUTORIAL
+
+FLAGS = tf.app.flags.FLAGS
+
+SHAPES = {
+  'conv1/weights': [5, 5, 3, 64],
+  'conv1/biases': [64],
+  'conv2/weights': [5, 5, 64, 64],
+  'conv2/biases': [64],
+  'local3/weights': [2304, 384],
+  'local3/biases': [384],
+  'local4/weights': [384, 192],
+  'local4/biases': [192],
+  'softmax_linear/weights': [192, 10],
+  'softmax_linear/biases': [10],
+}
+
+
+def random_batch(count, seed=0):
+  rng = np.random.RandomState(seed)
+  images = rng.randn(count, 24, 24, 3).astype(np.float32)
+  return images, rng.randint(0, 10, [count]).astype(np.int32)
+
+
+def build_training(count, dtype=tf.float32):
+  """Returns loss, train_op and the labels' cross entropy for one batch."""
+  images, labels = random_batch(count)
+  logits = cifar10.inference(tf.cast(images, dtype))
+  loss = cifar10.loss(logits, tf.constant(labels))
+  train_op = cifar10.train(loss, tf.train.get_or_create_global_step())
+  return loss, train_op
+
+
+class TestLocalResponseNormalization:
+  @pytest.mark.parametrize('shape', [[2, 3, 4, 64], [1, 1, 5, 7], [2, 2, 2, 1]])
+  def test_equals_numpy(self, graph, shape):
+    x = 30 * np.random.RandomState(0).randn(*shape)
+    expected = np.empty(shape)
+    for channel in range(shape[-1]):
+      window = x[..., max(0, channel - 4) : channel + 5]
+      sums = 1.0 + 0.001 / 9.0 * np.square(window).sum(axis=-1)
+      expected[..., channel] = x[..., channel] / sums**0.75
+    y = lrn.local_response_normalization(
+      tf.constant(x, tf.float32), name='norm'
+    )
+    with tf.Session() as session:
+      np.testing.assert_allclose(session.run(y), expected, rtol=1e-5)
+
+  def test_equals_tensorflows_and_its_gradient(self, graph):
+    rng = np.random.RandomState(0)
+    x = tf.constant(20 * rng.randn(3, 5, 6, 64), tf.float32)
+    dy = tf.constant(rng.randn(3, 5, 6, 64), tf.float32)
+    ours = lrn.local_response_normalization(x, name='norm')
+    theirs = tf.nn.lrn(x, 4, bias=1.0, alpha=0.001 / 9.0, beta=0.75)
+    with tf.Session() as session:
+      got, expected = session.run(
+        [[y, tf.gradients(y, x, dy)[0]] for y in (ours, theirs)]
+      )
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-6)
+
+  @pytest.mark.parametrize('dtype', [tf.float16, tf.bfloat16])
+  def test_short_floats_keep_their_precision(self, graph, dtype):
+    x = tf.cast(300 * np.random.RandomState(0).randn(2, 3, 4, 64), dtype)
+    x32 = tf.cast(x, tf.float32)
+    y = lrn.local_response_normalization(x, name='norm')
+    y32 = lrn.local_response_normalization(x32, name='norm32')
+    assert y.dtype == dtype
+    dx, dx32 = tf.gradients(y, x)[0], tf.gradients(y32, x32)[0]
+    assert dx.dtype == dtype
+    with tf.Session() as session:
+      for short, exact in [(y, y32), (dx, dx32)]:
+        got, expected = session.run([tf.cast(short, tf.float32), exact])
+        np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-3)
+
+
+def build_program(batches_dir):
+  """Returns loss and train_op of the training program's graph."""
+  images, labels = cifar10_input.distorted_inputs(batches_dir, 4)
+  loss = cifar10.loss(cifar10.inference(images), labels)
+  return loss, cifar10.train(loss, tf.train.get_or_create_global_step())
+
+
+class TestInference:
+  def test_is_the_tutorials_network(self, graph):
+    images, _ = random_batch(4)
+    logits = cifar10.inference(tf.constant(images))
+    v = {variable.op.name: variable for variable in tf.trainable_variables()}
+    assert {name: var.shape.as_list() for name, var in v.items()} == SHAPES
+
+    def lrn(x):
+      return tf.nn.lrn(x, 4, bias=1.0, alpha=0.001 / 9.0, beta=0.75)
+
+    def conv(x, layer):
+      x = tf.nn.conv2d(x, v[f'{layer}/weights'], [1, 1, 1, 1], 'SAME')
+      return tf.nn.relu(x + v[f'{layer}/biases'])
+
+    def dense(x, layer):
+      return tf.matmul(x, v[f'{layer}/weights']) + v[f'{layer}/biases']
+
+    def pool(x):
+      return tf.nn.max_pool(x, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
+
+    x = lrn(pool(conv(images, 'conv1')))
+    x = pool(lrn(conv(x, 'conv2')))
+    x = tf.nn.relu(dense(tf.reshape(x, [4, 2304]), 'local3'))
+    x = tf.nn.relu(dense(x, 'local4'))
+    expected = dense(x, 'softmax_linear')
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      got, wanted = session.run([logits, expected])
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+
+  def test_takes_any_batch_size(self, graph):
+    images = tf.placeholder(tf.float32, [None, 24, 24, 3])
+    logits = cifar10.inference(images)
+    assert logits.shape.as_list() == [None, 10]
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      for count in (1, 5):
+        got = session.run(logits, {images: random_batch(count)[0]})
+        assert got.shape == (count, 10)
+
+  def test_variables_start_as_specified(self, graph):
+    cifar10.inference(tf.constant(random_batch(1)[0]))
+    stddevs = {
+      'conv1': 0.05,
+      'conv2': 0.05,
+      'local3': 0.04,
+      'local4': 0.04,
+      'softmax_linear': 1 / 192,
+    }
+    biases = dict.fromkeys(stddevs, 0.1) | {'conv1': 0, 'softmax_linear': 0}
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      for variable in tf.trainable_variables():
+        layer, kind = variable.op.name.split('/')
+        value = session.run(variable)
+        assert value.dtype == np.float32
+        if kind == 'biases':
+          np.testing.assert_array_equal(value, np.float32(biases[layer]))
+        else:
+          # Truncation at two standard deviations leaves 0.8796 of one.
+          assert np.abs(value).max() <= 2 * stddevs[layer]
+          assert value.std() == pytest.approx(0.88 * stddevs[layer], rel=0.05)
+
+  @pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [(tf.float16, 0.1), (tf.bfloat16, 0.3)]
+  )
+  def test_short_floats_keep_float32_variables(self, graph, dtype, tolerance):
+    images, labels = random_batch(16)
+    with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
+      short = cifar10.inference(tf.cast(images, dtype))
+      exact = cifar10.inference(tf.constant(images))
+    assert short.dtype == tf.float32
+    variables = tf.trainable_variables()
+    assert {variable.dtype.base_dtype for variable in variables} == {tf.float32}
+
+    def gradients(logits):
+      return tf.gradients(
+        tf.reduce_mean(
+          tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels=labels, logits=logits
+          )
+        ),
+        variables,
+      )
+
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      got, expected = session.run([gradients(short), gradients(exact)])
+    for a, b in zip(got, expected, strict=True):
+      assert a.dtype == np.float32
+      assert np.linalg.norm(a - b) < tolerance * np.linalg.norm(b)
+
+
+class TestLoss:
+  def test_is_cross_entropy_and_weight_decay(self, graph):
+    images, labels = random_batch(32)
+    logits = cifar10.inference(tf.constant(images))
+    total = cifar10.loss(logits, tf.constant(labels))
+    losses = tf.get_collection('losses')
+    names = [loss.op.name for loss in losses]
+    assert names == [
+      'local3/weight_loss',
+      'local4/weight_loss',
+      'cross_entropy',
+    ]
+    with tf.variable_scope(tf.get_variable_scope(), reuse=True):
+      weights = [tf.get_variable(f'local{i}/weights') for i in (3, 4)]
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      got, parts, z, w = session.run([total, losses, logits, weights])
+    z = z.astype(np.float64)
+    log_sum = np.log(np.exp(z).sum(axis=1))
+    cross_entropy = (log_sum - z[np.arange(32), labels]).mean()
+    decays = [0.004 * np.square(x.astype(np.float64)).sum() / 2 for x in w]
+    np.testing.assert_allclose(parts, [*decays, cross_entropy], rtol=1e-5)
+    np.testing.assert_allclose(got, sum(decays) + cross_entropy, rtol=1e-5)
+    assert cross_entropy == pytest.approx(np.log(10), abs=0.1)
+
+
+class TestLearningRate:
+  @pytest.mark.parametrize(
+    ('batch_size', 'step', 'expected'),
+    [
+      (128, 0, 0.1),
+      (128, 136717, 0.1),
+      (128, 136718, 0.01),
+      (128, 273435, 0.01),
+      (128, 273436, 0.001),
+      (1000, 17499, 0.1),
+      (1000, 17500, 0.01),
+    ],
+  )
+  def test_drops_after_350_epochs(self, graph, batch_size, step, expected):
+    global_step = tf.train.get_or_create_global_step()
+    rate = cifar10.learning_rate(global_step, batch_size)
+    with tf.Session() as session:
+      session.run(global_step.assign(step))
+      assert session.run(rate) == pytest.approx(expected, rel=1e-6)
+
+
+class TestTrain:
+  def test_descends_then_averages(self, graph):
+    loss, train_op = build_training(8)
+    variables = tf.trainable_variables()
+    averages = [
+      tf.global_variables(f'{variable.op.name}/ExponentialMovingAverage')[0]
+      for variable in variables
+    ]
+    gradients = tf.gradients(loss, variables)
+    global_step = tf.train.get_global_step()
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      session.run(global_step.assign(20))
+      for step in (20, 21, 22):
+        before, slope, old = session.run([variables, gradients, averages])
+        session.run(train_op)
+        after, new = session.run([variables, averages])
+        # The tutorial's decay, with the step that the update has made.
+        decay = min(0.9999, (1 + step + 1) / (10 + step + 1))
+        for i in range(len(variables)):
+          descent = 0.1 * slope[i]
+          error = np.linalg.norm(before[i] - descent - after[i])
+          assert error < 1e-3 * np.linalg.norm(descent)
+          np.testing.assert_allclose(
+            new[i],
+            decay * old[i] + (1 - decay) * after[i],
+            rtol=1e-5,
+            atol=1e-6,
+          )
+      assert session.run(global_step) == 23
+
+  def test_loss_averages_start_at_the_first_loss(self, graph):
+    loss, train_op = build_training(8)
+    merged = tf.summary.merge_all()
+    raw, averaged = [], []
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      for _ in range(3):
+        serialized, _ = session.run([merged, train_op])
+        summary = tf.Summary.FromString(serialized)
+        values = {value.tag: value.simple_value for value in summary.value}
+        raw.append(values['total_loss (raw)'])
+        averaged.append(values['total_loss'])
+    expected = raw[0]
+    for i in range(3):
+      expected = 0.9 * expected + 0.1 * raw[i]
+      assert averaged[i] == pytest.approx(expected, rel=1e-5)
+
+  @pytest.mark.parametrize('dtype', [tf.float32, tf.float16, tf.bfloat16])
+  @pytest.mark.slow
+  def test_checkpoint_has_exactly_the_tutorials_names(
+    self, graph, dtype, tmp_path
+  ):
+    _, train_op = build_training(2, dtype)
+    with tf.train.MonitoredTrainingSession(
+      checkpoint_dir=str(tmp_path), hooks=[tf.train.StopAtStepHook(2)]
+    ) as session:
+      while not session.should_stop():
+        session.run(train_op)
+    path = tf.train.latest_checkpoint(str(tmp_path))
+    assert path == str(tmp_path / 'model.ckpt-2')
+    reader = tf.train.load_checkpoint(path)
+    expected = {'global_step': []}
+    for name, shape in SHAPES.items():
+      expected[name] = expected[f'{name}/ExponentialMovingAverage'] = shape
+    assert reader.get_variable_to_shape_map() == expected
+    dtypes = reader.get_variable_to_dtype_map()
+    assert dtypes.pop('global_step') == tf.int64
+    assert set(dtypes.values()) == {tf.float32}
+
+  def test_summaries_have_the_specified_tags(self, graph):
+    build_training(2)
+    layers = ['conv1', 'conv2', 'local3', 'local4', 'softmax_linear']
+    losses = ['cross_entropy', 'local3/weight_loss', 'local4/weight_loss']
+    expected = {'learning_rate'}
+    for layer in layers:
+      expected |= {f'{layer}/activations', f'{layer}/sparsity'}
+    for loss in [*losses, 'total_loss']:
+      expected |= {loss, f'{loss} (raw)'}
+    for name in SHAPES:
+      expected |= {name, f'{name}/gradients'}
+    merged = tf.summary.merge_all()
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      summary = tf.Summary.FromString(session.run(merged))
+    tags = [value.tag for value in summary.value]
+    assert sorted(tags) == sorted(expected)
+
+
+class TestTowers:
+  def test_share_variables_on_the_cpu(self, graph):
+    images, _ = random_batch(2)
+    for i in range(2):
+      with (
+        tf.variable_scope(tf.get_variable_scope(), reuse=i > 0),
+        tf.device(f'/gpu:{i}'),
+        tf.name_scope(f'{cifar10.TOWER_NAME}_{i}'),
+      ):
+        logits = cifar10.inference(tf.constant(images))
+        assert logits.device == f'/device:GPU:{i}'
+    assert len(tf.trainable_variables()) == len(SHAPES)
+    for variable in tf.trainable_variables():
+      assert variable.op.name in SHAPES
+      assert variable.device == '/device:CPU:0'
+
+  def test_alone_leaves_the_device_to_the_caller(self, graph):
+    cifar10.inference(tf.constant(random_batch(2)[0]))
+    with tf.device('/gpu:1'), tf.variable_scope('placed'):
+      cifar10.inference(tf.constant(random_batch(2)[0]))
+    devices = [variable.device for variable in tf.trainable_variables()]
+    assert devices == [''] * 10 + ['/device:GPU:1'] * 10
+
+
+class TestLossScaling:
+  def test_an_overflow_changes_nothing_but_the_scale(self, graph):
+    factor = tf.placeholder(tf.float32, [])
+    w = tf.get_variable('w', [], initializer=tf.ones_initializer())
+    y = precision.leave_compute_type(
+      precision.enter_compute_type(w, tf.float16)
+    )
+    optimizer = tf.train.GradientDescentOptimizer(1.0)
+    gradients = optimizer.compute_gradients(factor * y)
+    step = updates.apply_gradients(
+      optimizer,
+      gradients,
+      tf.train.get_or_create_global_step(),
+      after=tf.no_op(),
+    )
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      # 3 x 2^15 is too much for float16, 3 x 2^14 is not.
+      values = []
+      for _ in range(3):
+        session.run(step, {factor: 3.0})
+        values.append(session.run(w))
+      assert values == [1.0, -2.0, -5.0]
+      # Nothing is lost of a gradient that float16 itself would lose.
+      session.run(step, {factor: 1e-8})
+      assert session.run(gradients[0][0], {factor: 1e-8}) == pytest.approx(
+        1e-8, rel=1e-2
+      )
+
+  @pytest.mark.parametrize('dtype', [tf.float16, tf.bfloat16])
+  @pytest.mark.slow
+  def test_learns_as_in_float32(self, dtype):
+    # At the tutorial's rate, so few images diverge in any type.
+    recipe = dataclasses.replace(TUTORIAL, learning_rate=0.05)
+    images, labels = random_batch(16)
+    losses, start = [], None
+    for compute_type in (tf.float32, dtype):
+      with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(1)
+        logits = cifar10.inference(tf.cast(images, compute_type))
+        loss = cifar10.loss(logits, tf.constant(labels))
+        train_op = cifar10.train(
+          loss, tf.train.get_or_create_global_step(), recipe=recipe
+        )
+        session.run(tf.global_variables_initializer())
+        variables = {v.op.name: v for v in tf.global_variables()}
+        start = start or session.run(variables)
+        for name, value in start.items():
+          variables[name].load(value, session)
+        losses.append([session.run([loss, train_op])[0] for _ in range(12)])
+        end = session.run(variables)
+    np.testing.assert_allclose(losses[1], losses[0], atol=0.005)
+    assert losses[0][-1] < losses[0][0] - 0.3
+    for name, value in end.items():
+      assert np.isfinite(value).all()
+      assert not np.array_equal(value, start[name]), name
+
+
+def test_tags_of_losses_leave_out_towers(graph):
+  with tf.name_scope('tower_0'):
+    logits = cifar10.inference(tf.zeros([4, 24, 24, 3]))
+    loss = cifar10.loss(logits, tf.zeros([4], tf.int32))
+  # Outside of the tower's name scope, as the tutorial's readers may do.
+  names = [name for name, _ in updates.mean_losses([loss])]
+  assert names == [
+    'local3/weight_loss',
+    'local4/weight_loss',
+    'cross_entropy',
+    'total_loss',
+  ]
+
+
+@pytest.mark.parametrize('channels', [3, 20])
+@pytest.mark.parametrize('size', [3, 5])
+def test_convolution_equals_tensorflows(graph, channels, size):
+  x = tf.random.normal([6, 9, 8, channels], seed=1)
+  kernel = tf.random.normal([size, size, channels, 7], seed=2)
+  dy = tf.random.normal([6, 9, 8, 7], seed=3)
+  results = []
+  for convolve in (
+    convolution.convolution,
+    lambda x, kernel: tf.nn.conv2d(x, kernel, strides=1, padding='SAME'),
+  ):
+    y = convolve(x, kernel)
+    results.append([y, *tf.gradients(y, [x, kernel], dy)])
+  with tf.Session() as session:
+    for got, expected in zip(*session.run(results), strict=True):
+      np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+class TestStep:
+  """What keeps a step fast, without timing it."""
+
+  def test_graph_has_no_slow_operations(self, graph, batches_dir):
+    build_program(batches_dir)
+    types = {op.type for op in graph.get_operations()}
+    assert types.isdisjoint({'LRN', 'LRNGrad', 'ReaderReadV2'})
+    assert {'ReaderReadUpToV2', 'CropAndResize'} <= types
+
+  @pytest.mark.slow
+  def test_takes_one_run(self, batches_dir, tmp_path, monkeypatch):
+    calls = []
+    run = tf.Session.run
+
+    def counting_run(self, *args, **kwargs):
+      if threading.current_thread() is threading.main_thread():
+        calls.append(args)
+      return run(self, *args, **kwargs)
+
+    def count_runs(steps):
+      calls.clear()
+      with tf.Graph().as_default():
+        loss, train_op = build_program(batches_dir)
+        training.run_training(
+          loss,
+          train_op,
+          training.TrainSettings(
+            dataclasses.replace(TUTORIAL, max_steps=steps),
+            train_dir=str(tmp_path / str(steps)),
+            log_frequency=1000,
+            save_checkpoint_secs=1000,
+            save_summaries_steps=1000,
+          ),
+          examples_per_step=4,
+        )
+      return len(calls)
+
+    monkeypatch.setattr(tf.Session, 'run', counting_run)
+    # Beginning and ending a session take some, too, but always as many.
+    assert count_runs(25) - count_runs(5) == 20

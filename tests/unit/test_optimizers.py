@@ -1,0 +1,68 @@
+"""Tests the optimizers against the same arithmetic in NumPy."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from cifar10_suite import optimizers
+
+
+def iterated(matrix):
+  """Applies the polynomial to singular values, found by decomposition."""
+  u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+  s /= np.sqrt(np.sum(s**2))
+  for _ in range(5):
+    s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+  return u @ (s[:, np.newaxis] * vt)
+
+
+class TestOrthogonalized:
+  @pytest.mark.parametrize('shape', [(75, 64), (40, 40), (10, 192)])
+  @pytest.mark.parametrize('scale', [1e-6, 1e3])
+  def test_brings_singular_values_near_to_one(self, graph, shape, scale):
+    matrix = np.random.RandomState(1).normal(size=shape) * scale
+    result = optimizers.orthogonalized(tf.constant(matrix.astype(np.float32)))
+    with tf.Session() as session:
+      got = session.run(result)
+    np.testing.assert_allclose(got, iterated(matrix), atol=1e-3)
+    values = np.linalg.svd(got, compute_uv=False)
+    assert values.max() < 1.21
+    assert np.median(values) > 0.68
+
+  def test_zeros_stay_zeros(self, graph):
+    result = optimizers.orthogonalized(tf.zeros([5, 3]))
+    with tf.Session() as session:
+      np.testing.assert_array_equal(session.run(result), 0)
+
+
+def test_muon_steps_as_by_hand(graph):
+  rng = np.random.RandomState(2)
+  values = [rng.normal(size=shape) for shape in ([5, 5, 3, 8], [20, 6], [7])]
+  variables = [
+    tf.get_variable(
+      f'v{k}',
+      initializer=value.astype(np.float32),
+      use_resource=True,
+    )
+    for k, value in enumerate(values)
+  ]
+  feeds = [tf.placeholder(tf.float32, value.shape) for value in values]
+  optimizer = optimizers.MuonOptimizer(0.1, 0.9, weight_decay=0.5)
+  step = optimizer.apply_gradients(zip(feeds, variables, strict=True))
+  names = {f'v{k}/Muon' for k in range(3)}
+  assert names < {v.op.name for v in tf.global_variables()}
+  momenta = [np.zeros_like(value) for value in values]
+  with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    for _ in range(3):
+      gradients = [rng.normal(size=value.shape) for value in values]
+      session.run(step, dict(zip(feeds, gradients, strict=True)))
+      for k, gradient in enumerate(gradients):
+        momenta[k] = 0.9 * momenta[k] + gradient
+        update = gradient + 0.9 * momenta[k]
+        if update.ndim > 1:
+          rows = update.reshape(-1, update.shape[-1])
+          update = iterated(rows).reshape(update.shape) + 0.5 * values[k]
+        values[k] = values[k] - 0.1 * update
+      for value, got in zip(values, session.run(variables), strict=True):
+        np.testing.assert_allclose(got, value, atol=1e-3)

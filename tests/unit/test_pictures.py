@@ -1,0 +1,69 @@
+"""Tests the reading of pictures."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from cifar10_suite import pictures
+
+
+class TestReadPicture:
+  def read(self, tmp_path, image, name='x.png', **options):
+    image.save(tmp_path / name, **options)
+    return pictures.read_picture(str(tmp_path / name))
+
+  def test_small_pictures_keep_their_pixels(self, tmp_path):
+    pixels = np.random.RandomState(1).randint(0, 256, [32, 32, 3], np.uint8)
+    got = self.read(tmp_path, PIL.Image.fromarray(pixels))
+    np.testing.assert_array_equal(got, pixels)
+
+  @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'I;16', 'RGBA', 'P'])
+  def test_modes(self, tmp_path, mode):
+    grey = PIL.Image.new('L', (40, 40), 255)
+    if mode == 'I;16':
+      image = PIL.Image.fromarray(np.full([40, 40], 65535, np.uint16))
+    else:
+      image = grey.convert(mode)
+    np.testing.assert_array_equal(self.read(tmp_path, image), 255)
+
+  def test_transparency_is_white(self, tmp_path):
+    image = PIL.Image.new('RGBA', (40, 40), (0, 0, 0, 0))
+    np.testing.assert_array_equal(self.read(tmp_path, image), 255)
+
+  def test_camera_rotation(self, tmp_path):
+    pixels = np.zeros([64, 64, 3], np.uint8)
+    pixels[:, :32] = 255  # white on the left
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: the left goes up
+    got = self.read(tmp_path, PIL.Image.fromarray(pixels), exif=exif)
+    assert got[:14].min() > 240 and got[18:].max() < 15
+
+  def test_centre_and_antialiasing(self, tmp_path):
+    stripes = np.zeros([320, 640, 3], np.uint8)
+    stripes[:, 160:480] = np.arange(320)[:, np.newaxis] % 2 * 255
+    got = self.read(tmp_path, PIL.Image.fromarray(stripes))
+    np.testing.assert_allclose(got[:, 4:-4].astype(float), 127.5, atol=3)
+
+  def test_too_large(self, tmp_path):
+    PIL.Image.new('1', (20000, 20000)).save(tmp_path / 'large.png')
+    with pytest.raises(pictures.PictureError, match='million pixels'):
+      pictures.read_picture(str(tmp_path / 'large.png'))
+
+  @pytest.mark.parametrize('name', ['x.png', 'x.jpg', 'x.gif', 'x.webp'])
+  def test_damaged(self, tmp_path, name):
+    rng = np.random.RandomState(1)
+    pixels = rng.randint(0, 256, [50, 60, 3], np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    refused = 0
+    for _ in range(100):
+      data = bytearray(whole[: rng.randint(1, len(whole) + 1)])
+      for position in rng.randint(0, len(data), 5):
+        data[position] = rng.randint(256)
+      (tmp_path / name).write_bytes(data)
+      try:
+        image = pictures.read_picture(str(tmp_path / name))
+        assert image.shape == (32, 32, 3)
+      except pictures.PictureError:
+        refused += 1
+    assert refused > 0

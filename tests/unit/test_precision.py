@@ -1,0 +1,252 @@
+"""Tests that no operation is computed in a type that TensorFlow is slow in."""
+
+import functools
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from absl.testing import flagsaver
+from support.programs import ROOT, TIMEOUT
+
+import cifar10
+import cifar10_train
+from cifar10_suite import convolution, precision, training
+from cifar10_suite.recipes import RECIPES
+
+# Operations on whole layers. In a type without a kernel of its own, TensorFlow
+# loops over their numbers one by one.
+HEAVY = {
+  'BatchMatMulV2',
+  'Conv2D',
+  'Conv2DBackpropFilter',
+  'Conv2DBackpropInput',
+  'LRN',
+  'LRNGrad',
+  'MatMul',
+  'MaxPool',
+  'MaxPoolGrad',
+}
+# What TensorFlow 2.21 has fast kernels for besides float32: by type, how long
+# an operation takes, over the time in float32. What is not named takes 100
+# times as long, or cannot be run at all.
+ALL_BUT_LRN = HEAVY - {'LRN', 'LRNGrad'}
+KINDS = {
+  'AVX2': {},
+  'AVX-512': {'bfloat16': (ALL_BUT_LRN, 3.0)},  # oneDNN emulates it
+  'AVX-512, bfloat16': {'bfloat16': (ALL_BUT_LRN, 0.5)},
+  'AVX-512, bfloat16 and float16': {
+    'bfloat16': (ALL_BUT_LRN, 0.5),
+    'float16': ({'Conv2D', 'Conv2DBackpropInput', 'BatchMatMulV2'}, 0.5),
+  },
+  'AMX': {'bfloat16': (ALL_BUT_LRN, 0.25)},
+  'no /proc/cpuinfo': {},
+}
+
+
+def time_of(op, kernels):
+  """Returns how long an operation takes on a made-up processor."""
+  dtype = op.get_attr('T').name
+  if dtype == 'float32':
+    return 1.0
+  types, factor = kernels.get(dtype, ((), 0))
+  return factor if op.type in types else 100.0
+
+
+@pytest.fixture(params=KINDS)
+def kernels(request, monkeypatch):
+  """Makes measurements come out as on a kind of processor; its kernels."""
+  kernels = KINDS[request.param]
+
+  def seconds(build, limit=float('inf')):
+    with tf.Graph().as_default() as graph:
+      build()
+      heavy = [op for op in graph.get_operations() if op.type in HEAVY]
+      return sum(time_of(op, kernels) for op in heavy)
+
+  if request.param == 'no /proc/cpuinfo':
+    original = open
+
+    def refuse(path, *args, **kwargs):
+      if str(path).startswith('/proc'):
+        raise FileNotFoundError(path)
+      return original(path, *args, **kwargs)
+
+    monkeypatch.setattr('builtins.open', refuse)
+  monkeypatch.setattr(precision, 'seconds', seconds)
+  monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: [])
+  forget_measurements()
+  yield kernels
+  forget_measurements()
+
+
+def forget_measurements():
+  precision.is_fast.cache_clear()
+  convolution.frequencies_are_faster.cache_clear()
+
+
+@pytest.mark.parametrize('dtype', [tf.float32, tf.bfloat16, tf.float16])
+def test_no_slow_operation_is_used(graph, kernels, dtype):
+  images = tf.cast(tf.zeros([4, 24, 24, 3]), dtype)
+  loss = cifar10.loss(cifar10.inference(images), tf.zeros([4], tf.int32))
+  cifar10.train(loss, tf.train.get_or_create_global_step())
+  heavy = [op for op in graph.get_operations() if op.type in HEAVY]
+  assert len(heavy) > 20
+  slow = [op for op in heavy if time_of(op, kernels) > 1]
+  assert not slow, [(op.name, op.get_attr('T').name) for op in slow]
+  if dtype.name in kernels and kernels[dtype.name][1] < 1:
+    fast = {op.get_attr('T') for op in heavy if op.type == 'MaxPool'}
+    assert fast == ({dtype} if dtype == tf.bfloat16 else {tf.float32})
+
+
+@pytest.mark.parametrize(
+  ('recipe', 'flag', 'expected'),
+  [
+    ('fast', {}, None),
+    ('tutorial', {}, tf.float32),
+    ('fast', {'use_bf16': False}, tf.float32),
+    ('fast', {'use_fp16': True}, tf.float16),
+  ],
+)
+def test_fast_computes_in_bfloat16_where_that_is_faster(
+  kernels, recipe, flag, expected
+):
+  factor = kernels.get('bfloat16', ((), 100))[1]
+  expected = expected or (tf.bfloat16 if factor < 0.8 else tf.float32)
+  arguments = [f'--{name}={value}' for name, value in flag.items()]
+  with flagsaver.flagsaver():
+    cifar10.FLAGS(['program', *arguments])
+    settings = cifar10_train.settings_from_flags(RECIPES[recipe])
+  assert settings.dtype == expected
+
+
+class TestMeasurement:
+  def test_finds_what_is_slower(self):
+    def build(size):
+      x = tf.get_variable('x', [size, size], use_resource=True)
+      return [tf.matmul(x, x).op]
+
+    few, many = (
+      precision.seconds(functools.partial(build, size)) for size in (50, 1000)
+    )
+    assert 0 < few < many < TIMEOUT
+
+  def test_an_operation_without_a_kernel_takes_forever(self):
+    def build():
+      return [tf.nn.lrn(tf.cast(tf.zeros([1, 2, 2, 8]), tf.bfloat16)).op]
+
+    assert precision.seconds(build) == float('inf')
+
+  @pytest.mark.slow
+  def test_leaves_the_number_of_threads_to_others(self):
+    """The first session of a process sets it for all that have none."""
+    code = """
+import os
+from cifar10_suite import cli
+cli.quiet_tensorflow()
+import tensorflow.compat.v1 as tf
+from cifar10_suite import precision
+tf.disable_v2_behavior()
+precision.is_fast(tf.bfloat16)
+before = len(os.listdir('/proc/self/task'))
+with tf.Session(config=tf.ConfigProto(inter_op_parallelism_threads=9)) as s:
+  s.run(tf.constant(1) + 1)
+print(len(os.listdir('/proc/self/task')) - before)
+"""
+    if not os.path.isdir('/proc/self/task'):
+      pytest.skip('counts threads by /proc')
+    result = subprocess.run(
+      [sys.executable, '-c', code],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      timeout=TIMEOUT,
+    )
+    assert int(result.stdout) >= 8, result.stderr
+
+
+# A step of each type in turn, so that what else the machine does counts alike.
+def seconds_per_step(dtypes, steps):
+  """Returns the median time of a training step of 16 images in each type."""
+  sessions = []
+  for dtype in dtypes:
+    with tf.Graph().as_default():
+      images = tf.cast(tf.random.normal([16, 24, 24, 3]), dtype)
+      loss = cifar10.loss(cifar10.inference(images), tf.zeros([16], tf.int32))
+      step = cifar10.train(loss, tf.train.get_or_create_global_step())
+      session = tf.Session(config=training.session_config())
+      session.run(tf.global_variables_initializer())
+      session.run(step)
+      sessions.append((session, step, []))
+  for _ in range(steps):
+    for session, step, times in sessions:
+      start = time.perf_counter()
+      session.run(step)
+      times.append(time.perf_counter() - start)
+  for session, _, _ in sessions:
+    session.close()
+  return [statistics.median(times) for _, _, times in sessions]
+
+
+@pytest.mark.slow
+def test_no_type_is_slow_here():
+  """On this processor itself: an operation without a kernel takes 20 times."""
+  forget_measurements()
+  wide, *others = seconds_per_step([tf.float32, tf.float16, tf.bfloat16], 15)
+  assert max(others) < 4 * wide
+
+
+def assert_near(got, expected, tolerance):
+  assert np.std(got - expected) < tolerance * np.std(expected)
+
+
+@pytest.mark.parametrize('fast', [True, False])
+def test_convolution_in_bfloat16_is_near(graph, monkeypatch, fast):
+  monkeypatch.setattr(precision, 'is_fast', lambda dtype: True)
+  monkeypatch.setattr(convolution, 'frequencies_are_faster', lambda _: fast)
+  x = tf.cast(tf.random.normal([6, 9, 8, 20], seed=1), tf.bfloat16)
+  kernel = tf.cast(tf.random.normal([5, 5, 20, 7], seed=2), tf.bfloat16)
+  dy = tf.cast(tf.random.normal([6, 9, 8, 7], seed=3), tf.bfloat16)
+  y = convolution.convolution(x, kernel)
+  near = [y, *tf.gradients(y, [x, kernel], dy)]
+  assert {tensor.dtype for tensor in near} == {tf.bfloat16}
+  x, kernel, dy = (tf.cast(tensor, tf.float32) for tensor in (x, kernel, dy))
+  y = tf.nn.conv2d(x, kernel, strides=1, padding='SAME')
+  exact = [y, *tf.gradients(y, [x, kernel], dy)]
+  near = [tf.cast(tensor, tf.float32) for tensor in near]
+  with tf.Session() as session:
+    for got, expected in zip(*session.run([near, exact]), strict=True):
+      assert_near(got, expected, 0.01)
+
+
+@pytest.mark.parametrize('dtype', [tf.bfloat16, tf.float16])
+@pytest.mark.parametrize('operation', ['convolution', 'max_pool', 'matmul'])
+def test_slow_types_are_rounded_from_float32(
+  graph, monkeypatch, operation, dtype
+):
+  monkeypatch.setattr(precision, 'is_fast', lambda dtype: dtype == tf.float32)
+  x = tf.random.normal([2, 6, 6, 20], seed=1)
+  if operation == 'convolution':
+    apply, arguments = convolution.convolution, [x, x[:1, :5, :5, :, None]]
+    arguments[1] = tf.random.normal([5, 5, 20, 7], seed=2)
+  elif operation == 'max_pool':
+    apply, arguments = functools.partial(convolution.max_pool, name='p'), [x]
+  else:
+    apply = convolution.matmul
+    arguments = [x[:, 0, 0], tf.random.normal([20, 7], seed=2)]
+  short = [tf.cast(tensor, dtype) for tensor in arguments]
+  y = apply(*short)
+  dy = tf.cast(tf.random.normal(y.shape, seed=3), dtype)
+  got = [y, *tf.gradients(y, short, dy)]
+  assert {tensor.dtype for tensor in got} == {dtype}
+  wide = [tf.cast(tensor, tf.float32) for tensor in short]
+  y = apply(*wide)
+  exact = [y, *tf.gradients(y, wide, tf.cast(dy, tf.float32))]
+  with tf.Session() as session:
+    got, expected = session.run([got, [tf.cast(t, dtype) for t in exact]])
+  for one, other in zip(got, expected, strict=True):
+    np.testing.assert_array_equal(one, other)

@@ -1,0 +1,123 @@
+"""Tests the parts of recipes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import cifar10
+import cifar10_input
+import cifar10_train
+from cifar10_suite import whitening
+from cifar10_suite.recipes import FAST, TUTORIAL
+from cifar10_suite.training import TrainSettings
+
+
+class TestParts:
+  def test_smoothed_labels(self, graph):
+    rng = np.random.RandomState(3)
+    logits = rng.normal(size=[7, 10]).astype(np.float32)
+    labels = rng.randint(10, size=[7])
+    total = cifar10.loss(tf.constant(logits), labels, label_smoothing=0.2)
+    z = logits.astype(np.float64)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    targets = np.full([7, 10], 0.02)
+    targets[np.arange(7), labels] = 0.82
+    with tf.Session() as session:
+      got = session.run(total)
+    assert got == pytest.approx(-(targets * log_p).sum(axis=1).mean(), rel=1e-5)
+
+  def test_the_learning_rate_rises_and_falls(self, graph):
+    recipe = dataclasses.replace(FAST, learning_rate=2.0, max_steps=1000)
+    global_step = tf.train.get_or_create_global_step()
+    rate = cifar10.learning_rate(global_step, 256, recipe=recipe)
+    with tf.Session() as session:
+      for step, expected in (
+        (0, 0),
+        (25, 1),
+        (50, 2),
+        (525, 1),
+        (1000, 0),
+        (1100, 0),
+      ):
+        session.run(global_step.assign(step))
+        assert session.run(rate) == pytest.approx(expected, abs=1e-5)
+
+  def test_only_chosen_weights_decay(self, graph):
+    recipe = dataclasses.replace(TUTORIAL, weight_decay=0.0)
+    cifar10.inference(tf.zeros([2, 24, 24, 3]), recipe=recipe)
+    assert tf.get_collection('losses') == []
+
+  def test_drops_out(self, graph):
+    tf.set_random_seed(1)
+    image = np.random.RandomState(4).normal(size=[1, 24, 24, 3])
+    images = tf.constant(np.repeat(image, 500, axis=0).astype(np.float32))
+
+    def logits(dropout, is_training=True):
+      recipe = dataclasses.replace(TUTORIAL, dropout=dropout)
+      with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
+        return cifar10.inference(images, is_training=is_training, recipe=recipe)
+
+    outputs = [logits(dropout) for dropout in (0.0, 0.2, 0.5)]
+    scored = logits(0.5, is_training=False)
+    # With positive weights, what comes after is linear.
+    positive = [
+      variable.assign(tf.abs(variable)) for variable in tf.trainable_variables()
+    ]
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      session.run(positive)
+      (none, some, half), scored = session.run([outputs, scored])
+    np.testing.assert_array_equal(scored, none)
+    for got in (some, half):
+      np.testing.assert_allclose(got.mean(axis=0), none[0], rtol=0.01)
+    # The variance is in proportion to dropout / (1 - dropout).
+    np.testing.assert_allclose(half.var(axis=0) / some.var(axis=0), 4, rtol=0.2)
+
+  def test_first_filters_whiten(self, graph, batches_dir):
+    filters = whitening.whitening_filters(batches_dir, 24, size=3, count=8)
+    assert filters.shape == (3, 3, 3, 8) and filters.dtype == np.float32
+    np.testing.assert_array_equal(filters[..., :4], -filters[..., 4:])
+    images, _ = cifar10_input.inputs(False, batches_dir, 500)
+    outputs = tf.nn.conv2d(images, filters[..., :4], 1, 'VALID')
+    with tf.train.MonitoredSession() as session:
+      got = session.run(outputs).reshape(-1, 4)
+    np.testing.assert_allclose(got.std(axis=0), 0.2, rtol=0.1)
+    correlation = np.corrcoef(got, rowvar=False) - np.eye(4)
+    assert np.abs(correlation).max() < 0.1
+
+  @pytest.mark.slow
+  def test_distorts_as_far_as_it_says(self, graph, data_dir, monkeypatch):
+    recipe = dataclasses.replace(
+      TUTORIAL,
+      contrast=(1.0, 1.0),
+      crop_margin=(1, 0),
+      crop_margin_falls_in=0.1,
+      max_steps=100,
+    )
+    monkeypatch.setattr(cifar10.FLAGS['data_dir'], 'value', data_dir)
+    settings = TrainSettings(recipe, train_dir='', data_dir=data_dir)
+    ((images, _),) = cifar10_train.distorted_batches(settings, 1)
+    plain, _ = cifar10.inputs(eval_data=False)
+    possible = tf.concat([plain, plain[:, :, ::-1]], axis=0)
+    near_end, end = (tf.train.get_global_step().assign(n) for n in (90, 100))
+    with tf.train.MonitoredSession() as session:
+      # Four of these have all 500 images.
+      known = np.concatenate([session.run(possible) for _ in range(4)])
+
+      def distances():
+        got = session.run(images)
+        assert len(got) == cifar10.FLAGS.batch_size
+        return [np.abs(known - x).max(axis=(1, 2, 3)).min() for x in got]
+
+      def later_distances():
+        for _ in range(10):  # some of them were ready before
+          later = distances()
+        return later
+
+      assert np.mean(np.greater(distances(), 0.1)) > 0.9
+      session.run(near_end)
+      assert np.mean(np.greater(later_distances(), 0.1)) > 0.9
+      session.run(end)
+      np.testing.assert_allclose(later_distances(), 0, atol=1e-4)
