@@ -12,8 +12,7 @@ import filelock
 from cifar10_suite.errors import UserError
 
 LOCK = '.lock'  # the file in a directory that one process has for itself
-# Of this suite, or of filelock where a file system has no locks of its own.
-_LOCK_TEXT = re.compile(r'(process \d+ on .*|\d+\n.*)?', re.DOTALL)
+_LOCK_TEXT = re.compile(r'(process \d+ on .*)?')
 
 
 def is_pattern(path: str) -> bool:
@@ -77,7 +76,8 @@ def locked(path: str, waiting: str | None = None) -> Iterator[None]:
       f'{path} is not a lock of this suite. Move it away, or choose another '
       'directory.'
     )
-  lock = filelock.FileLock(path)
+  # Without locks of the file system, a killed process would leave its lock.
+  lock = filelock.FileLock(path, fallback_to_soft=False)
   try:
     try:
       lock.acquire(timeout=0)

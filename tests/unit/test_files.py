@@ -1,0 +1,55 @@
+"""Tests atomic writes and locks."""
+
+import errno
+import fcntl
+import os
+
+import pytest
+
+from cifar10_suite import files
+from cifar10_suite.errors import UserError
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+  path = tmp_path / 'page.html'
+  path.write_text('old')
+  with pytest.raises(TypeError):
+    files.write_whole(str(path), 'no bytes')
+  assert path.read_text() == 'old'
+  files.write_whole(str(path), b'new')
+  assert path.read_text() == 'new'
+  assert os.listdir(tmp_path) == ['page.html']
+
+
+def test_a_file_of_somebody_else_is_not_written_over(tmp_path):
+  path = tmp_path / 'picture.png'
+  files.write_unless_taken(str(path), b'one')
+  files.write_unless_taken(str(path), b'one')  # the same again
+  with pytest.raises(UserError, match='picture.png is there already'):
+    files.write_unless_taken(str(path), b'two')
+  path.write_bytes(b'marked as ours')
+  files.write_unless_taken(str(path), b'two', mark=b'ours')
+  assert path.read_bytes() == b'two'
+
+
+def test_a_directory_has_one_owner(tmp_path):
+  with (
+    files.locked_dir('--train_dir', str(tmp_path)),
+    pytest.raises(UserError, match=rf'in use by process {os.getpid()} on '),
+    files.locked_dir('--train_dir', str(tmp_path)),
+  ):
+    pass
+  with files.locked_dir('--train_dir', str(tmp_path)):  # free again
+    pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(errno.ENOSYS, 'Function not implemented')
+
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  with (
+    pytest.raises(UserError, match='Cannot lock .* has locks'),
+    files.locked_dir('--train_dir', str(tmp_path)),
+  ):
+    pass
