@@ -1,5 +1,5 @@
-# Each target makes the environment in .venv if it must, then runs one command.
-# Flags are passed on: make train ARGS='--max_steps 2000'
+# Each target creates .venv if necessary, then runs one command.
+# ARGS passes flags: make train ARGS='--max_steps 2000'
 
 PYTHON ?= python3
 ARGS ?=
@@ -9,50 +9,50 @@ WORKERS ?= 2
 .PHONY: help train cluster eval report tensorboard check lint format types \
   test test-unit faults bench
 
-help: # Shows this list
+help: # Show this list
 	@grep -E '^[a-z-]+:.*# ' Makefile | sed -E 's/:.*# /\t/' | expand -t 14
 
-train: .venv/run # Trains: make train ARGS='--max_steps 5000'
+train: .venv/run # Train: make train ARGS='--max_steps 5000'
 	.venv/bin/python cifar10_train.py $(ARGS)
 
-eval: .venv/run # Scores each new checkpoint, beside training
+eval: .venv/run # Score each new checkpoint during training
 	.venv/bin/python cifar10_eval.py $(ARGS)
 
-report: .venv/run # Scores the latest checkpoint and writes a page about it
+report: .venv/run # Score the latest checkpoint and write an HTML report
 	.venv/bin/python cifar10_eval.py --run_once --report cifar10_eval/report.html $(ARGS)
 
-tensorboard: .venv/run # Shows training and evaluation at localhost:6006
+tensorboard: .venv/run # Show training and evaluation at localhost:6006
 	.venv/bin/tensorboard --logdir_spec train:cifar10_train,eval:cifar10_eval $(ARGS)
 
-cluster: .venv/run # Trains in a cluster of WORKERS processes
+cluster: .venv/run # Train in a cluster of WORKERS processes
 	.venv/bin/python examples/cluster.py --workers $(WORKERS) $(ARGS)
 
-check: lint types test # What every change has to pass
+check: lint types test # Run all checks that every change must pass
 
-lint: .venv/dev # Checks style and format
+lint: .venv/dev # Check style and format
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 
-format: .venv/dev # Formats the code
+format: .venv/dev # Format the code
 	.venv/bin/ruff check --fix . && .venv/bin/ruff format .
 
-types: .venv/dev # Checks type hints
+types: .venv/dev # Check type hints
 	.venv/bin/mypy
 
-test: .venv/dev # Runs all tests but the long ones of faults
+test: .venv/dev # Run all tests except the long fault tests
 	.venv/bin/python -m pytest $(ARGS)
 
-test-unit: .venv/dev # Runs the tests that take seconds
+test-unit: .venv/dev # Run the unit tests, which take seconds
 	.venv/bin/python -m pytest -m 'not slow' tests/unit $(ARGS)
 
-faults: .venv/dev # Injects crashes, full disks and damaged files
+faults: .venv/dev # Inject crashes, full disks and damaged files
 	.venv/bin/python -m pytest -m 'faults or not faults' $(ARGS) \
 	  tests/faults tests/programs/test_download.py
 
-bench: .venv/run .venv/bench # Compares speed with alternatives
+bench: .venv/run .venv/bench # Compare speed with alternatives
 	.venv/bench/bin/python benchmarks/bench.py $(ARGS)
 
-# These two stamps are as new as what is installed. The lock is for 'make train'
-# and 'make eval' started together: the second waits, and finds the work done.
+# These two files are as new as the installed packages. With the lock, 'make
+# eval' waits while 'make train' installs them, if both are started together.
 .venv/run: requirements.txt
 .venv/dev: requirements-dev.txt requirements.txt
 .venv/run .venv/dev:
@@ -66,7 +66,7 @@ bench: .venv/run .venv/bench # Compares speed with alternatives
 	    touch $@; \
 	  fi'
 
-# What the suite is compared with lives in an environment of its own.
+# The packages to compare with are in a separate environment.
 .venv/bench: benchmarks/requirements.txt | .venv/run
 	$(PYTHON) -m venv $@
 	$@/bin/python -m pip install --quiet --disable-pip-version-check -r $<

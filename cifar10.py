@@ -1,11 +1,11 @@
 """The CIFAR-10 network: batches -> logits -> loss -> update.
 
-The model of TensorFlow's CIFAR-10 tutorial: two convolutions with pooling and
-local response normalization, two fully connected layers and a linear one;
-gradient descent with a stepwise learning rate; moving averages of all
-variables, which evaluation reads.
+This is the model of TensorFlow's CIFAR-10 tutorial: two convolutions with
+pooling and local response normalization, two fully connected layers and a
+linear output layer. It is trained by gradient descent with a stepwise learning
+rate and evaluated with moving averages of all variables.
 
-The compute type is that of the images (float32, float16 or bfloat16).
+The dtype of the images (float32, float16 or bfloat16) is the compute type.
 Variables, logits and loss are always float32.
 """
 
@@ -35,7 +35,7 @@ tf.app.flags.DEFINE_integer(
 tf.app.flags.DEFINE_string(
   'data_dir',
   dataset.DEFAULT_DATA_DIR,
-  'Directory of the data set; CIFAR-10 is fetched there if it is missing.',
+  'Directory of the data set; CIFAR-10 is downloaded if it is missing.',
 )
 tf.app.flags.DEFINE_boolean(
   'use_fp16', False, 'Compute in float16, with float32 variables.'
@@ -53,11 +53,11 @@ NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN = (
 )
 NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = cifar10_input.NUM_EXAMPLES_PER_EPOCH_FOR_EVAL
 
-MOVING_AVERAGE_DECAY = 0.9999  # of the variables, for evaluation
-NUM_EPOCHS_PER_DECAY = 350.0  # between two drops of the learning rate
+MOVING_AVERAGE_DECAY = 0.9999  # moving averages of variables, for evaluation
+NUM_EPOCHS_PER_DECAY = 350.0  # epochs between learning rate drops
 LEARNING_RATE_DECAY_FACTOR = 0.1
-INITIAL_LEARNING_RATE = TUTORIAL.learning_rate  # to change: --learning_rate
-NUM_EPOCHS_OF_WARM_UP = 5.0  # to a learning rate scaled for several towers
+INITIAL_LEARNING_RATE = TUTORIAL.learning_rate  # override: --learning_rate
+NUM_EPOCHS_OF_WARM_UP = 5.0  # for a learning rate scaled for several towers
 
 TOWER_NAME = updates.TOWER_NAME
 
@@ -67,31 +67,29 @@ _IMAGES_IN_HISTOGRAM = 16
 
 
 def maybe_download_and_extract() -> None:
-  """Fetches CIFAR-10 into `--data_dir`, unless there is a data set.
+  """Download CIFAR-10 to `--data_dir` unless it contains a data set.
 
   Raises:
-    UserError: it cannot be fetched or stored.
+    UserError: if CIFAR-10 cannot be downloaded or stored.
   """
-  import download  # here, since the model needs no downloader
+  import download  # imported here: the model does not need the downloader
 
   download.maybe_download_and_extract(FLAGS.data_dir)
 
 
 def compute_type() -> tf.DType:
-  """Returns the type that `--use_fp16` and `--use_bf16` ask for."""
+  """Return the compute type selected by `--use_fp16` and `--use_bf16`."""
   if FLAGS.use_bf16:
     dtype = tf.bfloat16
   else:
     dtype = tf.float16 if FLAGS.use_fp16 else tf.float32
   if not precision.is_fast(dtype):
-    print(
-      f'This processor has no fast path for {dtype.name}: slower than float32.'
-    )
+    print(f'{dtype.name} is slower than float32 on this processor.')
   return dtype
 
 
 def distorted_inputs() -> tuple[tf.Tensor, tf.Tensor]:
-  """Makes batches for training, as the flags say.
+  """Build training batches as specified by the flags.
 
   Returns:
     images: [batch_size, 24, 24, 3], in the compute type.
@@ -103,10 +101,10 @@ def distorted_inputs() -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def inputs(eval_data: bool) -> tuple[tf.Tensor, tf.Tensor]:
-  """Makes batches for evaluation, without end, as the flags say.
+  """Build endless evaluation batches as specified by the flags.
 
   Args:
-    eval_data: the test images if true, the training images if false.
+    eval_data: whether to read test images instead of training images.
 
   Returns:
     images: [batch_size, 24, 24, 3], in the compute type.
@@ -126,15 +124,15 @@ def inference(
   recipe: Recipe = TUTORIAL,
   first_filters: np.ndarray | None = None,
 ) -> tf.Tensor:
-  """Builds the network.
+  """Build the network from images to logits.
 
   Args:
-    images: [batch, 24, 24, 3], float32, float16 or bfloat16; the batch size
-      need not be known.
-    is_training: whether to apply the recipe's dropout, if it has any.
+    images: float32, float16 or bfloat16 [batch, 24, 24, 3]; the batch size may
+      be unknown.
+    is_training: whether to apply the recipe's dropout.
     recipe: the weight decay and the dropout.
-    first_filters: initial filters of the first convolution, float32
-      [5, 5, 3, 64]; by default, random ones.
+    first_filters: float32 [5, 5, 3, 64], initial filters of the first
+      convolution; random by default.
 
   Returns:
     The logits, float32 [batch, 10].
@@ -142,8 +140,8 @@ def inference(
   with tf.variable_scope('conv1'):
     sums, biases = _convolution(images, 64, bias=0.0, filters=first_filters)
     _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
-    # Adding biases and ReLU do not change the order of values, so the maximum
-    # may be taken first: the same result for a quarter of the work.
+    # Bias and ReLU are monotonic, so they commute with the maximum: pooling
+    # first gives the same result for a quarter of the work.
     pooled = convolution.max_pool(sums, name='pool1')
     pool1 = tf.nn.relu(tf.nn.bias_add(pooled, biases))
   norm1 = lrn.local_response_normalization(pool1, name='norm1')
@@ -176,23 +174,23 @@ def inference(
 def loss(
   logits: tf.Tensor, labels: tf.Tensor, *, label_smoothing: float = 0.0
 ) -> tf.Tensor:
-  """Adds the cross entropy to the collection 'losses' and sums that up.
+  """Add the cross entropy to the collection 'losses' and return the total.
 
   Args:
     logits: float32 [batch, 10].
     labels: integers [batch], in 0..9.
-    label_smoothing: probability that is moved from the label's class to all
-      classes alike.
+    label_smoothing: probability moved from the label to a uniform distribution
+      over all classes.
 
   Returns:
-    The total loss, float32 []: the batch's mean cross entropy and the weight
-    decays. Within a tower's name scope, only those of that tower.
+    The total loss, float32 []: mean cross entropy of the batch plus weight
+    decay. Within a tower's name scope, only the losses of that tower count.
   """
   cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
     labels=labels, logits=logits, name='cross_entropy_per_example'
   )
   if label_smoothing:
-    # The cross entropy is linear in the distribution that it compares with.
+    # The cross entropy is linear in the target distribution.
     uniform = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
     cross_entropy += label_smoothing * (uniform - cross_entropy)
   tf.add_to_collection(
@@ -209,16 +207,16 @@ def train(
   recipe: Recipe = TUTORIAL,
   examples_per_step: int | None = None,
 ) -> tf.Operation:
-  """Builds one step of training.
+  """Build one step of training.
 
   Args:
     total_loss: float32 [], from `loss`.
-    global_step: integer [], counts the steps.
-    recipe: the learning rate and the optimizer.
-    examples_per_step: number of images per step; by default, `--batch_size`.
+    global_step: integer [], incremented by each step.
+    recipe: the learning rate schedule and the optimizer.
+    examples_per_step: number of images per step; `--batch_size` by default.
 
   Returns:
-    The operation that updates the variables, then their moving averages.
+    An operation that updates the variables, then their moving averages.
   """
   _, train_op = train_towers(
     [total_loss],
@@ -238,21 +236,20 @@ def train_towers(
   learning_rate_scale: float = 1.0,
   synchronize: Callable[[tf.train.Optimizer], tf.train.Optimizer] | None = None,
 ) -> tuple[tf.Tensor, tf.Operation]:
-  """Builds one step of training with the gradients of one or more towers.
+  """Build one step of training with the gradients of one or more towers.
 
   Args:
-    total_losses: float32 [] each, from `loss`, one of each tower. Gradients
-      are computed on the device of their loss.
-    global_step: integer [], counts the steps.
-    examples_per_step: number of images of all towers and workers per step.
-    recipe: the learning rate and the optimizer.
-    learning_rate_scale: factor of the learning rate, after a warm-up.
-    synchronize: wraps the optimizer, for an update with the gradients of
-      several workers.
+    total_losses: one float32 [] per tower, from `loss`. Each gradient is
+      computed on the device of its loss.
+    global_step: integer [], incremented by each step.
+    examples_per_step: number of images per step, over all towers and workers.
+    recipe: the learning rate schedule and the optimizer.
+    learning_rate_scale: factor of the learning rate after a linear warm-up.
+    synchronize: wraps the optimizer for synchronous updates in a cluster.
 
   Returns:
     loss: float32 [], the mean of the towers' total losses.
-    train_op: updates the variables, then their moving averages.
+    train_op: an operation that updates the variables, then their averages.
   """
   with tf.device('/cpu:0'):
     rate = learning_rate(
@@ -273,16 +270,16 @@ def learning_rate(
   scale: float = 1.0,
   recipe: Recipe = TUTORIAL,
 ) -> tf.Tensor:
-  """Returns the learning rate, float32 [], and summarizes it.
+  """Return the learning rate, float32 [], and add a summary of it.
 
-  It drops to a tenth after every 350 epochs; or, if the recipe says so, it
-  rises linearly, then falls linearly to zero at the last step.
+  The rate drops by a factor of 10 every 350 epochs. In recipes with a linear
+  schedule, it rises linearly, then decays linearly to zero at the last step.
 
   Args:
-    global_step: integer [], the number of steps done.
+    global_step: integer [], the number of completed steps.
     examples_per_step: number of images per step.
-    scale: factor of the rate, reached linearly within five epochs.
-    recipe: the initial or highest rate, and the schedule.
+    scale: factor of the rate, reached linearly over five epochs.
+    recipe: the initial or peak learning rate, and the schedule.
   """
   steps_per_epoch = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN / examples_per_step
   if recipe.linear:
@@ -304,9 +301,9 @@ def learning_rate(
 
 
 def variables_to_restore() -> dict[str, tf.Variable]:
-  """Returns what evaluation reads from a checkpoint, by the names there.
+  """Return the variables that evaluation restores, by checkpoint name.
 
-  Those are the variables' moving averages, and other saved variables.
+  Trainable variables map to the names of their moving averages.
   """
   averages = tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY)
   return averages.variables_to_restore()
@@ -315,7 +312,7 @@ def variables_to_restore() -> dict[str, tf.Variable]:
 def _convolution(
   x: tf.Tensor, channels: int, bias: float, filters: np.ndarray | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Convolves with 5x5 filters; returns the sums, and the biases to add."""
+  """Convolve with 5x5 filters; return the sums and, separately, the biases."""
   if filters is None:
     shape = [5, 5, x.shape.as_list()[-1], channels]
     kernel = _variable_with_weight_decay('weights', shape, stddev=0.05, wd=None)
@@ -332,7 +329,7 @@ def _convolution(
 def _dense(
   x: tf.Tensor, units: int, stddev: float, bias: float, wd: float | None
 ) -> tf.Tensor:
-  """Multiplies [batch, n] with weights [n, units] and adds biases."""
+  """Apply a fully connected layer, without activation, to x [batch, n]."""
   shape = [x.shape.as_list()[-1], units]
   weights = _variable_with_weight_decay('weights', shape, stddev, wd)
   biases = _variable('biases', [units], tf.constant_initializer(bias))
@@ -344,10 +341,10 @@ def _dense(
 def _variable(
   name: str, shape: Sequence[int], initializer: Callable[..., tf.Tensor]
 ) -> tf.Tensor:
-  """Gets a float32 variable, among several towers on the CPU; reads it once.
+  """Get the value of a float32 variable, which towers place on the CPU.
 
-  All that uses the value shares that read: in a cluster, it crosses the
-  network.
+  All consumers share one read, because each read in a cluster is a network
+  transfer.
   """
   in_tower = updates.current_tower() != ''
   with tf.device('/cpu:0') if in_tower else contextlib.nullcontext():
@@ -360,13 +357,14 @@ def _variable(
 def _variable_with_weight_decay(
   name: str, shape: list[int], stddev: float, wd: float | None
 ) -> tf.Tensor:
-  """Gets a variable with truncated normal initial values and weight decay.
+  """Get a variable with truncated normal initialization and weight decay.
 
   Args:
-    name: the variable's name.
-    shape: its shape.
-    stddev: standard deviation of its initial values before truncation.
-    wd: None or 0, or the factor of its l2_loss in the collection 'losses'.
+    name: name of the variable.
+    shape: shape of the variable.
+    stddev: standard deviation of the initial values before truncation.
+    wd: factor of the L2 loss added to the collection 'losses'; None or 0 adds
+      none.
 
   Returns:
     The variable's value.
@@ -379,10 +377,9 @@ def _variable_with_weight_decay(
 
 
 def _activation_summary(x: tf.Tensor) -> None:
-  """Summarizes a layer's activations and their sparsity.
+  """Add summaries of a layer's activations and their sparsity.
 
-  A histogram looks at every value in turn, so it takes only the first images of
-  the batch.
+  Histograms are slow, so they cover only the first images of the batch.
   """
   layer = tf.get_variable_scope().name
   summaries.histogram(f'{layer}/activations', x[:_IMAGES_IN_HISTOGRAM])

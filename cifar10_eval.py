@@ -1,11 +1,11 @@
-"""Evaluates the CIFAR-10 network, checkpoint by checkpoint.
+"""Evaluate each new checkpoint of the CIFAR-10 network.
 
   python cifar10_eval.py [--checkpoint_dir cifar10_train] [--eval_dir ...]
 
-Started beside cifar10_train.py, before or after it, this scores each new
-checkpoint once: the moving averages of its variables, on each test image once.
-What it finds goes to the console, to event files for TensorBoard, and to
-metrics.jsonl; the best checkpoint is kept.
+Run this program alongside cifar10_train.py; either may start first. It scores
+each new checkpoint once, using the moving averages of the variables and each
+test image exactly once. Scores go to the console, to event files for
+TensorBoard and to metrics.jsonl. A copy of the best checkpoint is kept.
 """
 
 import datetime
@@ -41,52 +41,52 @@ tf.app.flags.DEFINE_enum(
   'eval_data',
   'test',
   ['test', 'train_eval'],
-  'Which images: those of the test file, or those of the training files.',
+  'Images to score: those of the test file or of the training files.',
 )
 cli.define_checkpoint_flags(os.path.join(_HERE, 'cifar10_train'))
 tf.app.flags.DEFINE_integer(
   'eval_interval_secs',
   300,
-  'Seconds from a score to the next look for a new checkpoint.',
+  'Seconds between a score and the next check for a new checkpoint.',
   lower_bound=0,
 )
 tf.app.flags.DEFINE_integer(
   'num_examples',
   10000,
-  'Number of images to score, the first ones of the files.',
+  'Number of images to score, from the start of the files.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_boolean(
-  'run_once', False, 'Score the latest checkpoint and end.'
+  'run_once', False, 'Score the latest checkpoint and exit.'
 )
 tf.app.flags.DEFINE_boolean(
-  'all_checkpoints', False, 'Score every checkpoint, the oldest first, and end.'
+  'all_checkpoints', False, 'Score every checkpoint, oldest first, and exit.'
 )
 tf.app.flags.mark_bool_flags_as_mutual_exclusive(
   ['run_once', 'all_checkpoints']
 )
 tf.app.flags.DEFINE_string(
-  'report', None, 'HTML file to write numbers and pictures of each score to.'
+  'report', None, 'HTML file to write a report to after each score.'
 )
 tf.app.flags.DEFINE_enum(
-  'device', 'auto', ['auto', 'cpu'], 'Keep off the GPU with cpu.'
+  'device', 'auto', ['auto', 'cpu'], 'Device to run on; cpu disables GPUs.'
 )
 tf.app.flags.adopt_module_key_flags(cifar10)
 FLAGS = tf.app.flags.FLAGS
 
-_NICENESS = 5  # training, on the same processor, goes first
+_NICENESS = 5  # gives way to training on the same machine
 _POLL_SECS = 1
 
 
 class Evaluation(NamedTuple):
-  """The graph of an evaluation.
+  """Evaluation graph.
 
   Attributes:
     labels: int32 [batch]; raises `OutOfRangeError` after one pass over the
       images.
-    log_probabilities: float32 [batch, 10], of the classes of the same images.
-    variables: what a checkpoint has to hold, by the names there.
-    scaffold: has a saver, which reads a checkpoint, and a summary_op, which is
+    log_probabilities: float32 [batch, 10], for the same images.
+    variables: the variables to restore, by checkpoint name.
+    scaffold: holds the saver that restores a checkpoint, and the summary_op to
       run with the first batch.
   """
 
@@ -99,7 +99,7 @@ class Evaluation(NamedTuple):
 def main() -> None:
   if hasattr(os, 'nice'):  # not on Windows
     os.nice(_NICENESS)
-  # Of the processor's cores, half, but two at least: training has the others.
+  # Use half of the cores, but at least two, and leave the rest to training.
   os.environ.setdefault(
     'TF_NUM_INTRAOP_THREADS', str(max(2, (os.cpu_count() or 1) // 2))
   )
@@ -135,10 +135,10 @@ def main() -> None:
 
 
 def build_evaluation() -> Evaluation:
-  """Builds the evaluation that the flags ask for, in the default graph.
+  """Build the evaluation specified by the flags in the default graph.
 
   Raises:
-    UserError: there are fewer images than `--num_examples`.
+    UserError: if there are fewer images than `--num_examples`.
   """
   eval_data = FLAGS.eval_data == 'test'
   num_views = int(FLAGS.num_views)
@@ -166,16 +166,16 @@ def build_evaluation() -> Evaluation:
 
 
 def checkpoints_to_score(variables: dict[str, tf.Variable]) -> Iterator[str]:
-  """Yields the checkpoints that the flags ask for.
+  """Yield the paths of the checkpoints that the flags select.
 
-  With neither --run_once nor --all_checkpoints, that is the newest good one,
-  then each new one, without end.
+  Without --run_once or --all_checkpoints, these are the newest usable
+  checkpoint, then each new one, indefinitely.
 
   Args:
-    variables: what they have to hold, by the names there.
+    variables: the variables to restore, by checkpoint name.
 
   Raises:
-    CheckpointError: --run_once, and there is none that can be used.
+    CheckpointError: with --run_once, if all checkpoints are unusable.
   """
   directory = FLAGS.checkpoint_dir
   latest = checkpoints.latest(directory)
@@ -217,14 +217,14 @@ def _later_checkpoints(
 
 
 def score(checkpoint: str, network: Evaluation, scores: scoring.Scores) -> None:
-  """Scores a checkpoint: prints its precision and writes down the rest.
+  """Evaluate a checkpoint, print its precision and record its score.
 
   Raises:
-    CheckpointError: it cannot be used.
+    CheckpointError: if the checkpoint is unusable.
   """
   known = scores.find(checkpoints.digest(checkpoint))
   if known and not FLAGS.run_once:
-    print(f'{cli.short_path(checkpoint)} has its score already.')
+    print(f'{cli.short_path(checkpoint)} has already been scored.')
     return
   with checkpoints.copied(checkpoint, FLAGS.eval_dir) as copy:
     step = checkpoints.check(checkpoint, network.variables)
@@ -252,13 +252,13 @@ def evaluate(
   num_examples: int,
   config: tf.ConfigProto,
 ) -> tuple[np.ndarray, np.ndarray, bytes]:
-  """Runs the network over the images, each once.
+  """Run the network once on each image.
 
   Args:
-    checkpoint: path of the checkpoint to read.
-    network: what to run.
-    num_examples: number of images to take, the first ones.
-    config: the session's.
+    checkpoint: path of the checkpoint to restore.
+    network: the evaluation graph.
+    num_examples: number of images to score, from the start of the files.
+    config: configuration of the session.
 
   Returns:
     labels: int32 [num_examples].
@@ -283,23 +283,23 @@ def evaluate(
   )
   if len(labels) < num_examples:
     raise UserError(
-      f'Only {len(labels)} images were there to read, not {num_examples}: a '
-      'data file has changed.'
+      f'Read only {len(labels)} images instead of {num_examples}: a data file '
+      'has changed.'
     )
   return labels, log_probabilities, summary
 
 
 def evaluation_config(device: str) -> tf.ConfigProto:
-  """Returns how TensorFlow is to use the devices, beside a trainer.
+  """Return a session configuration that leaves resources to a trainer.
 
   Args:
-    device: 'cpu' to keep off the GPU, or 'auto'.
+    device: 'cpu' to disable GPUs, or 'auto'.
   """
   config = tf.ConfigProto(
     allow_soft_placement=True,
     inter_op_parallelism_threads=1,
   )
-  config.gpu_options.allow_growth = True  # take only what is needed
+  config.gpu_options.allow_growth = True  # allocate only what is needed
   if device == 'cpu':
     config.device_count['GPU'] = 0
   return config
@@ -308,12 +308,12 @@ def evaluation_config(device: str) -> tf.ConfigProto:
 def summarize(
   record: scoring.Record, wrong_images: bytes, first_batch: bytes
 ) -> tf.Summary:
-  """Returns what TensorBoard is to show of a score.
+  """Return the TensorBoard summary of a score.
 
   Args:
     record: the score.
-    wrong_images: a PNG.
-    first_batch: a serialized `tf.Summary` to add to.
+    wrong_images: PNG of the most confident errors.
+    first_batch: serialized `tf.Summary` to extend.
   """
   summary = tf.Summary.FromString(first_batch)
   scalars = {

@@ -1,13 +1,13 @@
-"""Reads CIFAR-10 into batches of images and labels.
+"""Read CIFAR-10 into batches of images and labels.
 
   file -> records -> example queue -> (distorted) batch
 
-Files are read many records at a time, and a whole batch is distorted at once,
-each image by its own random numbers. The queues hold raw uint8 records, which
-are a quarter of the size of float pictures.
+Each read returns many records, and a whole batch is distorted at once, with
+independent random numbers for each image. The queues hold raw uint8 records,
+which take a quarter of the memory of float32 images.
 
-A record is 3,073 bytes: the label, then the red, the green and the blue plane
-of the image, each 32x32 pixels in row order.
+A record has 3,073 bytes: the label, then the red, green and blue planes of the
+image, each with 32x32 pixels in row order.
 """
 
 import dataclasses
@@ -17,26 +17,26 @@ import tensorflow.compat.v1 as tf
 from cifar10_suite import dataset, views
 from cifar10_suite.recipes import TUTORIAL
 
-# The network sees crops of this height and width, 8 to 32 pixels.
+# Height and width of the network's input in pixels, from 8 to 32.
 IMAGE_SIZE = 24
 
 NUM_CLASSES = 10
 NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN = 50000
 NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
 
-# How far training distorts, unless it is told otherwise.
-CONTRAST = TUTORIAL.contrast  # bounds of the factor
-CROP_MARGIN = TUTORIAL.crop_margin[0]  # how far off the centre: anywhere
+# Default strength of the distortions.
+CONTRAST = TUTORIAL.contrast  # bounds of the random factor
+CROP_MARGIN = TUTORIAL.crop_margin[0]  # 1: crops from anywhere in the image
 
 _RECORDS_PER_READ = 200
-# Shuffling draws from at least this part of an epoch.
+# Shuffling draws from at least this fraction of an epoch.
 _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE = 0.4
-_READY_BATCHES = 4  # enough for a step never to wait for its input
+_READY_BATCHES = 4  # enough to keep steps from waiting for input
 
 
 @dataclasses.dataclass
 class CIFAR10Record:
-  """One example, as `read_cifar10` gives it.
+  """Image and label of one record, from `read_cifar10`.
 
   Attributes:
     height, width, depth: 32, 32 and 3.
@@ -54,14 +54,14 @@ class CIFAR10Record:
 
 
 def read_cifar10(filename_queue: tf.QueueBase) -> CIFAR10Record:
-  """Reads the next record of the files that a queue names.
+  """Read the next record from the files in a filename queue.
 
   Args:
-    filename_queue: a queue of strings, the names of the files to read.
+    filename_queue: queue of strings with the names of the files to read.
 
   Returns:
-    A `CIFAR10Record`. Evaluating its tensors raises `OutOfRangeError` when the
-    queue is closed and empty, `InvalidArgumentError` for a label above 9.
+    A `CIFAR10Record`. Evaluating its tensors raises `OutOfRangeError` if the
+    queue is closed and empty, and `InvalidArgumentError` if a label is above 9.
   """
   with tf.device('/cpu:0'):
     key, value = _reader().read(filename_queue)
@@ -75,10 +75,10 @@ def read_cifar10(filename_queue: tf.QueueBase) -> CIFAR10Record:
 def distorted_inputs(
   data_dir: str, batch_size: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Makes endless shuffled batches of distorted training images.
+  """Build endless shuffled batches of distorted training images.
 
   Args:
-    data_dir: directory of the files `data_batch_1.bin` ... `data_batch_5.bin`.
+    data_dir: directory with the files `data_batch_1.bin` to `data_batch_5.bin`.
     batch_size: number of images per batch.
 
   Returns:
@@ -86,7 +86,7 @@ def distorted_inputs(
     labels: int32 [batch_size], in 0..9.
 
   Raises:
-    DataError: a file is not there or is not whole (it is a ValueError).
+    DataError: if a file is missing or damaged (a subclass of ValueError).
   """
   (batch,) = distorted_batches(data_dir, batch_size, count=1)
   return batch
@@ -99,18 +99,18 @@ def distorted_batches(
   contrast: tuple[float, float] = CONTRAST,
   crop_margin: float | tf.Tensor = CROP_MARGIN,
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
-  """Makes several batches a step out of one pipeline.
+  """Build several training batches per step from one input pipeline.
 
   Args:
     data_dir, batch_size: as for `distorted_inputs`.
-    count: number of batches.
+    count: number of batches per step.
     contrast, crop_margin: as for `distort`.
 
   Returns:
-    As many pairs of images and labels, as of `distorted_inputs`.
+    A list of `count` (images, labels) pairs, as from `distorted_inputs`.
 
   Raises:
-    DataError: as `distorted_inputs` does.
+    DataError: as for `distorted_inputs`.
   """
   _check_image_size()
   filenames = dataset.data_files(data_dir, dataset.TRAINING_FILES)
@@ -125,7 +125,7 @@ def distorted_batches(
   )
   with tf.device('/cpu:0'), tf.name_scope('input/'):
     filename_queue = tf.train.string_input_producer(filenames)
-    # A reader for each file: shuffling mixes the files from the first batch on.
+    # One reader per file, so that even the first batch mixes all files.
     records = tf.concat([_read_many(filename_queue) for _ in filenames], axis=0)
     batch = tf.train.shuffle_batch(
       [records],
@@ -148,16 +148,17 @@ def inputs(
   num_epochs: int | None = None,
   num_views: int = 1,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Makes batches of undistorted images, in the order of the files.
+  """Build batches of undistorted images, in file order.
 
   Args:
-    eval_data: the test file if true, the training files if false.
-    data_dir: directory of the files `test_batch.bin`, `data_batch_1.bin` ...
+    eval_data: whether to read the test file instead of the training files.
+    data_dir: directory with the files `test_batch.bin`, `data_batch_1.bin` ...
     batch_size: number of images per batch.
-    num_epochs: None for batches without end. Otherwise each image comes this
-      many times, the last batch may be smaller, then `OutOfRangeError` is
-      raised; this counts in a local variable, which is to be initialized.
-    num_views: number of windows of each image, as in `views.cut`.
+    num_epochs: number of passes over the images; None for endless batches.
+      After the last pass, whose final batch may be smaller, reading raises
+      `OutOfRangeError`. Passes are counted in a local variable, which the
+      caller must initialize.
+    num_views: number of windows per image, as in `views.cut`.
 
   Returns:
     images: float32 [batch_size * num_views, 24, 24, 3], standardized.
@@ -165,7 +166,7 @@ def inputs(
     With `num_epochs`, the static batch size is unknown.
 
   Raises:
-    DataError: a file is not there or is not whole (it is a ValueError).
+    DataError: if a file is missing or damaged (a subclass of ValueError).
   """
   _check_image_size()
   filenames = dataset.evaluation_files(eval_data, data_dir)
@@ -193,17 +194,17 @@ def distort(
   contrast: tuple[float, float] = CONTRAST,
   crop_margin: float | tf.Tensor = CROP_MARGIN,
 ) -> tf.Tensor:
-  """Crops, flips, brightens, contrasts and standardizes, at random.
+  """Apply a random crop, flip, brightness and contrast, then standardize.
 
   Args:
     images: uint8 [n, 32, 32, 3].
-    contrast: bounds of the factor that scales the contrast.
-    crop_margin: how far off the centre a crop may lie, a number or float32 []
-      from 0 (nowhere but in the centre) to 1 (anywhere in the image). Where
-      that ends within a pixel, the crops farthest off are rarer.
+    contrast: bounds of the random contrast factor.
+    crop_margin: maximum offset of a crop, a number or float32 [] from 0 (centre
+      only) to 1 (anywhere in the image). If the margin is not a whole number of
+      pixels, the outermost crops are less frequent.
 
   Returns:
-    float32 [n, 24, 24, 3]; each image is distorted independently.
+    float32 [n, 24, 24, 3]; the distortions of the images are independent.
   """
   images = random_crop_and_flip(images, crop_margin)
   images = random_brightness(images, max_delta=63)
@@ -215,21 +216,21 @@ def distort(
 def random_crop_and_flip(
   images: tf.Tensor, margin: float | tf.Tensor = CROP_MARGIN
 ) -> tf.Tensor:
-  """Cuts a random 24x24 window from each image, mirrored for every second one.
+  """Crop a random 24x24 window from each image and mirror it half of the time.
 
   Args:
     images: [n, height, width, channels].
-    margin: as `crop_margin` of `distort`.
+    margin: as `crop_margin` in `distort`.
 
   Returns:
-    float32 [n, 24, 24, channels], the very pixel values of the windows.
+    float32 [n, 24, 24, channels]; pixel values are unchanged.
   """
   count = tf.shape(images)[0]
   height, width = images.shape.as_list()[1:3]
   top, bottom = _random_ends(count, height, margin)
   left, right = _random_ends(count, width, margin)
   mirrored = tf.random.uniform([count]) < 0.5
-  # From right to left, boxes mirror.
+  # A box from right to left mirrors the crop.
   boxes = tf.stack(
     [
       top,
@@ -249,22 +250,22 @@ def random_crop_and_flip(
 
 
 def random_brightness(images: tf.Tensor, max_delta: float) -> tf.Tensor:
-  """Adds to each image one number, uniform in [-max_delta, max_delta)."""
+  """Add a random number from [-max_delta, max_delta) to each image."""
   return images + _random_per_image(images, -max_delta, max_delta)
 
 
 def random_contrast(images: tf.Tensor, lower: float, upper: float) -> tf.Tensor:
-  """Scales each image about its channels' means, by its own random factor.
+  """Scale the contrast of each image by a random factor.
 
   Args:
     images: float32 [n, height, width, channels].
     lower, upper: bounds of the uniformly distributed factor.
 
   Returns:
-    (images - mean) * factor + mean, shaped as `images`; the mean is over
-    height and width.
+    (images - mean) * factor + mean, in the shape of `images`, where mean is the
+    mean of each channel over height and width.
   """
-  # Depth-major, where arithmetic with one number a channel is faster.
+  # Arithmetic with one number per channel is faster in depth-major order.
   planes = tf.transpose(images, [0, 3, 1, 2])
   means = tf.reduce_mean(planes, axis=[2, 3], keepdims=True)
   planes = (planes - means) * _random_per_image(planes, lower, upper) + means
@@ -274,17 +275,18 @@ def random_contrast(images: tf.Tensor, lower: float, upper: float) -> tf.Tensor:
 def _random_ends(
   count: tf.Tensor, length: int, margin: float | tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Draws where crops begin and end along one axis, as `crop_and_resize` does.
+  """Draw start and end of crops along one axis, for `crop_and_resize`.
 
-  It counts from 0, the centre of the first pixel, to 1, that of the last one.
+  Its coordinates run from 0, the centre of the first pixel, to 1, the centre of
+  the last one.
   """
   last = length - IMAGE_SIZE
   centre = last // 2
   before, after = margin * centre, margin * (last - centre)
   offsets = tf.random.uniform([count], -before - 0.5, after + 0.5)
-  # Rounding may take a number at the very end of its interval beyond it.
+  # Rounding may exceed the bounds at the ends of the interval.
   starts = tf.clip_by_value(centre + tf.round(offsets), 0, last)
-  # A little inwards: a sample that rounding puts outside would be black.
+  # Shrink boxes slightly: samples that rounding moves outside would be black.
   inwards = 0.001
   ends = starts + (IMAGE_SIZE - 1 - inwards)
   return (starts + inwards) / (length - 1), ends / (length - 1)
@@ -299,7 +301,7 @@ def _random_per_image(
 def _check_image_size() -> None:
   if not 8 <= IMAGE_SIZE <= dataset.HEIGHT:
     raise dataset.DataError(
-      f'IMAGE_SIZE is {IMAGE_SIZE} in cifar10_input.py. It has to be from 8 to '
+      f'IMAGE_SIZE is {IMAGE_SIZE} in cifar10_input.py. It must be from 8 to '
       f'{dataset.HEIGHT}: crops are cut out of images of '
       f'{dataset.HEIGHT}x{dataset.WIDTH} pixels.'
     )
@@ -310,12 +312,12 @@ def _reader() -> tf.FixedLengthRecordReader:
 
 
 def _read_many(filename_queue: tf.QueueBase) -> tf.Tensor:
-  """Reads uint8 [n, 3073], up to _RECORDS_PER_READ records of one file."""
+  """Read up to _RECORDS_PER_READ records of one file as uint8 [n, 3073]."""
   return _decode(*_reader().read_up_to(filename_queue, _RECORDS_PER_READ))
 
 
 def _decode(keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-  """Turns n strings into uint8 [n, 3073], refusing labels above 9."""
+  """Decode n records into uint8 [n, 3073]; fail at a label above 9."""
   records = tf.decode_raw(values, tf.uint8)
   records.set_shape([keys.shape[0], dataset.RECORD_BYTES])
   labels = records[:, 0]
@@ -333,7 +335,12 @@ def _decode(keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
 
 def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Splits uint8 [n, 3073] into uint8 [n, 32, 32, 3] and int32 [n]."""
+  """Split records, uint8 [n, 3073], into images and labels.
+
+  Returns:
+    images: uint8 [n, 32, 32, 3].
+    labels: int32 [n].
+  """
   labels = tf.cast(records[:, 0], tf.int32)
   planes = tf.reshape(
     records[:, 1:], [-1, dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
@@ -346,7 +353,7 @@ def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _ready_batches(images: tf.Tensor, labels: tf.Tensor) -> tf.QueueBase:
-  """Keeps a few batches ready, so that a step need not wait for the next."""
+  """Prefetch a few batches, so that steps do not wait for input."""
   queue = tf.FIFOQueue(
     _READY_BATCHES,
     dtypes=[images.dtype, labels.dtype],

@@ -1,13 +1,13 @@
-"""Trains the CIFAR-10 network on several GPUs of one machine.
+"""Train the CIFAR-10 network on several GPUs of one machine.
 
   python cifar10_multi_gpu_train.py --num_gpus 2
 
-Each GPU has a tower: the whole network, over the same variables, and a batch of
-its own. Each step averages the gradients of all towers and updates once. The
-loop, the flags and the checkpoints are those of cifar10_train.py.
+Each GPU runs a tower: a copy of the network that shares all variables and
+processes a separate batch. Each step averages the gradients of all towers and
+updates once. The training loop, flags and checkpoints are those of
+cifar10_train.py.
 
-Without GPUs, the towers run on the processor, so that all of this can be tried
-on any machine.
+Without GPUs, the towers run on the CPU, so the program works on any machine.
 """
 
 import functools
@@ -32,7 +32,7 @@ tf.app.flags.DEFINE_integer(
 tf.app.flags.DEFINE_boolean(
   'scale_learning_rate',
   False,
-  'Multiply the learning rate by the number of towers, within five epochs.',
+  'Multiply the learning rate by the number of towers, over five epochs.',
 )
 tf.app.flags.adopt_module_key_flags(cifar10_train)
 FLAGS = tf.app.flags.FLAGS
@@ -57,23 +57,22 @@ def main() -> None:
 def tower_devices(
   num_gpus: int, log_device_placement: bool = False
 ) -> tuple[list[str], tf.ConfigProto]:
-  """Returns a device for each tower, and the session's configuration.
+  """Return the device of each tower and the session configuration.
 
   Args:
-    num_gpus: number of GPUs to use. If it is 0, or the machine has none, the
-      devices are logical ones of the processor, beside '/cpu:0'.
-    log_device_placement: whether TensorFlow is to log where it runs each
-      operation.
+    num_gpus: number of GPUs to use. If it is 0, or the machine has no GPU, the
+      devices are logical CPU devices other than '/cpu:0'.
+    log_device_placement: whether to log the device of each operation.
 
   Raises:
-    UserError: the machine has GPUs, but fewer.
+    UserError: if the machine has GPUs, but fewer than `num_gpus`.
   """
   config = training.session_config(log_device_placement)
   there = len(tf.config.list_physical_devices('GPU'))
   if num_gpus and there:
     if num_gpus > there:
       raise UserError(
-        f'--num_gpus={num_gpus} asks for more GPUs than there are: {there}.'
+        f'--num_gpus={num_gpus} exceeds the number of available GPUs: {there}.'
       )
     return [f'/gpu:{k}' for k in range(num_gpus)], config
   towers = max(num_gpus, 1)
@@ -90,7 +89,7 @@ def build_graph(
   scale_learning_rate: bool,
   workers: Cluster,
 ) -> tuple[tf.Tensor, tf.Operation]:
-  """Builds training on several devices, on batches of the data set."""
+  """Build the input pipeline and a training step on several devices."""
   batches = cifar10_train.distorted_batches(settings, len(devices))
   return train_towers(settings, devices, batches, scale_learning_rate, workers)
 
@@ -102,20 +101,20 @@ def train_towers(
   scale_learning_rate: bool = False,
   workers: Cluster = ALONE,
 ) -> tuple[tf.Tensor, tf.Operation]:
-  """Builds a step of training, a part of it on each device.
+  """Build a training step with one tower per device.
 
   Args:
-    settings: what the flags say.
-    devices: one for each tower.
-    batches: images, [batch_size, 24, 24, 3], and labels, integers [batch_size],
-      of each tower.
+    settings: settings from the flags.
+    devices: device of each tower.
+    batches: (images, labels) pair of each tower: images [batch_size, 24, 24, 3]
+      and labels, integers [batch_size].
     scale_learning_rate: whether to multiply the learning rate by the number of
-      towers, those of all workers.
-    workers: the workers that train together.
+      towers of all workers.
+    workers: the cluster of workers that train together.
 
   Returns:
     loss: float32 [], the mean of the towers' total losses.
-    train_op: the operation that does the step.
+    train_op: the operation that runs the step.
   """
   with tf.device('/cpu:0'):
     global_step = updates.make_global_step()
@@ -130,7 +129,7 @@ def train_towers(
       tf.variable_scope(tf.get_variable_scope(), reuse=k > 0),
     ):
       losses.append(cifar10_train.build_loss(settings, images, labels))
-    if k > 0:  # the first tower's activations stand for all
+    if k > 0:  # summarize the activations of the first tower only
       tf.get_collection_ref(tf.GraphKeys.SUMMARIES)[:] = summaries
   num_towers = len(devices) * workers.gradients_per_step
   return cifar10.train_towers(

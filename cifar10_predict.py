@@ -1,9 +1,9 @@
-"""Says what is in a picture.
+"""Classify pictures.
 
   python cifar10_predict.py PICTURE... [--top_k 3] [--json]
 
-Pictures are files, folders or patterns. The network is that of the latest
-checkpoint, or an exported one:
+Each PICTURE is a file, a folder or a glob pattern. By default, the latest
+checkpoint is used. To export a model, or to use an exported one:
 
   python cifar10_predict.py --export_dir DIR
   python cifar10_predict.py --saved_model DIR PICTURE...
@@ -32,18 +32,18 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 cli.define_checkpoint_flags(os.path.join(_HERE, 'cifar10_train'))
 tf.app.flags.DEFINE_string(
-  'saved_model', None, 'Directory of an exported model to use instead.'
+  'saved_model', None, 'Directory of an exported model to use for prediction.'
 )
 tf.app.flags.DEFINE_integer(
   'top_k', 3, 'Number of classes to show.', lower_bound=1, upper_bound=10
 )
-tf.app.flags.DEFINE_boolean('json', False, 'Print a line of JSON a picture.')
+tf.app.flags.DEFINE_boolean('json', False, 'Print one JSON line per picture.')
 tf.app.flags.DEFINE_string(
-  'export_dir', None, 'Export the network into this new directory, and end.'
+  'export_dir', None, 'New directory to export the model to; then exit.'
 )
 FLAGS = tf.app.flags.FLAGS
 
-# From pictures, uint8 [n, 32, 32, 3], to probabilities, float32 [n, 10].
+# Maps pictures, uint8 [n, 32, 32, 3], to probabilities, float32 [n, 10].
 Network = Callable[[np.ndarray], np.ndarray]
 
 
@@ -72,13 +72,13 @@ def main(arguments: list[str]) -> None:
 def describe(
   path: str, probabilities: np.ndarray, top_k: int, as_json: bool
 ) -> str:
-  """Returns what to print of a picture.
+  """Return the output for one picture.
 
   Args:
-    path: the picture's.
+    path: path of the picture.
     probabilities: float [10].
-    top_k: number of classes, the likeliest ones.
-    as_json: whether to put it into a line of JSON.
+    top_k: number of most likely classes to show.
+    as_json: whether to format the output as one line of JSON.
   """
   top = np.argsort(-probabilities, kind='stable')[:top_k]
   names = [dataset.CLASS_NAMES[k] for k in top]
@@ -96,11 +96,11 @@ def describe(
 
 
 def predict(images: tf.Tensor, num_views: int) -> tf.Tensor:
-  """Builds the network for pictures.
+  """Build the prediction network.
 
   Args:
     images: uint8 [n, 32, 32, 3].
-    num_views: windows of each to average over: 1, 2 or 10.
+    num_views: number of windows per image to average over: 1, 2 or 10.
 
   Returns:
     Probabilities, float32 [n, 10].
@@ -111,10 +111,10 @@ def predict(images: tf.Tensor, num_views: int) -> tf.Tensor:
 
 
 def restore(checkpoint_dir: str) -> tf.Session:
-  """Returns a session with the averages of the latest checkpoint.
+  """Return a session with the moving averages of the latest checkpoint.
 
   Raises:
-    CheckpointError: there is none, or it is not of the network in the graph.
+    CheckpointError: if there is no checkpoint, or it does not match the graph.
   """
   variables = cifar10.variables_to_restore()
   found = checkpoints.newest_good(checkpoint_dir, variables)
@@ -129,10 +129,10 @@ def restore(checkpoint_dir: str) -> tf.Session:
 
 
 def load_checkpoint(checkpoint_dir: str, num_views: int) -> Network:
-  """Returns the network of a directory's latest checkpoint.
+  """Load the network from the latest checkpoint in a directory.
 
   Raises:
-    CheckpointError: there is none, or it cannot be used.
+    CheckpointError: if there is no usable checkpoint.
   """
   with tf.Graph().as_default():
     images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3])
@@ -142,10 +142,10 @@ def load_checkpoint(checkpoint_dir: str, num_views: int) -> Network:
 
 
 def load_saved_model(directory: str) -> Network:
-  """Returns the network of an exported model.
+  """Load the network of an exported model.
 
   Raises:
-    UserError: there is none in the directory.
+    UserError: if the directory contains no exported model.
   """
   if not tf.saved_model.contains_saved_model(directory):
     raise UserError(f'There is no exported model in {directory}.')
@@ -160,25 +160,25 @@ def load_saved_model(directory: str) -> Network:
 
 
 def export(checkpoint_dir: str, export_dir: str, num_views: int) -> None:
-  """Writes a SavedModel of a directory's latest checkpoint.
+  """Export the latest checkpoint as a SavedModel.
 
-  Its signatures return of each picture `class_ids` (int64), `class_names`
-  (string) and `probabilities` (float32 [10]). 'serving_default' takes `images`,
-  uint8 [n, 32, 32, 3]; 'encoded' takes `encoded`, n strings, each a whole file
-  in PNG or JPEG format.
+  The signature 'serving_default' takes `images`, uint8 [n, 32, 32, 3]; the
+  signature 'encoded' takes `encoded`, n strings with the contents of PNG or
+  JPEG files. Both return `class_ids` (int64 [n]), `class_names` (string [n])
+  and `probabilities` (float32 [n, 10]).
 
   Args:
-    checkpoint_dir: where the checkpoint is.
-    export_dir: a directory that is not there yet.
-    num_views: windows of each picture to average over: 1, 2 or 10.
+    checkpoint_dir: directory of the checkpoint.
+    export_dir: directory to create.
+    num_views: number of windows per picture to average over: 1, 2 or 10.
 
   Raises:
-    CheckpointError: there is no checkpoint, or it cannot be used.
-    UserError: `export_dir` is there already, or cannot be made.
+    CheckpointError: if there is no usable checkpoint.
+    UserError: if `export_dir` already exists or cannot be created.
   """
   if os.path.exists(export_dir):
     raise UserError(
-      f'--export_dir {export_dir} exists already: name a new directory.'
+      f'--export_dir {export_dir} already exists: name a new directory.'
     )
   temporary = f'{export_dir.rstrip("/")}.{secrets.token_hex(4)}.tmp'
   with tf.Graph().as_default():
@@ -207,7 +207,10 @@ def export(checkpoint_dir: str, export_dir: str, num_views: int) -> None:
 
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
-  """Decodes a file's bytes into uint8 [32, 32, 3], as `read_picture` does."""
+  """Decode the contents of a picture file into uint8 [32, 32, 3].
+
+  Crops and resizes like `pictures.read_picture`.
+  """
   image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
   shape = tf.shape(image)
   side = tf.minimum(shape[0], shape[1])
@@ -222,7 +225,7 @@ def _decode(encoded: tf.Tensor) -> tf.Tensor:
 def _signature(
   name: str, argument: tf.Tensor, images: tf.Tensor, num_views: int
 ) -> object:
-  """Returns the signature of a function from `argument` to predictions."""
+  """Return the signature of a prediction with input `argument`."""
   with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
     probabilities = predict(images, num_views)
   ids = tf.argmax(probabilities, axis=1)

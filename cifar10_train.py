@@ -1,9 +1,10 @@
-"""Trains the CIFAR-10 network.
+"""Train the CIFAR-10 network.
 
   python cifar10_train.py [--train_dir cifar10_train] [--max_steps 100000]
 
-Checkpoints and summaries go to --train_dir. Started again, training goes on
-from the last checkpoint there; cifar10_eval.py, beside it, scores each.
+Checkpoints and summaries go to --train_dir. After a restart, training resumes
+from the newest readable checkpoint there. cifar10_eval.py scores the
+checkpoints.
 """
 
 import contextlib
@@ -53,63 +54,63 @@ tf.app.flags.DEFINE_enum(
   'recipe',
   'tutorial',
   list(RECIPES),
-  'How to train: it sets what --batch_size, --learning_rate and --max_steps '
-  'leave open, and more.',
+  'Set of hyperparameters; --batch_size, --learning_rate and --max_steps '
+  'override it.',
 )
 tf.app.flags.DEFINE_float(
   'learning_rate',
   None,
-  "The highest learning rate, in place of the recipe's.",
+  "Initial or peak learning rate; overrides the recipe's.",
   lower_bound=0.0,
 )
 tf.app.flags.DEFINE_integer(
-  'log_frequency', 100, 'Number of steps between two lines.', lower_bound=1
+  'log_frequency', 100, 'Steps between lines on the console.', lower_bound=1
 )
 tf.app.flags.DEFINE_integer(
   'save_checkpoint_secs',
   600,
-  'Seconds between two checkpoints; the first and the last step have theirs.',
+  'Seconds between checkpoints; the first and last steps are always saved.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_integer(
   'keep_checkpoint_max',
   5,
-  'Number of checkpoints to keep, the latest ones; 0 keeps all.',
+  'Number of latest checkpoints to keep; 0 keeps all.',
   lower_bound=0,
 )
 tf.app.flags.DEFINE_integer(
-  'save_summaries_steps', 100, 'Steps between two summaries.', lower_bound=1
+  'save_summaries_steps', 100, 'Steps between summaries.', lower_bound=1
 )
 tf.app.flags.DEFINE_integer(
-  'seed', None, 'Seed of everything random; without one, each run differs.'
+  'seed', None, 'Random seed; by default, each run differs.'
 )
 tf.app.flags.DEFINE_boolean(
-  'sync', True, 'In a cluster, update once with the gradients of all workers.'
+  'sync', True, 'In a cluster, average the gradients of all workers.'
 )
 tf.app.flags.DEFINE_integer(
   'backup_workers',
   0,
-  'In a cluster, number of workers that an update does without, the latest.',
+  'In a cluster, number of slowest workers that each update may ignore.',
   lower_bound=0,
 )
 tf.app.flags.DEFINE_integer(
   'cluster_timeout_secs',
   600,
-  'In a cluster, seconds of silence after which a task is given up.',
+  'In a cluster, seconds after which to give up on a task that is silent.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_boolean(
-  'log_device_placement', False, 'Show on which device each operation runs.'
+  'log_device_placement', False, 'Log the device of each operation.'
 )
 tf.app.flags.DEFINE_boolean(
-  'restart', False, 'Begin afresh: remove the earlier run from --train_dir.'
+  'restart', False, 'Delete the earlier run in --train_dir and start over.'
 )
 tf.app.flags.adopt_module_key_flags(cifar10)
 FLAGS = tf.app.flags.FLAGS
 
 
-# Adds training to the default graph, for a worker of a cluster; returns the
-# loss and the operation that does a step.
+# Builds training in the default graph for a worker of a cluster. Returns the
+# loss and the operation that runs a step.
 GraphBuilder = Callable[[cluster.Cluster], tuple[tf.Tensor, tf.Operation]]
 
 
@@ -123,7 +124,7 @@ def main(recipe: Recipe | None = None) -> None:
 
 
 def settings_from_flags(recipe: Recipe) -> TrainSettings:
-  """Returns what the flags say, over a recipe's hyperparameters."""
+  """Return the settings from the flags, which override the recipe."""
   changes = {
     name: FLAGS[name].value
     for name in ('batch_size', 'learning_rate', 'max_steps')
@@ -154,15 +155,15 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
 def build_graph(
   settings: TrainSettings, workers: cluster.Cluster
 ) -> tuple[tf.Tensor, tf.Operation]:
-  """Builds training on one device.
+  """Build the input pipeline and a training step on one device.
 
   Args:
-    settings: what the flags say.
-    workers: the workers that train together.
+    settings: settings from the flags.
+    workers: the cluster of workers that train together.
 
   Returns:
-    loss: float32 [].
-    train_op: the operation that does a step.
+    loss: float32 [], the total loss.
+    train_op: the operation that runs a step.
   """
   global_step = updates.make_global_step()
   ((images, labels),) = distorted_batches(settings, 1)
@@ -179,11 +180,11 @@ def build_graph(
 def distorted_batches(
   settings: TrainSettings, count: int
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
-  """Makes several batches a step out of one pipeline.
+  """Build several training batches per step from one input pipeline.
 
   Args:
-    settings: the data set, and how far to distort.
-    count: number of batches.
+    settings: the data set, the compute type and the recipe's distortions.
+    count: number of batches per step.
 
   Returns:
     A list of `count` (images, labels) pairs: images [batch_size, 24, 24, 3], in
@@ -206,7 +207,7 @@ def distorted_batches(
 def build_loss(
   settings: TrainSettings, images: tf.Tensor, labels: tf.Tensor
 ) -> tf.Tensor:
-  """Builds the network for training; returns the total loss, float32 []."""
+  """Build the network for training and return the total loss, float32 []."""
   recipe = settings.recipe
   filters = first_filters(settings.data_dir) if recipe.whitened else None
   logits = cifar10.inference(
@@ -217,7 +218,7 @@ def build_loss(
 
 @functools.cache
 def first_filters(data_dir: str) -> np.ndarray:
-  """Returns whitening filters, float32 [5, 5, 3, 64], once for all towers."""
+  """Return whitening filters, float32 [5, 5, 3, 64], cached for all towers."""
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   return whitening.whitening_filters(
     batches_dir, cifar10.IMAGE_SIZE, size=5, count=64
@@ -230,13 +231,13 @@ def run(
   config: tf.ConfigProto,
   num_towers: int = 1,
 ) -> None:
-  """Trains alone, or does this process's part in a cluster.
+  """Train on one machine, or run this process's task of a cluster.
 
   Args:
-    build_graph: builds the graph.
-    settings: what the flags say.
-    config: of the session.
-    num_towers: number of batches of this process in a step.
+    build_graph: builds the training graph.
+    settings: settings from the flags.
+    config: configuration of the session.
+    num_towers: number of batches that this process handles per step.
   """
   task = cluster.this_task()
   if task.type == 'evaluator':
@@ -246,8 +247,8 @@ def run(
     return
   if FLAGS.backup_workers >= len(task.workers):
     raise UserError(
-      f'--backup_workers={FLAGS.backup_workers} leaves none of the '
-      f'{len(task.workers)} workers.'
+      f'--backup_workers={FLAGS.backup_workers} must be less than the number '
+      f'of workers, {len(task.workers)}.'
     )
   workers = cluster.Cluster(task, FLAGS.sync, FLAGS.backup_workers)
   with contextlib.ExitStack() as stack:
@@ -281,7 +282,7 @@ def run(
 
 
 def become_evaluator() -> NoReturn:
-  """Runs the evaluation program in this one's place."""
+  """Replace this process by the evaluation program."""
   flags = [
     FLAGS[name].serialize()
     for name in ('data_dir', 'use_fp16', 'use_bf16')

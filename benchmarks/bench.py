@@ -1,15 +1,15 @@
-"""Times this suite beside what its users could run instead.
+"""Compare the speed of this suite with alternatives.
 
   make bench [ARGS='--rounds 5']
   make bench ARGS=--inputs
 
-Everything runs in turn, several rounds of it, each contestant in a process of
-its own, and medians are compared. Prints a table; writes results/bench.json
-after each contestant, so that an interruption loses nothing, and at the end the
-bar chart results/bench.png.
+The contestants run in turn, each in a separate process, for several rounds. The
+program prints a table of medians. It writes results/bench.json after each
+contestant, so that an interruption loses nothing, and finally the bar chart
+results/bench.png.
 
-A contestant that fails is reported with the last line of its error output and
-not tried again; the others continue, and the exit status is 1.
+If a contestant fails, the program prints the last line of its error output and
+does not try it again. The others continue, and the exit status is 1.
 """
 
 import argparse
@@ -32,17 +32,17 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _ROOT = os.path.dirname(_HERE)
 sys.path.insert(0, _ROOT)
 
-# Of the suite, only this: the environment has no TensorFlow.
+# The only import from the suite, because this environment has no TensorFlow.
 from cifar10_suite import processor  # noqa: E402
 
 _RESULTS = os.path.join(_ROOT, 'results')
 _BATCHES_DIR = os.path.join(_ROOT, 'cifar10_data', 'cifar-10-batches-bin')
-# The suite and Keras run in the suite's environment, PyTorch in this one.
+# Python of the suite and Keras; PyTorch runs in this program's environment.
 _SUITE_PYTHON = os.path.join(_ROOT, '.venv', 'bin', 'python')
-_STEPS = 201  # of the training program: the last hundred is what counts
+_STEPS = 201  # of the training program; the last hundred are measured
 _TIME_LIMIT = 300  # seconds after which a process counts as hung
-# Multiplications and additions of a training step as the network is defined;
-# the suite's convolution by frequencies takes fewer.
+# Multiplications and additions of a training step with direct convolutions; the
+# suite's convolution in the frequency domain takes fewer.
 _MFLOP_PER_EXAMPLE = 105
 _LINE = re.compile(
   r'(?P<time>[\d-]+ [\d:.]+): step \d+, .*\((?P<rate>[\d.]+) examples/sec;'
@@ -52,14 +52,14 @@ Figures = dict[str, float]
 
 
 class ContestantError(Exception):
-  """A contestant has no figures; the message is one line that says why."""
+  """Failure of a contestant; the message gives the reason in one line."""
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument(
-    '--only', default='', help='a part of the names of those to run'
+    '--only', default='', help='run contestants whose name contains this'
   )
   for flag, name in (('--inputs', 'input alone'), ('--startup', 'this suite')):
     parser.add_argument(
@@ -72,7 +72,7 @@ def main() -> None:
   parser.add_argument(
     '--all',
     action='store_true',
-    help='run bfloat16 even where TensorFlow is not faster in it',
+    help='run bfloat16 even if TensorFlow is not faster in it',
   )
   args = parser.parse_args()
   print(f'On {processor.describe()}', flush=True)
@@ -80,7 +80,7 @@ def main() -> None:
   names = [name for name in CONTESTANTS if args.only in name]
   in_bfloat16 = [name for name in names if 'bfloat16' in name]
   if in_bfloat16 and not args.all and not _is_fast_in_bfloat16():
-    print('No bfloat16: TensorFlow is not faster in it here.', flush=True)
+    print('Skipping bfloat16, which is not faster here.', flush=True)
     names = [name for name in names if name not in in_bfloat16]
 
   rounds: dict[str, list[Figures]] = {name: [] for name in names}
@@ -110,7 +110,7 @@ def main() -> None:
 def _compete(
   name: str, rounds: dict[str, list[Figures]], failures: dict[str, str]
 ) -> str:
-  """Runs a contestant; records and describes its figures or its failure."""
+  """Run a contestant; record and describe its figures or failure."""
   try:
     figures = CONTESTANTS[name]()
   except ContestantError as error:
@@ -121,7 +121,7 @@ def _compete(
 
 
 def _is_fast_in_bfloat16() -> bool:
-  """Returns whether the suite finds bfloat16 faster on this machine."""
+  """Return whether the suite finds bfloat16 faster on this machine."""
   try:
     output, _ = _run([_SUITE_PYTHON, os.path.join(_HERE, 'precision.py')])
     return _last_json(output).get('bfloat16') is True
@@ -131,17 +131,18 @@ def _is_fast_in_bfloat16() -> bool:
 
 
 def _run(command: list[str]) -> tuple[str, float]:
-  """Runs a program to completion.
+  """Run a program to completion.
 
-  Its output goes to temporary files, since a full pipe would block it. It runs
-  in a new session, so that the processes that it starts are killed with it.
+  The output goes to temporary files, since a full pipe would block the program.
+  The program runs in a new session, so that its child processes can be killed,
+  too.
 
   Returns:
-    Its standard output, and its peak resident memory in MiB.
+    The standard output and the peak resident memory in MiB.
 
   Raises:
-    ContestantError: the program did not start, exceeded _TIME_LIMIT, was
-      killed, or exited with a non-zero status.
+    ContestantError: if the program does not start, exceeds _TIME_LIMIT, is
+      killed, or exits with a non-zero status.
   """
   with (
     tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as output,
@@ -178,7 +179,7 @@ def _run(command: list[str]) -> tuple[str, float]:
 
 
 def _wait(process: subprocess.Popen) -> float | None:
-  """Returns a process's peak memory in MiB, or None at the time limit."""
+  """Return a process's peak memory in MiB, or None after the time limit."""
   deadline = time.monotonic() + _TIME_LIMIT
   while time.monotonic() < deadline:
     pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -190,18 +191,18 @@ def _wait(process: subprocess.Popen) -> float | None:
 
 
 def _kill(process: subprocess.Popen) -> None:
-  """Kills what is left of a process and its session."""
-  # Nothing is left: macOS reports it as PermissionError.
+  """Kill the remaining processes of a process's session."""
+  # If no process is left, macOS raises PermissionError.
   with contextlib.suppress(ProcessLookupError, PermissionError):
     os.killpg(process.pid, signal.SIGKILL)
   process.wait()
 
 
 def _last_json(output: str) -> dict:
-  """Returns the JSON object of numbers in the last line of the output.
+  """Return the JSON object of numbers in the last line of the output.
 
   Raises:
-    ContestantError: there is none.
+    ContestantError: if the last line is something else.
   """
   last_line = (output.strip().splitlines() or [''])[-1]
   try:
@@ -214,13 +215,13 @@ def _last_json(output: str) -> dict:
 
 
 def _child(python: str, script: str, *arguments: str) -> Figures:
-  """Runs a contestant; returns the figures that it prints, and its memory."""
+  """Run a script; return its figures and its peak memory."""
   output, peak_mib = _run([python, os.path.join(_HERE, script), *arguments])
   return {**_last_json(output), 'peak_mib': peak_mib}
 
 
 def _train(*flags: str) -> Figures:
-  """Times the training program, from the command to its end."""
+  """Measure throughput, startup time and memory of the training program."""
   with tempfile.TemporaryDirectory() as train_dir:
     start = datetime.datetime.now()
     output, peak_mib = _run(
@@ -244,7 +245,7 @@ def _train(*flags: str) -> Figures:
 
 
 def _evaluate() -> Figures:
-  """Times the evaluation program on 10,000 images, less that on one image."""
+  """Time the evaluation of 10,000 images, minus that of one image."""
   with tempfile.TemporaryDirectory() as folder:
     _run(
       [
@@ -315,7 +316,7 @@ def _show(figures: Figures) -> str:
 
 
 def _table(medians: dict[str, Figures], failures: dict[str, str]) -> str:
-  """Returns the medians as a Markdown table, rates also as ratios."""
+  """Return the medians as a Markdown table, with ratios to the tutorial."""
   baseline = medians.get("the tutorial's way", {}).get('examples_per_sec')
   lines = [
     '| | examples/sec | x tutorial | GFLOP/s | peak MiB | other |',
@@ -353,7 +354,7 @@ def _table(medians: dict[str, Figures], failures: dict[str, str]) -> str:
 def _write_figures(
   rounds: dict[str, list[Figures]], failures: dict[str, str]
 ) -> None:
-  """Writes results/bench.json atomically."""
+  """Write results/bench.json atomically."""
   os.makedirs(_RESULTS, exist_ok=True)
   contents = {
     'machine': {
@@ -371,8 +372,8 @@ def _write_figures(
 
 
 def _draw_chart(medians: dict[str, Figures]) -> None:
-  """Draws results/bench.png, a bar chart of the training rates."""
-  import matplotlib.pyplot as plt  # only here, so that --only needs no more
+  """Draw results/bench.png, a bar chart of the training rates."""
+  import matplotlib.pyplot as plt  # imported here: not needed with --only
 
   bars = {
     name: figures['examples_per_sec']

@@ -1,9 +1,9 @@
-"""Draws results/precision.png: how precision grows under each recipe.
+"""Draw results/precision.png: precision over steps and time per recipe.
 
   python benchmarks/curves.py
 
-Reads results/runs.json, which says how each run was made and how long its steps
-took, and the metrics.jsonl that the evaluator wrote about it.
+This script reads results/runs.json, which lists the settings and throughput of
+each run, and the metrics.jsonl that the evaluator wrote for it.
 """
 
 import json
@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 RESULTS = os.path.join(os.path.dirname(__file__), '..', 'results')
-PUBLISHED = 0.866  # at 150,000 steps, as the tutorial has it
+PUBLISHED = 0.866  # precision at 150,000 steps according to the tutorial
 
 
 def main():
@@ -50,7 +50,7 @@ def main():
 
 
 def read_curve(name):
-  """Returns steps from 1 on, precisions, and both ends of their intervals."""
+  """Return steps from 1, precisions, and the bounds of their intervals."""
   with open(os.path.join(RESULTS, name)) as file:
     records = [json.loads(line) for line in file]
   records = [record for record in records if record['step']]

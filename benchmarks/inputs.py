@@ -1,4 +1,4 @@
-"""The suite's input pipeline alone."""
+"""Measure the suite's input pipeline alone."""
 
 import os
 import sys

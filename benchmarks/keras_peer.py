@@ -1,4 +1,4 @@
-"""Keras 3 with tf.data: the same network, distortions and update."""
+"""Measure Keras 3 and tf.data: same network, distortions and update."""
 
 import os
 import sys
@@ -31,7 +31,7 @@ def data_set(batches_dir):
 
 
 def local_response_normalization(x):
-  # TensorFlow has no bfloat16 kernel for it on processors.
+  # TensorFlow has no bfloat16 kernel for this on CPUs.
   norm = tf.nn.local_response_normalization(
     tf.cast(x, tf.float32), 4, 1.0, 0.001 / 9.0, 0.75
   )
@@ -65,7 +65,7 @@ def dense(units, activation, stddev, bias, wd):
 
 
 class Rate(keras.callbacks.Callback):
-  """Reports the rate of the steps after the warm-up, and stops."""
+  """Callback that reports the throughput after the warm-up, and stops."""
 
   def on_train_batch_end(self, batch, logs=None):
     now = time.perf_counter()

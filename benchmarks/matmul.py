@@ -1,4 +1,4 @@
-"""This machine's rate of matrix products, the ceiling of every network."""
+"""Measure the speed of matrix products, an upper bound for any network."""
 
 import os
 import statistics

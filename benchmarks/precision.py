@@ -1,4 +1,4 @@
-"""Asks the suite whether TensorFlow is faster in bfloat16 on this machine."""
+"""Print whether the suite finds TensorFlow faster in bfloat16 here."""
 
 import json
 import os

@@ -1,10 +1,11 @@
-"""What each part of the recipe `fast` is worth: leaves out one at a time.
+"""Ablation study of the recipe `fast`: change one part at a time.
 
   python benchmarks/recipe_study.py --epochs 6 --seeds 1 2 3
 
-The test images play no part in this. Training sees the first 45,000 training
-images; the last 5,000, those of the end of `data_batch_5.bin`, are scored. Each
-run is a line of results/recipes.jsonl; runs that are there are not done again.
+The study does not use the test images. Training uses the first 45,000 training
+images; the last 5,000, at the end of `data_batch_5.bin`, are held out for
+scoring. Each run adds a line to results/recipes.jsonl; completed runs are not
+repeated.
 """
 
 import argparse
@@ -76,7 +77,7 @@ def read_runs():
 
 
 def hold_out(data_dir, held_out_dir):
-  """Writes a data set whose test images are the last training images."""
+  """Write a data set with the held-out images as its test images."""
   download.maybe_download_and_extract(data_dir)
   directory = os.path.join(data_dir, dataset.BATCHES_DIR)
   records = np.concatenate(
@@ -95,7 +96,7 @@ def hold_out(data_dir, held_out_dir):
 
 
 def train_and_score(directory, change, epochs, seed):
-  """Returns seconds of training, steps, and precision with 1 and 10 views."""
+  """Train and return seconds, steps, and precision with 1 and 10 views."""
   recipe = dataclasses.replace(recipes.FAST, **change)
   steps = round(epochs * TRAINED_ON / recipe.batch_size)
   recipe = dataclasses.replace(recipe, max_steps=steps)
@@ -124,7 +125,7 @@ def train_and_score(directory, change, epochs, seed):
 
 
 def program(command, *flags):
-  """Runs a file with Python, with arguments; shows its output if it fails."""
+  """Run a Python program; show its output and exit if it fails."""
   done = subprocess.run(
     [sys.executable, *command, *flags], capture_output=True, text=True
   )
@@ -133,7 +134,7 @@ def program(command, *flags):
 
 
 def train(recipe, flags):
-  """Becomes the training program, with another recipe."""
+  """Run the training program in this process, with another recipe."""
   from cifar10_suite import cli
 
   cli.quiet_tensorflow()
@@ -145,7 +146,7 @@ def train(recipe, flags):
 
 
 def table(runs):
-  """Returns the means over seeds and their standard deviations, in Markdown."""
+  """Return a Markdown table of means and standard deviations over seeds."""
   lines = [
     '| | runs | one view | ten views | steps | seconds |',
     '|---|--:|--:|--:|--:|--:|',

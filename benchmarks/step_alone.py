@@ -1,4 +1,4 @@
-"""The suite's training step on one batch, without any input."""
+"""Measure the suite's training step on a fixed batch, without input."""
 
 import os
 import sys

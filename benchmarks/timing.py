@@ -1,4 +1,4 @@
-"""What the contestants share: how they are timed, and what they print."""
+"""Shared timing and output of the contestants."""
 
 import json
 import os
@@ -11,16 +11,15 @@ SECONDS = 10
 
 
 def report(**figures: float) -> None:
-  """Prints figures for bench.py to read."""
+  """Print figures for bench.py to read."""
   print(json.dumps(figures), flush=True)
 
 
 def report_steps(run_step: Callable[[], object]) -> None:
-  """Runs a step over and over and reports its rate.
+  """Run a step repeatedly and report its throughput.
 
   Args:
-    run_step: does one step on BATCH_SIZE examples, and has done it when it
-      returns.
+    run_step: runs one step on BATCH_SIZE examples and waits for its completion.
   """
   for _ in range(WARM_UP_STEPS):
     run_step()

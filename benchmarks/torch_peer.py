@@ -1,4 +1,4 @@
-"""PyTorch: the same network and update, on one batch, without any input."""
+"""Measure PyTorch: same network and update, fixed batch, without input."""
 
 import sys
 

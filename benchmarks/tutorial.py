@@ -1,7 +1,8 @@
-"""The tutorial's way: one example a read, 16 threads, TensorFlow's own LRN.
+"""Measure the tutorial's approach: one example per read, TensorFlow's LRN.
 
-Written from the contract of this suite, for comparison: the same network,
-distortions and update, with what the suite does otherwise done as in 2016.
+This script was written from this suite's specification for comparison. Network,
+distortions and update are the same; everything that the suite changed is done
+as in the tutorial of 2016, such as reading with 16 threads.
 """
 
 import os

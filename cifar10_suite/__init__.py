@@ -1,5 +1,5 @@
-"""What the CIFAR-10 suite has beyond TensorFlow's tutorial.
+"""Parts of the CIFAR-10 suite that TensorFlow's tutorial did not have.
 
-The tutorial's modules and the programs are beside this package and import from
-it. Nothing here imports them.
+The tutorial's modules and the programs, which are next to this package, import
+from it. No module of this package imports them.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, and the directory in which a trainer keeps its own."""
+"""Checkpoint files: finding, checking, copying and resuming from them."""
 
 import contextlib
 import glob
@@ -17,21 +17,21 @@ from cifar10_suite import files
 from cifar10_suite.errors import UserError
 from cifar10_suite.optimizers import MuonOptimizer
 
-_STATE = 'checkpoint'  # the file that names a directory's checkpoints
-_PART = re.compile(r'\.(index|meta|data-\d+-of-\d+)$')  # a file's extension
-_COPY = '.scoring-'  # how the name of a copy's directory begins
+_STATE = 'checkpoint'  # state file: lists a directory's checkpoints
+_PART = re.compile(r'\.(index|meta|data-\d+-of-\d+)$')  # file extensions
+_COPY = '.scoring-'  # prefix of directories with copies
 
 
 class CheckpointError(UserError):
-  """A checkpoint cannot be used; the message names it and says why."""
+  """Unusable checkpoint; the message names it and the reason."""
 
 
 class OtherNetworkError(CheckpointError):
-  """A checkpoint can be read, but is not of the network that it is for."""
+  """Readable checkpoint of a different network."""
 
 
 def saved_in(directory: str) -> list[str]:
-  """Returns the paths of a directory's checkpoints, by their steps."""
+  """Return the paths of a directory's checkpoints, sorted by step."""
   pattern = os.path.join(glob.escape(directory), 'model.ckpt-*.index')
   paths = [path.removesuffix('.index') for path in glob.glob(pattern)]
   return sorted(
@@ -40,7 +40,7 @@ def saved_in(directory: str) -> list[str]:
 
 
 def files_of(checkpoint: str) -> list[str]:
-  """Returns the paths of the files that make up a checkpoint."""
+  """Return the paths of the files that make up a checkpoint."""
   return [
     path
     for path in glob.glob(f'{glob.escape(checkpoint)}.*')
@@ -49,10 +49,10 @@ def files_of(checkpoint: str) -> list[str]:
 
 
 def latest(directory: str) -> str | None:
-  """Returns the path of the checkpoint that a directory names as its latest.
+  """Return the path of the latest checkpoint according to the state file.
 
-  Only the name counts. Its place is this directory, wherever the state file
-  says: that one may be a copy, or the directory may have been moved.
+  Only the file name counts, and is looked up in `directory`: the path in the
+  state file is outdated if the directory was copied or moved.
   """
   named = _named_by_state(directory)
   if named is None:
@@ -62,16 +62,16 @@ def latest(directory: str) -> str | None:
 
 
 def _named_by_state(directory: str) -> str | None:
-  """Returns what a directory's state file names as latest, word for word."""
+  """Return the latest checkpoint, exactly as the state file names it."""
   try:
     state = tf.train.get_checkpoint_state(directory)
-  except (tf.errors.OpError, ValueError):  # empty, or not even text
+  except (tf.errors.OpError, ValueError):  # empty, or not text
     return None
   return state.model_checkpoint_path if state else None
 
 
 def _step_in_name(path: str) -> float:
-  """Returns the step at the end of a checkpoint's name, or infinity."""
+  """Return the step in a checkpoint's name, or infinity if it has none."""
   match = re.search(r'-(\d+)$', path)
   return int(match[1]) if match else math.inf
 
@@ -79,23 +79,24 @@ def _step_in_name(path: str) -> float:
 def newest_good(
   directory: str, variables: dict[str, tf.Variable]
 ) -> tuple[str, int] | None:
-  """Finds the newest checkpoint that can be read, and says which cannot.
+  """Find the newest readable checkpoint, and report those it skips.
 
   Args:
-    directory: where to look.
-    variables: by the names that they are to have in the checkpoint.
+    directory: directory to search.
+    variables: the variables to restore, by checkpoint name.
 
   Returns:
-    Its path and its global step; None if there is no checkpoint at all.
+    The path and global step of the checkpoint; None if there are no
+    checkpoints.
 
   Raises:
-    CheckpointError: none can be read.
-    OtherNetworkError: the newest one that can is of another network.
+    CheckpointError: if no checkpoint is readable.
+    OtherNetworkError: if the newest readable one is of a different network.
   """
   if files.is_pattern(directory):
     raise CheckpointError(
       f'{directory} has one of the characters * ? [ \\ in its name, which '
-      'TensorFlow takes for a pattern. Name the directory otherwise.'
+      'TensorFlow treats as a pattern. Rename the directory.'
     )
   paths = saved_in(directory)
   named = latest(directory)
@@ -114,18 +115,19 @@ def newest_good(
 
 
 def check(path: str, variables: dict[str, tf.Variable]) -> int:
-  """Compares a checkpoint with a network.
+  """Check that a checkpoint is readable and matches the network.
 
   Args:
-    path: the checkpoint's path, such as 'cifar10_train/model.ckpt-100'.
-    variables: by the names that they are to have in the checkpoint.
+    path: path of the checkpoint, such as 'cifar10_train/model.ckpt-100'.
+    variables: the variables to restore, by checkpoint name.
 
   Returns:
     The global step of the checkpoint.
 
   Raises:
-    CheckpointError: it cannot be read, all of these variables of it.
-    OtherNetworkError: one is missing, or of another shape or type.
+    CheckpointError: if the checkpoint, or one of the variables, is unreadable.
+    OtherNetworkError: if a variable is missing or has a different shape or
+      dtype.
   """
   try:
     reader = tf.train.load_checkpoint(path)
@@ -144,18 +146,19 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
       there = f'{values[name].dtype.name} {list(values[name].shape)}'
     if here != there:
       raise OtherNetworkError(
-        f'{path} is not of this network: {name} is {there} there, {here} here.'
+        f'{path} does not match this network: {name} is {there} in the '
+        f'checkpoint, {here} in the network.'
       )
   return step
 
 
 def digest(path: str) -> str:
-  """Returns what tells a checkpoint from any other.
+  """Return a digest that identifies the contents of a checkpoint.
 
-  That is the sha256 of its index, which holds a checksum of each variable.
+  This is the sha256 of the index, which has a checksum of each variable.
 
   Raises:
-    CheckpointError: the index cannot be read.
+    CheckpointError: if the index is unreadable.
   """
   try:
     with open(f'{path}.index', 'rb') as file:
@@ -166,17 +169,17 @@ def digest(path: str) -> str:
 
 @contextlib.contextmanager
 def copied(path: str, directory: str) -> Iterator[str]:
-  """Yields the path of a copy, made in `directory` and removed at the end.
+  """Yield the path of a temporary copy of a checkpoint in `directory`.
 
-  Training may delete its checkpoints at any time. A copy is whole if the
-  original, after it was made, still is.
+  The trainer may delete a checkpoint at any time. If the original is still
+  complete after copying, so is the copy.
 
   Raises:
-    CheckpointError: a file cannot be read, or is gone.
+    CheckpointError: if a file is unreadable or was deleted.
   """
   for left in glob.glob(os.path.join(glob.escape(directory), f'{_COPY}*')):
     if all(_PART.search(name) for name in os.listdir(left)):
-      shutil.rmtree(left, ignore_errors=True)  # by one that was killed
+      shutil.rmtree(left, ignore_errors=True)  # left by a killed process
   with tempfile.TemporaryDirectory(prefix=_COPY, dir=directory) as folder:
     for name in files_of(path):
       try:
@@ -187,18 +190,19 @@ def copied(path: str, directory: str) -> Iterator[str]:
 
 
 def find_start(train_dir: str, keep: int) -> int:
-  """Returns the step from which to resume, and says so if it is not the first.
+  """Prepare a directory for resuming; return the step to start from.
 
-  That is the step of the newest readable checkpoint. Afterwards the state file
-  names it as the latest, and nothing outside of the directory: the session
-  restores that one, and its saver deletes only what is named there.
+  This is the step of the newest readable checkpoint. The state file is
+  rewritten to name that checkpoint as the latest, and none outside of the
+  directory: the session restores the latest checkpoint, and its saver deletes
+  only checkpoints that the state file names.
 
   Args:
-    train_dir: where training saves.
-    keep: number of checkpoints to leave there, the newest ones; 0 for all.
+    train_dir: directory of the checkpoints.
+    keep: number of newest checkpoints to keep; 0 keeps all.
 
   Raises:
-    UserError: there are checkpoints, but none that can be used.
+    UserError: if there are checkpoints, but no usable one.
   """
   variables = {variable.op.name: variable for variable in tf.global_variables()}
   _refuse_other_recipe(train_dir, set(variables))
@@ -206,11 +210,11 @@ def find_start(train_dir: str, keep: int) -> int:
     found = newest_good(train_dir, variables)
   except CheckpointError as error:
     raise UserError(
-      f'{error} Choose another --train_dir, or begin afresh with --restart.'
+      f'{error} Choose another --train_dir, or start over with --restart.'
     ) from error
   if found is None:
     if named := _named_by_state(train_dir):
-      print(f'{train_dir} names {named} as its latest, but has no checkpoint.')
+      print(f'{train_dir} has no checkpoint; its state file names {named}.')
       os.remove(os.path.join(train_dir, _STATE))
     return 0
   path, step = found
@@ -228,20 +232,20 @@ def find_start(train_dir: str, keep: int) -> int:
 
 
 def write_state(directory: str, checkpoints: list[str]) -> None:
-  """Names a directory's checkpoints, relative to it, in its state file.
+  """Write a state file that names checkpoints relative to its directory.
 
   Args:
-    directory: where they are.
-    checkpoints: their paths or names, the latest one last.
+    directory: directory of the checkpoints.
+    checkpoints: paths or names of the checkpoints, the latest one last.
   """
   names = [os.path.basename(path) for path in checkpoints]
-  # Told of a relative directory, TensorFlow would take the names to be relative
-  # to the working directory.
+  # If the directory is relative, TensorFlow resolves the names against the
+  # working directory.
   tf.train.update_checkpoint_state(os.path.abspath(directory), names[-1], names)
 
 
 def _is_of_network(path: str, variables: set[str]) -> bool:
-  """Returns whether a checkpoint's index names all of the variables."""
+  """Return whether a checkpoint's index lists all of the variables."""
   try:
     return variables <= {name for name, _ in tf.train.list_variables(path)}
   except (tf.errors.OpError, ValueError):
@@ -249,20 +253,20 @@ def _is_of_network(path: str, variables: set[str]) -> bool:
 
 
 def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
-  """Refuses to resume if the latest checkpoint is of another optimizer."""
+  """Refuse to resume if the latest checkpoint used a different optimizer."""
   path = latest(train_dir)
   if path is None:
     return
   try:
     there = {name for name, _ in tf.train.list_variables(path)}
   except (tf.errors.OpError, ValueError):
-    return  # it cannot be read, and will not be
+    return  # unreadable, so training will not resume from it
   slots = {n for n in names | there if n.endswith(f'/{MuonOptimizer.NAME}')}
   if slots & names != slots & there:
     raise UserError(
       f'{path} was trained with another --recipe: it '
-      f'{"has" if slots & there else "lacks"} momenta. Resume with that one, '
-      'choose another --train_dir, or begin afresh with --restart.'
+      f'{"has" if slots & there else "lacks"} momenta. Use that recipe, '
+      'choose another --train_dir, or start over with --restart.'
     )
 
 

@@ -1,4 +1,4 @@
-"""Starting a program: a quiet TensorFlow, flags, and what its user sees."""
+"""Program startup: quiet TensorFlow, shared flags and error messages."""
 
 import contextlib
 import io
@@ -14,10 +14,10 @@ from cifar10_suite.errors import UserError
 
 
 def quiet_tensorflow() -> None:
-  """Keeps TensorFlow's chatter off the console; call it before its import.
+  """Suppress TensorFlow's log messages; call this before importing TensorFlow.
 
-  Errors still arrive, as exceptions. The messages of the C++ runtime come back
-  with TF_CPP_MIN_LOG_LEVEL=0 in the environment.
+  Errors are still raised as exceptions. To see the messages of the C++ runtime,
+  set TF_CPP_MIN_LOG_LEVEL=0 in the environment.
   """
   # TensorFlow logs the placement of operations at the lowest level.
   wants_placement = any(
@@ -26,32 +26,32 @@ def quiet_tensorflow() -> None:
   )
   level = '0' if wants_placement else '3'
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', level)
-  # oneDNN's kernels; by default, older processors do without them.
+  # oneDNN kernels are off by default on older processors.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
-  # Without a GPU, the import and the first look at the devices write lines that
-  # no setting turns off.
+  # Without a GPU, the import and the first listing of devices print messages
+  # that no setting suppresses.
   with _discarded_stderr():
     import tensorflow.compat.v1 as tf
 
     tf.config.list_physical_devices()
-  tf.logging.set_verbosity(tf.logging.ERROR)  # queues are deprecated, and used
+  tf.logging.set_verbosity(tf.logging.ERROR)  # hides deprecation of queues
 
 
 def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
-  """Parses the flags, runs `main` in TF1's graph mode, and exits.
+  """Parse the flags, run `main` in TF1's graph mode, and exit.
 
-  A `UserError` ends the program with its message and status 1; any other error
-  keeps its traceback.
+  A `UserError` exits with its message and status 1. Other errors keep their
+  traceback.
 
   Args:
-    main: the program.
-    takes_arguments: whether `main` takes a list of the arguments that are no
-      flags; otherwise, such an argument is a mistake.
+    main: main function of the program.
+    takes_arguments: whether `main` takes a list of positional arguments;
+      otherwise, they are an error.
   """
   import tensorflow.compat.v1 as tf
 
   if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(line_buffering=True)  # a pipe sees each line at once
+    sys.stdout.reconfigure(line_buffering=True)  # also in pipes
   tf.disable_v2_behavior()
   flags.FLAGS.set_gnu_getopt(True)  # flags may follow other arguments
 
@@ -63,12 +63,12 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
     except UserError as error:
       sys.exit(f'{error}')
     except tf.errors.InvalidArgumentError as error:
-      # The message of our own assertion; TensorFlow has no other code for it.
+      # This assertion is our own; TensorFlow has no specific code for it.
       if dataset.BAD_LABEL not in error.message:
         raise
       first_line = error.message.partition('\n')[0]
       sys.exit(first_line.removeprefix('assertion failed: '))
-    except BrokenPipeError:  # the reader of a pipe, 'head' say, has enough
+    except BrokenPipeError:  # the reader of the pipe, such as 'head', has ended
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(1)
     except KeyboardInterrupt:
@@ -79,10 +79,12 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
 
 
 def define_checkpoint_flags(checkpoint_dir: str) -> None:
-  """Defines the flags of all programs that read checkpoints, once.
+  """Define the flags shared by programs that read checkpoints.
+
+  Repeated calls have no further effect.
 
   Args:
-    checkpoint_dir: the default of `--checkpoint_dir`.
+    checkpoint_dir: default of `--checkpoint_dir`.
   """
   if 'checkpoint_dir' not in flags.FLAGS:
     flags.DEFINE_string(
@@ -94,27 +96,28 @@ def define_checkpoint_flags(checkpoint_dir: str) -> None:
       'num_views',
       '1',
       ['1', '2', '10'],
-      'Views of each image to average over: 1 is its centre, 2 adds its mirror '
-      'image, 10 are centre, corners and their mirror images.',
+      'Number of views of each image to average over: 1 is the centre, 2 adds '
+      'its mirror image, 10 are centre, corners and their mirror images.',
     )
   for name in ('checkpoint_dir', 'num_views'):
     flags.declare_key_flag(name)
 
 
 def prepare_dir(flag: str, path: str) -> None:
-  """Makes a directory and checks that it can be written to.
+  """Create a directory and check that it is writable.
 
   Args:
-    flag: the flag that names the directory, for the message.
-    path: the directory.
+    flag: flag that names the directory, for the error message.
+    path: path of the directory.
 
   Raises:
-    UserError: it cannot be made or written to, or could not be read again.
+    UserError: if the directory cannot be created or is not writable, or if
+      TensorFlow would treat its name as a pattern.
   """
   if files.is_pattern(path):
     raise UserError(
       f'{flag} {path} has one of the characters * ? [ \\ in its name, which '
-      'TensorFlow takes for a pattern. Choose another directory.'
+      'TensorFlow treats as a pattern. Choose another directory.'
     )
   try:
     os.makedirs(path, exist_ok=True)
@@ -127,7 +130,7 @@ def prepare_dir(flag: str, path: str) -> None:
 
 
 def short_path(path: str) -> str:
-  """Returns a path as it is shown: relative if in the working directory."""
+  """Return a path for messages: relative if in the working directory."""
   try:
     relative = os.path.relpath(path)
   except ValueError:  # on another drive
@@ -137,7 +140,7 @@ def short_path(path: str) -> str:
 
 @contextlib.contextmanager
 def _discarded_stderr() -> Iterator[None]:
-  """Discards what is written to file descriptor 2, by C++ code too."""
+  """Discard output to file descriptor 2, including that of C++ code."""
   saved = os.dup(2)
   with open(os.devnull, 'wb') as null:
     os.dup2(null.fileno(), 2)

@@ -1,15 +1,16 @@
-"""One training on several machines, on TensorFlow's own runtime.
+"""Distributed training on TensorFlow's own runtime.
 
-Each machine runs the same program. TF_CONFIG in its environment, which training
-operators set, tells it all addresses and its own part:
+Each machine runs the same program. The environment variable TF_CONFIG, which
+training operators set, specifies all addresses and the task of this machine:
 
   {"cluster": {"ps": ["a:2222"], "chief": ["b:2222"], "worker": ["c:2222"]},
    "task": {"type": "worker", "index": 0}}
 
-Parameter servers ("ps") hold the variables. The chief and the workers have a
-whole network and an input each, and send gradients; the chief also restores,
-saves and summarizes. An "evaluator" scores what the chief saves. Without a
-chief, the first worker is it. Without TF_CONFIG, a program is alone.
+Parameter servers ("ps") hold the variables. The chief and the workers each have
+a copy of the network and an input pipeline, and send gradients. The chief also
+restores, saves and writes summaries. An "evaluator" scores the chief's
+checkpoints. Without a chief, the first worker takes its role. Without
+TF_CONFIG, a program runs alone.
 """
 
 import dataclasses
@@ -29,21 +30,21 @@ from cifar10_suite.sync import SyncHook, SyncOptimizer
 
 _TYPES = ('chief', 'worker', 'ps', 'evaluator')
 _POLL_SECS = 1
-_SILENCE_SECS = 5  # after which it is said that a task does not answer
-_FAREWELL_SECS = 15  # that the end waits for a task that does not answer
+_SILENCE_SECS = 5  # until an unresponsive task is reported
+_FAREWELL_SECS = 15  # grace period for unresponsive tasks at the end
 
 
 class ClusterError(UserError):
-  """TF_CONFIG cannot be used; the message tells why."""
+  """Invalid TF_CONFIG or unusable port; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskName:
-  """What tells a task from the others of its cluster; shown as 'worker 0'.
+  """Unique name of a task in its cluster, printed as 'worker 0'.
 
   Attributes:
     kind: 'chief', 'worker', 'ps' or 'evaluator'.
-    index: its number among those of its kind.
+    index: index among the tasks of this kind.
   """
 
   kind: str
@@ -55,13 +56,12 @@ class TaskName:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A process's part in a cluster.
+  """Role of a process in a cluster.
 
   Attributes:
     type: 'chief', 'worker', 'ps' or 'evaluator'.
-    index: its number among those of its type.
-    addresses: 'host:port' of the tasks of each type; empty for one that is
-      alone.
+    index: index among the tasks of this type.
+    addresses: 'host:port' of the tasks of each type; empty without a cluster.
   """
 
   type: str = 'chief'
@@ -78,7 +78,7 @@ class Task:
 
   @property
   def workers(self) -> list[TaskName]:
-    """The names of all that compute gradients, the chief first."""
+    """Names of the tasks that compute gradients, the chief first."""
     if self.is_alone:
       return [self.name]
     return [
@@ -89,7 +89,7 @@ class Task:
 
   @property
   def servers(self) -> list[TaskName]:
-    """The names of the parameter servers."""
+    """Names of the parameter servers."""
     count = len(self.addresses.get('ps', []))
     return [TaskName('ps', index) for index in range(count)]
 
@@ -99,7 +99,7 @@ class Task:
 
   @property
   def number(self) -> int:
-    """Its place among the workers."""
+    """Position of this task in `workers`."""
     return self.workers.index(self.name)
 
   def address(self, name: TaskName) -> str:
@@ -107,10 +107,10 @@ class Task:
 
 
 def this_task() -> Task:
-  """Returns this process's part, as TF_CONFIG says.
+  """Return the task that TF_CONFIG assigns to this process.
 
   Raises:
-    ClusterError: TF_CONFIG is wrong.
+    ClusterError: if TF_CONFIG is invalid.
   """
   text = os.environ.get('TF_CONFIG', '')
   if not text:
@@ -123,7 +123,7 @@ def this_task() -> Task:
     }
     task = dict(config.get('task', {}))
   except (ValueError, TypeError, AttributeError) as error:
-    raise ClusterError(f'TF_CONFIG is not as it should be: {error}') from error
+    raise ClusterError(f'Invalid TF_CONFIG: {error}') from error
   kind = task.get('type', '')
   kind = 'chief' if kind == 'master' else kind
   if kind == 'evaluator':
@@ -137,24 +137,21 @@ def this_task() -> Task:
 
 
 def _index(task: dict[str, object]) -> int:
-  """Returns a task's number; a guess might give two tasks the same one."""
+  """Return a task's index; a default might give two tasks the same one."""
   for key in ('type', 'index'):
     if key not in task:
-      raise ClusterError(
-        f'TF_CONFIG is not as it should be: its "task" has no "{key}".'
-      )
+      raise ClusterError(f'Invalid TF_CONFIG: its "task" has no "{key}".')
   index = task['index']
   digits = f'{index}'
   if isinstance(index, bool) or not re.fullmatch(r'[0-9]+', digits):
     raise ClusterError(
-      f"TF_CONFIG is not as it should be: index {index!r} is not a task's "
-      'number.'
+      f"Invalid TF_CONFIG: index {index!r} is not a task's number."
     )
   return int(digits)
 
 
 def _check(kind: str, index: int, addresses: dict[str, list[str]]) -> None:
-  """Raises ClusterError if there is no such task, or the cluster is no good."""
+  """Raise ClusterError if the cluster is invalid or lacks the task."""
   problem = None
   if unknown := sorted(set(addresses) - set(_TYPES)):
     problem = f'it has tasks of an unknown type, {unknown[0]!r}'
@@ -165,32 +162,32 @@ def _check(kind: str, index: int, addresses: dict[str, list[str]]) -> None:
   elif not (addresses.get('chief') or addresses.get('worker')):
     problem = 'it has no "chief" and no "worker"'
   elif not 0 <= index < len(addresses.get(kind, [])):
-    problem = f'the cluster has no {kind} {index}, which this task is to be'
+    problem = f'the cluster has no {kind} {index}, which "task" specifies'
   for address in sum(addresses.values(), []):
     host, _, port = str(address).rpartition(':')
     if not (host and port.isdigit()):
       problem = f'{address!r} is not an address such as "host:2222"'
   if problem:
-    raise ClusterError(f'TF_CONFIG is not as it should be: {problem}.')
+    raise ClusterError(f'Invalid TF_CONFIG: {problem}.')
 
 
 class Cluster:
-  """What a worker needs of its cluster; alone, it changes nothing.
+  """Cluster as seen by a worker; without a cluster, it has no effect.
 
   Attributes:
-    task: this process's part.
-    gradients_per_step: the number of workers whose gradients a step takes.
-    master: where the session is to run, '' for this process.
-    has_begun: whether there were variables before this worker's session.
+    task: the task of this process.
+    gradients_per_step: number of workers whose gradients a step averages.
+    master: target of the session; '' for this process.
+    has_begun: whether variables existed before this worker's session.
   """
 
   def __init__(self, task: Task, sync: bool = True, backup_workers: int = 0):
-    """Describes the cluster.
+    """Initialize the cluster; `join` connects to it.
 
     Args:
-      task: this process's part, that of a worker or the chief.
-      sync: whether a step takes gradients of several workers.
-      backup_workers: how many of the workers a step goes without, the latest.
+      task: the task of this process, a worker or the chief.
+      sync: whether a step averages the gradients of several workers.
+      backup_workers: number of slowest workers that a step may ignore.
     """
     self.task = task
     self.gradients_per_step = len(task.workers) - backup_workers if sync else 1
@@ -200,23 +197,23 @@ class Cluster:
     self.has_begun = False
 
   def join(self, config: tf.ConfigProto, timeout_secs: float) -> None:
-    """Starts this worker's server, and watches the others.
+    """Start this worker's server and monitor the tasks that it needs.
 
     Args:
-      config: how TensorFlow is to use this machine's devices; it is told to
-        leave other workers' alone.
-      timeout_secs: how long a task that this one needs may be silent.
+      config: session configuration; its device filters are set to exclude the
+        devices of other workers.
+      timeout_secs: seconds without response after which to give up on a task.
     """
     if self.task.is_alone:
       return
     self.master = start_server(self.task, config).target
     config.device_filters.extend(['/job:ps', self.device])
     keep_watch(self, timeout_secs)
-    tf.logging.set_verbosity(tf.logging.FATAL)  # the watch tells who is away
+    tf.logging.set_verbosity(tf.logging.FATAL)  # `watch` reports missing tasks
     threading.excepthook = _ignore_ends_of_sessions
 
   def device_setter(self) -> Callable[[tf.Operation], str] | None:
-    """Returns what `tf.device` needs to place a network in this cluster."""
+    """Return a device function that places variables on parameter servers."""
     if self.task.is_alone:
       return None
     return tf.train.replica_device_setter(
@@ -227,7 +224,7 @@ class Cluster:
 
   @property
   def device(self) -> str | None:
-    """This worker's."""
+    """TensorFlow device name of this machine; None without a cluster."""
     if self.task.is_alone:
       return None
     return _device(self.task.name)
@@ -235,18 +232,18 @@ class Cluster:
   def scaffold(
     self, config: tf.ConfigProto, **parts: object
   ) -> tf.train.Scaffold:
-    """Returns a scaffold for this worker's session.
+    """Return a scaffold for this worker's session.
 
     Args:
-      config: the session's.
-      **parts: of the scaffold.
+      config: configuration of the session.
+      **parts: arguments of the scaffold.
     """
     if self.task.is_alone:
       return tf.train.Scaffold(**parts)
     return _Scaffold(self, config, parts)
 
   def synchronized(self, optimizer: tf.train.Optimizer) -> tf.train.Optimizer:
-    """Lets an optimizer update once with the workers' mean gradients."""
+    """Wrap an optimizer for synchronous updates, if they are enabled."""
     if not self._is_sync:
       return optimizer
     self._synchronizer = SyncOptimizer(
@@ -259,20 +256,20 @@ class Cluster:
     return self._synchronizer
 
   def hooks(self) -> list[tf.train.SessionRunHook]:
-    """Returns what the session of this worker needs."""
+    """Return the hooks for this worker's session."""
     if self._synchronizer is None:
       return []
     return [SyncHook(self._synchronizer, self)]
 
   def needed(self) -> list[TaskName]:
-    """Returns the names of the tasks without which this one cannot go on."""
+    """Return the names of the tasks that this one cannot continue without."""
     task = self.task
     needs_all = self.gradients_per_step == len(task.workers)
     workers = task.workers if needs_all else task.workers[:1]
     return [name for name in task.servers + workers if name != task.name]
 
   def leave(self) -> None:
-    """Tells the parameter servers that this worker has done its part."""
+    """Notify the parameter servers that this worker has finished."""
     if self.task.is_alone:
       return
     for name in self.task.servers:
@@ -286,14 +283,18 @@ class Cluster:
           with tf.Session(self.master, config=config) as session:
             session.run(ended)
         except tf.errors.OpError:
-          print(f'{name} did not hear that training has ended.')
+          print(f'Cannot notify {name} of the end of training.')
 
 
 ALONE = Cluster(Task())
 
 
 class _Scaffold(tf.train.Scaffold):
-  """Prepares each session, the first one and those after a server was lost."""
+  """Scaffold that waits for parameter servers and variables.
+
+  TensorFlow finalizes it for each session: the first one and those created
+  after the loss of a server.
+  """
 
   def __init__(
     self, cluster: Cluster, config: tf.ConfigProto, parts: dict[str, object]
@@ -307,33 +308,33 @@ class _Scaffold(tf.train.Scaffold):
     missing = self._missing_variables()
     self._cluster.has_begun = missing < len(tf.global_variables())
     while missing and not self._cluster.task.is_chief:
-      time.sleep(_POLL_SECS)  # until the chief has set them; TensorFlow: 30 s
+      time.sleep(_POLL_SECS)  # TensorFlow would check only every 30 s
       missing = self._missing_variables()
     return self
 
   def _missing_variables(self) -> int:
-    """Returns how many there are, once the servers answer."""
+    """Return the number of uninitialized variables, once servers respond."""
     while True:
       try:
         with tf.Session(
           self._cluster.master, config=self._session_config
         ) as session:
           return session.run(self.ready_for_local_init_op).size
-      except tf.errors.OpError:  # a server is away; the watch says so
+      except tf.errors.OpError:  # a server is down, which `watch` reports
         time.sleep(_POLL_SECS)
 
 
 def _ignore_ends_of_sessions(failure: threading.ExceptHookArgs) -> None:
-  """Leaves out what the main thread hears, too, when a session ends."""
+  """Suppress thread errors that the main thread raises, too."""
   if not issubclass(failure.exc_type, tf.errors.OpError):
     threading.__excepthook__(failure)
 
 
 def start_server(task: Task, config: tf.ConfigProto) -> tf.train.Server:
-  """Starts TensorFlow's gRPC server of a task.
+  """Start the gRPC server of a task.
 
   Raises:
-    ClusterError: its port is not free.
+    ClusterError: if its port is not free.
   """
   try:
     return tf.train.Server(
@@ -347,7 +348,7 @@ def start_server(task: Task, config: tf.ConfigProto) -> tf.train.Server:
 
 
 def balanced(count: int) -> Callable[[tf.Operation], int]:
-  """Returns a strategy that gives the server with the least the next variable.
+  """Return a strategy that places variables on the server with the least data.
 
   Args:
     count: number of parameter servers.
@@ -364,14 +365,15 @@ def balanced(count: int) -> Callable[[tf.Operation], int]:
 
 
 def serve(task: Task, timeout_secs: float) -> None:
-  """Holds variables until the chief and the workers say that they have ended.
+  """Run a parameter server until the chief and the workers have finished.
 
-  After the chief's end, it waits for workers while one of them answers or did
-  so in the last `_FAREWELL_SECS`, and for `timeout_secs` at most. Then it stays
-  until they are gone: the last of them gets its answer.
+  After the chief has finished, the server waits for the workers for at most
+  `timeout_secs`, and gives up earlier if none of them has responded for
+  `_FAREWELL_SECS`. It then stays until they have exited, for at most
+  `_FAREWELL_SECS`, so that the last one still gets its response.
 
   Raises:
-    UserError: the chief has not been reached for `timeout_secs`.
+    UserError: if the chief has not responded for `timeout_secs`.
   """
   server = start_server(task, tf.ConfigProto())
   chief = task.workers[0]
@@ -380,7 +382,7 @@ def serve(task: Task, timeout_secs: float) -> None:
   missing = set(task.workers)
   with tf.Graph().as_default():
     ended = _ended_queue(task.name)
-    # Not `dequeue` with a time limit: at its end it may lose what it has taken.
+    # `dequeue` with a timeout may lose the element it has taken.
     names = ended.dequeue_many(ended.size())
     with tf.Session(server.target, config=config) as session:
       while missing:
@@ -404,15 +406,15 @@ def serve(task: Task, timeout_secs: float) -> None:
 def watch(
   task: Task, names: list[TaskName], timeout_secs: float
 ) -> Iterator[None]:
-  """Looks, at each `next`, which tasks answer, and says when that changes.
+  """Check at each `next` which tasks respond, and report changes.
 
   Args:
-    task: this process's part.
-    names: of the tasks to look for.
-    timeout_secs: how long one of them may be silent.
+    task: the task of this process.
+    names: names of the tasks to check.
+    timeout_secs: seconds without response after which to give up on a task.
 
   Raises:
-    UserError: one has been silent for longer.
+    UserError: if a task has not responded for longer.
   """
   since = {name: time.monotonic() for name in names}
   missed: set[TaskName] = set()
@@ -427,7 +429,7 @@ def watch(
       elif now - since[name] > timeout_secs:
         raise UserError(
           f'{where} has not answered for {timeout_secs:g} s: {task.name} gives '
-          'up. Started again, training goes on from its last checkpoint.'
+          'up. After a restart, training resumes from its last checkpoint.'
         )
       elif now - since[name] > _SILENCE_SECS and name not in missed:
         missed.add(name)
@@ -436,10 +438,10 @@ def watch(
 
 
 def keep_watch(cluster: Cluster, timeout_secs: float) -> None:
-  """Watches the tasks that a worker needs, beside its training.
+  """Monitor the tasks that a worker needs, in a background thread.
 
-  TensorFlow waits for them without an end. So if one is silent for too long,
-  the process ends.
+  TensorFlow waits for them indefinitely. Therefore, the process exits if a task
+  has not responded for `timeout_secs`.
   """
 
   def look() -> None:
@@ -448,7 +450,7 @@ def keep_watch(cluster: Cluster, timeout_secs: float) -> None:
         time.sleep(_POLL_SECS)
     except UserError as reason:
       print(reason, file=sys.stderr, flush=True)
-      os._exit(1)  # the main thread does not come back from TensorFlow
+      os._exit(1)  # the main thread is blocked in TensorFlow
 
   threading.Thread(target=look, daemon=True).start()
 
@@ -467,11 +469,11 @@ def _any_answers(task: Task, names: Iterable[TaskName]) -> bool:
 
 
 def _device(name: TaskName) -> str:
-  """Returns what TensorFlow calls the machine of a task."""
+  """Return the TensorFlow device name of a task's machine."""
   return f'/job:{name.kind}/task:{name.index}'
 
 
 def _ended_queue(server: TaskName) -> tf.QueueBase:
-  """The queue on a server in which workers put their names at their end."""
+  """Return the queue on a server that collects names of finished workers."""
   with tf.device(f'{_device(server)}/cpu:0'):
     return tf.FIFOQueue(-1, tf.string, shapes=[()], shared_name='ended')

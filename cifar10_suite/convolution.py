@@ -1,7 +1,7 @@
-"""Convolutions, pools and matrix products, as fast as TensorFlow can do them.
+"""Fast convolutions, pooling and matrix products.
 
-The second convolution of the network is computed by its frequencies. Types for
-which TensorFlow has no fast kernels go by way of float32.
+The network's second convolution is computed in the frequency domain. Operations
+in types for which TensorFlow has no fast kernels are computed in float32.
 """
 
 import functools
@@ -14,43 +14,43 @@ from cifar10_suite import precision
 
 
 def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-  """Convolves at stride 1 into as many pixels, as `tf.nn.conv2d` does.
+  """Convolve with stride 1 and 'SAME' padding, like `tf.nn.conv2d`.
 
-  On processors, images of many channels are convolved by their frequencies,
-  which is less work; those in bfloat16 only where that was measured to be
-  faster. It rounds more often: in bfloat16, to within 0.6% of the results'
-  spread, not 0.2%.
+  On CPUs, images with many channels are convolved in the frequency domain,
+  which takes fewer operations; in bfloat16, only if a measurement finds it
+  faster. This rounds more often: in bfloat16, the error is 0.6% of the standard
+  deviation of the results instead of 0.2%.
 
   Args:
-    x: [batch, height, width, channels], float32, float16 or bfloat16.
-    kernel: [size, size, channels, outputs], of an odd size and x's type.
+    x: float32, float16 or bfloat16 [batch, height, width, channels].
+    kernel: [size, size, channels, outputs], where size is odd; dtype of `x`.
 
   Returns:
-    [batch, height, width, outputs], of the type of x.
+    [batch, height, width, outputs], in the dtype of `x`.
   """
   return _in_a_fast_type(_convolution, x, kernel)
 
 
 def max_pool(x: tf.Tensor, name: str) -> tf.Tensor:
-  """Pools windows of 3x3 pixels, two apart, in the type of x."""
+  """Apply 3x3 max pooling with stride 2, in the dtype of `x`."""
   return _in_a_fast_type(
     lambda x: tf.nn.max_pool2d(x, 3, strides=2, padding='SAME', name=name), x
   )
 
 
 def matmul(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-  """Multiplies [batch, n] with [n, units], in the type of both."""
+  """Multiply [batch, n] by [n, units], in the dtype of both."""
   return _in_a_fast_type(tf.matmul, x, weights)
 
 
 def _in_a_fast_type(
   operation: Callable[..., tf.Tensor], *tensors: tf.Tensor
 ) -> tf.Tensor:
-  """Does an operation in the type of its tensors, or rounds to it.
+  """Run an operation in the dtype of its tensors, or emulate that in float32.
 
-  Where TensorFlow has no fast kernels for the type, the operation and its
-  gradient are computed in float32, and their results rounded to the type, as
-  hardware for it would.
+  If TensorFlow has no fast kernels for the dtype, the operation and its
+  gradient are computed in float32 and rounded to the dtype, as hardware for it
+  would do.
   """
   dtype = tensors[0].dtype
   if precision.is_fast(dtype):
@@ -60,7 +60,7 @@ def _in_a_fast_type(
 
 
 def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-  many = 16  # channels; fewer are not worth the transforms
+  many = 16  # channels; with fewer, transforms cost more than they save
   if x.shape.as_list()[-1] >= many and frequencies_are_faster(x.dtype):
     with tf.name_scope('by_frequencies'):
       return _convolution_by_frequencies(x, kernel)
@@ -69,10 +69,10 @@ def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 @functools.cache
 def frequencies_are_faster(dtype: tf.DType) -> bool:
-  """Returns whether a convolution by frequencies is the faster one here.
+  """Return whether convolution in the frequency domain is faster here.
 
-  In float32 it was on each processor that it was measured on: AMD Zen 3 (AVX2),
-  Zen 4, and Intel with AVX-512. In bfloat16 it depends on the processor.
+  In float32, it was faster on all processors measured: AMD Zen 3 (AVX2), Zen 4,
+  and Intel with AVX-512. In bfloat16, this depends on the processor.
   """
   if tf.config.list_physical_devices('GPU'):
     return False
@@ -91,13 +91,14 @@ def frequencies_are_faster(dtype: tf.DType) -> bool:
 
 
 def _convolution_by_frequencies(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-  """Convolves by transforms along height and width, and products between them.
+  """Convolve in the frequency domain.
 
-  By the convolution theorem, a convolution multiplies frequencies, as in
-  Mathieu, Henaff and LeCun, "Fast Training of Convolutional Networks through
-  FFTs" (2013). A 5x5 kernel on 12x12 pixels takes 23 * 23 = 529 products for
-  each pair of channels so, instead of 5 * 5 * 12 * 12 = 3600. The transforms
-  are small products with constant matrices, which channels share.
+  By the convolution theorem, a convolution is a product of Fourier transforms,
+  as in Mathieu, Henaff and LeCun, "Fast Training of Convolutional Networks
+  through FFTs" (2013). For a 5x5 kernel on 12x12 pixels, this takes 23 * 23 =
+  529 products per pair of channels instead of 5 * 5 * 12 * 12 = 3600. The
+  transforms along height and width are products with small constant matrices,
+  which all channels share.
   """
   height, width, channels = x.shape.as_list()[1:]
   size, _, _, outputs = kernel.shape.as_list()
@@ -129,16 +130,16 @@ def _convolution_by_frequencies(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 def _frequencies(
   length: int, kernel_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns the matrices of a convolution along one axis by frequencies.
+  """Return transform matrices for convolution along one axis.
 
   With them, y = to_line @ ((of_line @ x) * (of_kernel @ kernel)). They are real
   discrete Fourier transforms of the padded line. The product of two complex
-  numbers takes three real ones (C. F. Gauss): those of the real parts, of the
-  imaginary parts, and of their sums.
+  numbers takes three real products (C. F. Gauss): of the real parts, of the
+  imaginary parts, and of the sums of both.
 
   Args:
     length: number of pixels.
-    kernel_size: odd.
+    kernel_size: length of the kernel, an odd number.
 
   Returns:
     of_line: float32 [n, length].
@@ -150,7 +151,7 @@ def _frequencies(
   waves = np.exp(-2j * np.pi / period * np.outer(frequencies, range(period)))
   is_real = frequencies * 2 % period == 0
   of_line = waves[:, :length]
-  # Not mirrored, as networks have it, and about its middle.
+  # As usual in networks, the kernel is centred and not mirrored.
   of_kernel = waves[:, np.arange(kernel_size) - kernel_size // 2].conj()
   to_line = np.where(is_real, 1, 2)[:, np.newaxis] / period * of_line.conj()
   needed = np.concatenate([np.full_like(is_real, True), ~is_real, ~is_real])
@@ -158,7 +159,7 @@ def _frequencies(
   def parts(z: np.ndarray) -> np.ndarray:
     return np.concatenate([z.real, z.imag, z.real + z.imag])
 
-  # Of the three products, so that z's part comes out.
+  # Combines the three products into z's real contribution.
   def combination(z: np.ndarray) -> np.ndarray:
     return np.concatenate([z.real + z.imag, z.imag - z.real, -z.imag])
 

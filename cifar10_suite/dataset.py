@@ -1,7 +1,7 @@
-"""A data set in CIFAR-10's binary format: its files, records and class names.
+"""Data sets in CIFAR-10's binary format: files, records and class names.
 
-A record is 3,073 bytes: the label, then the red, the green and the blue plane
-of the image, each 32x32 pixels in row order.
+A record has 3,073 bytes: the label, then the red, green and blue planes of the
+image, each with 32x32 pixels in row order.
 """
 
 import os
@@ -48,26 +48,26 @@ DEFAULT_DATA_DIR = os.path.join(
 TRAINING_FILES = [f'data_batch_{i}.bin' for i in range(1, 6)]
 TEST_FILES = ['test_batch.bin']
 
-# How the error of a record with a bad label begins.
+# Prefix of the error message for an invalid label.
 BAD_LABEL = f'Damaged file: a label is above {len(CLASS_NAMES) - 1}'
 
-# A graph's collection of the paths of the files that training reads.
+# Graph collection with the paths of the training files.
 DATA_FILES = 'data_files'
 
 
 class DataError(UserError, ValueError):
-  """A data file is missing or damaged."""
+  """Missing or damaged data file."""
 
 
 def data_files(batches_dir: str, names: list[str]) -> list[str]:
-  """Returns the paths of data files, after a look at each.
+  """Return the paths of data files after checking their sizes.
 
   Args:
-    batches_dir: the directory of the data files.
-    names: the files' names in it.
+    batches_dir: directory of the data files.
+    names: file names in that directory.
 
   Raises:
-    DataError: a file is missing, empty, or not a whole number of records.
+    DataError: if a file is missing, empty, or ends within a record.
   """
   paths = [os.path.join(batches_dir, name) for name in names]
   for path in paths:
@@ -90,15 +90,15 @@ def data_files(batches_dir: str, names: list[str]) -> list[str]:
 
 
 def evaluation_files(eval_data: bool, batches_dir: str) -> list[str]:
-  """Returns the paths of the test file, or of the training files."""
+  """Return the paths of the test file or of the training files."""
   return data_files(batches_dir, TEST_FILES if eval_data else TRAINING_FILES)
 
 
 def count_images(eval_data: bool, batches_dir: str) -> int:
-  """Returns the number of test images, or of training images.
+  """Return the number of test images or of training images.
 
   Raises:
-    DataError: a file is missing or damaged.
+    DataError: if a file is missing or damaged.
   """
   paths = evaluation_files(eval_data, batches_dir)
   return sum(os.path.getsize(path) for path in paths) // RECORD_BYTES
@@ -107,13 +107,12 @@ def count_images(eval_data: bool, batches_dir: str) -> int:
 def read_images(
   eval_data: bool, batches_dir: str, positions: np.ndarray
 ) -> np.ndarray:
-  """Reads single images.
+  """Read images at given positions.
 
   Args:
-    eval_data: whether to read test images rather than training images.
-    batches_dir: the directory of the data files.
-    positions: integers [n], the positions of the images in the files, one file
-      after the other.
+    eval_data: whether to read test images instead of training images.
+    batches_dir: directory of the data files.
+    positions: integers [n], positions of the images in the concatenated files.
 
   Returns:
     uint8 [n, 32, 32, 3].

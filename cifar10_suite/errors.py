@@ -1,8 +1,8 @@
-"""Errors that the user can mend."""
+"""Errors that the user can correct."""
 
 
 class UserError(Exception):
-  """A mistake or a mishap; the message is all that the user sees.
+  """Error that the user can correct, shown without a traceback.
 
-  It names the offending thing and the remedy.
+  The message names the cause and the remedy.
   """

@@ -1,4 +1,4 @@
-"""Writing files whole and over no one else's, and locks."""
+"""Atomic writes that spare other people's files, and locks."""
 
 import contextlib
 import os
@@ -11,17 +11,17 @@ import filelock
 
 from cifar10_suite.errors import UserError
 
-LOCK = '.lock'  # the file in a directory that one process has for itself
+LOCK = '.lock'  # lock file of a directory that only one process may use
 _LOCK_TEXT = re.compile(r'(process \d+ on .*)?')
 
 
 def is_pattern(path: str) -> bool:
-  """Returns whether TensorFlow takes a checkpoint's path for a pattern."""
+  """Return whether TensorFlow treats a checkpoint path as a pattern."""
   return any(character in path for character in '*?[\\')
 
 
 def write_whole(path: str, content: bytes) -> None:
-  """Writes a file beside its place and moves it there: never half of it."""
+  """Write a file atomically: write a temporary file and rename it."""
   beside = f'{path}.{secrets.token_hex(4)}.tmp'
   try:
     with open(beside, 'xb') as file:
@@ -33,16 +33,16 @@ def write_whole(path: str, content: bytes) -> None:
 
 
 def write_unless_taken(path: str, content: bytes, mark: bytes = b'') -> None:
-  """Writes a file, but not over one of somebody else.
+  """Write a file unless that would overwrite someone else's.
 
   Args:
-    path: where to.
-    content: the file's.
-    mark: what a file contains that may be written over; without one, only a
-      file of the same content may.
+    path: path of the file.
+    content: content of the file.
+    mark: bytes that identify files of this program, which may be overwritten.
+      Without a mark, only a file of equal content may be.
 
   Raises:
-    UserError: there is another file already.
+    UserError: if a different file exists.
   """
   if os.path.lexists(path):
     old = None
@@ -51,29 +51,29 @@ def write_unless_taken(path: str, content: bytes, mark: bytes = b'') -> None:
         old = file.read()
     if old != content and not (mark and old and mark in old):
       raise UserError(
-        f'{path} is there already, and is not of this program. Move it away, '
-        'or choose another place.'
+        f'{path} already exists and is not from this program. Move it, or '
+        'choose another directory.'
       )
   write_whole(path, content)
 
 
 @contextlib.contextmanager
 def locked(path: str, waiting: str | None = None) -> Iterator[None]:
-  """Holds a lock file. The system frees it when the process ends, however.
+  """Hold a lock file, which the system releases even if the process crashes.
 
   Args:
-    path: the file, made if it is missing.
-    waiting: what to print before waiting for another process; None to give up
-      at once.
+    path: path of the lock file, created if missing.
+    waiting: message to print before waiting for another process; None to fail
+      immediately instead.
 
   Raises:
-    filelock.Timeout: another process has it, and `waiting` is None.
-    UserError: the file system has no locks, or the lock would write over a file
-      of somebody else.
+    filelock.Timeout: if another process holds the lock and `waiting` is None.
+    UserError: if the file system has no locks, or if the lock would overwrite
+      someone else's file.
   """
   if not is_lock(path):
     raise UserError(
-      f'{path} is not a lock of this suite. Move it away, or choose another '
+      f'{path} is not a lock file of this suite. Move it, or choose another '
       'directory.'
     )
   # Without locks of the file system, a killed process would leave its lock.
@@ -91,7 +91,7 @@ def locked(path: str, waiting: str | None = None) -> Iterator[None]:
       raise
     raise UserError(
       f'Cannot lock {path}: {error}. Choose a directory on a file system that '
-      'has locks.'
+      'supports locks.'
     ) from error
   try:
     yield
@@ -101,15 +101,15 @@ def locked(path: str, waiting: str | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_dir(flag: str, directory: str) -> Iterator[None]:
-  """Keeps a directory for this process alone.
+  """Hold a lock that reserves a directory for this process.
 
   Args:
-    flag: the flag that names the directory, for the message.
-    directory: the directory.
+    flag: flag that names the directory, for the error message.
+    directory: path of the directory.
 
   Raises:
-    UserError: another process has it, or the lock would write over a file of
-      somebody else.
+    UserError: if another process holds the lock, or if the lock would overwrite
+      someone else's file.
   """
   path = os.path.join(directory, LOCK)
   try:
@@ -124,7 +124,7 @@ def locked_dir(flag: str, directory: str) -> Iterator[None]:
 
 
 def is_lock(path: str) -> bool:
-  """Returns whether a path is free for a lock, or is a lock of this suite."""
+  """Return whether a path does not exist or is a lock file of this suite."""
   if not os.path.lexists(path):
     return True
   if not os.path.isfile(path):

@@ -1,4 +1,4 @@
-"""What happens between the steps of training: lines, checks, the last word."""
+"""Session hooks for training: progress, checks and error messages."""
 
 import contextlib
 import datetime
@@ -15,9 +15,10 @@ from cifar10_suite.errors import UserError
 
 
 class LogHook(tf.train.SessionRunHook):
-  """Prints a line every few steps; on a terminal, moves a progress bar.
+  """Hook that prints a line every few steps and, on a terminal, a progress bar.
 
-  Alone, it counts the steps itself; among other workers, it reads their count.
+  Without a cluster (`counts`), the hook counts the steps itself; in a cluster,
+  it reads the global step.
   """
 
   def __init__(
@@ -31,12 +32,12 @@ class LogHook(tf.train.SessionRunHook):
   ):
     self._loss = loss
     self._examples_per_step = examples_per_step
-    self._next = self.step = start  # step counts the steps done
+    self._next = self.step = start  # step: number of completed steps
     self._max_steps = max_steps
     self._log_frequency = log_frequency
     self._counts = counts
     self._has_bar = False
-    self._bar: tqdm  # from the first session on
+    self._bar: tqdm  # created with the first session
 
   def begin(self) -> None:
     self._global_step = tf.train.get_global_step()
@@ -45,7 +46,7 @@ class LogHook(tf.train.SessionRunHook):
     self, session: tf.Session, coord: tf.train.Coordinator
   ) -> None:
     self.step = int(session.run(self._global_step))
-    if self.step >= self._max_steps:  # others have ended
+    if self.step >= self._max_steps:  # other workers have finished
       coord.request_stop()
     if self._has_bar:  # a parameter server was lost
       self._bar.close()
@@ -56,7 +57,7 @@ class LogHook(tf.train.SessionRunHook):
       total=self._max_steps,
       unit='step',
       dynamic_ncols=True,
-      disable=None,  # where there is no terminal
+      disable=None,  # disabled if stderr is not a terminal
     )
     self._next = self._last_step = self.step
     self._last_time = time.perf_counter()
@@ -79,13 +80,13 @@ class LogHook(tf.train.SessionRunHook):
     before = run_values.results.get('step', self.step)
     self._bar.update(before + 1 - self.step)
     self.step = before + 1
-    # Among other workers, two runs may read the same count.
+    # In a cluster, two runs may read the same global step.
     if 'loss' in run_values.results and before >= self._next:
       self._log(before, run_values.results['loss'])
       self._next = before - before % self._log_frequency + self._log_frequency
 
   def _log(self, step: int, loss: float) -> None:
-    """Prints the loss that the variables had at `step`, and the rates since."""
+    """Print the loss before the update of `step`, and the throughput."""
     if not math.isfinite(loss):
       _stop_at_nan(f'the loss is {loss}', step)
     now = time.perf_counter()
@@ -101,14 +102,14 @@ class LogHook(tf.train.SessionRunHook):
     )
 
   def end(self, session: tf.Session) -> None:
-    if not self._counts:  # others may have gone on
-      with contextlib.suppress(tf.errors.OpError):  # or have ended
+    if not self._counts:  # other workers may have continued
+      with contextlib.suppress(tf.errors.OpError):  # or finished
         self.step = int(session.run(self._global_step))
     self._bar.close()
 
 
 class RefuseToSaveNan(tf.train.CheckpointSaverListener):
-  """Stops before a checkpoint is written of variables that are not finite."""
+  """Listener that stops training instead of saving non-finite variables."""
 
   def begin(self) -> None:
     self._all_finite = tf.reduce_all(
@@ -125,9 +126,9 @@ class RefuseToSaveNan(tf.train.CheckpointSaverListener):
 
 
 class WatchDataFiles(tf.train.CheckpointSaverListener):
-  """Stops before a checkpoint is written if a data file's size has changed.
+  """Listener that stops training if the size of a data file has changed.
 
-  A reader leaves out without a word what has been cut off its file.
+  Readers silently ignore the missing part of a truncated file.
   """
 
   def begin(self) -> None:
@@ -138,8 +139,8 @@ class WatchDataFiles(tf.train.CheckpointSaverListener):
       if size != self._sizes[path]:
         raise UserError(
           f'Training stopped at step {global_step_value}: {path} has {size} '
-          f'bytes now, {self._sizes[path]} before. With the file as it was, '
-          'the same command resumes from the last checkpoint.'
+          f'bytes now, {self._sizes[path]} before. Restore the file; the same '
+          'command then resumes from the last checkpoint.'
         )
 
   def _look(self) -> dict[str, int]:
@@ -150,29 +151,40 @@ class WatchDataFiles(tf.train.CheckpointSaverListener):
 
 
 def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
-  """Ends the program if an error is one that its user can mend; raises it."""
-  if ' histogram for: ' in error.message.lower():  # a NaN or an infinity
+  """Convert an error that the user can correct to UserError, or reraise it.
+
+  Args:
+    error: the error that ended the session.
+    step: number of completed steps.
+    where: directory of the checkpoints, for the message.
+
+  Raises:
+    UserError: if a value is not finite, writing failed or a data file is gone.
+    tf.errors.OpError: `error`, in other cases.
+  """
+  if ' histogram for: ' in error.message.lower():  # NaN or infinity
     _stop_at_nan('a summarized value is not finite', step)
   if _is_of_writing(error):
     reason = re.search(r'; (.*)', error.message)
     raise UserError(
       f'Cannot write to {where}: {reason[1] if reason else error.message}. '
-      f'Training stopped at step {step}; make room, and the same command '
-      'resumes from the last checkpoint.'
+      f'Training stopped at step {step}. Free some space; the same command '
+      'then resumes from the last checkpoint.'
     )
-  if isinstance(error, tf.errors.NotFoundError):  # a data file has gone
+  if isinstance(error, tf.errors.NotFoundError):  # a data file is gone
     reason = error.message.splitlines()[0]
     raise UserError(
-      f'Training stopped at step {step}: {reason}. With the file back, the '
-      'same command resumes from the last checkpoint.'
+      f'Training stopped at step {step}: {reason}. Restore the '
+      'file; the same command then resumes from the last checkpoint.'
     )
   raise error
 
 
 def _is_of_writing(error: tf.errors.OpError) -> bool:
-  """Returns whether a disk is full, or a file as large as it may be.
+  """Return whether writing failed because of a full disk or a size limit.
 
-  Memory may be exhausted, too, and a queue out of range; but not when saving.
+  The same error types occur for exhausted memory and closed queues, but not in
+  operations that save.
   """
   types = (tf.errors.ResourceExhaustedError, tf.errors.OutOfRangeError)
   writers = ('SaveV2', 'MergeV2Checkpoints')
@@ -183,6 +195,5 @@ def _is_of_writing(error: tf.errors.OpError) -> bool:
 
 def _stop_at_nan(what: str, step: int) -> NoReturn:
   raise UserError(
-    f'Training diverged: at step {step} {what}. Nothing was saved of it; the '
-    'last checkpoint is good.'
+    f'Training diverged: at step {step} {what}. The last checkpoint is intact.'
   )

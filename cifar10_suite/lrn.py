@@ -7,23 +7,23 @@ import tensorflow.compat.v1 as tf
 
 
 def local_response_normalization(x: tf.Tensor, name: str) -> tf.Tensor:
-  """Damps each activation by its neighbours in depth, as `tf.nn.lrn` does.
+  """Normalize each activation by those of adjacent channels, like `tf.nn.lrn`.
 
-  y = x / s^0.75 with s = 1 + (0.001 / 9) * (sum of x^2 over the channel and the
-  four on each side), from Krizhevsky, Sutskever and Hinton, "ImageNet
+  y = x / s^0.75 with s = 1 + (0.001 / 9) * (sum of x^2 over the channel and
+  four channels on each side), from Krizhevsky, Sutskever and Hinton, "ImageNet
   Classification with Deep Convolutional Neural Networks" (2012), section 3.3.
 
-  `tf.nn.lrn` raises each element to a power and finds each sum in a loop. Here
-  the sums of all channels are one product with a band matrix, and the power is
-  made of reciprocal and square roots; the gradient uses both again.
+  `tf.nn.lrn` computes each sum in a loop, and a power per element. Here, one
+  product with a band matrix computes the sums of all channels, and square roots
+  and reciprocals replace the power. The gradient reuses both.
 
   Args:
-    x: [batch, height, width, channels], float32, float16 or bfloat16; the sums
-      are made in float32.
-    name: the name scope.
+    x: float32, float16 or bfloat16 [batch, height, width, channels]; sums are
+      computed in float32.
+    name: name scope of the operations.
 
   Returns:
-    y, of the shape and type of x.
+    y, in the shape and dtype of `x`.
   """
   radius, bias, alpha = 4, 1.0, 0.001 / 9.0  # and beta = 0.75
   channels = x.shape.as_list()[-1]

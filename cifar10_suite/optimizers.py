@@ -1,7 +1,7 @@
-"""Optimizers that TensorFlow lacks: one that averages variables, and Muon.
+"""Optimizers that TensorFlow lacks: averaging of variables, and Muon.
 
-Both are ordinary `tf.train.Optimizer`s, so that others can wrap them, as
-`sync.SyncOptimizer` does in a cluster.
+Both are subclasses of `tf.train.Optimizer`, so that other optimizers can wrap
+them, as `sync.SyncOptimizer` does in a cluster.
 """
 
 import tensorflow.compat.v1 as tf
@@ -11,11 +11,11 @@ from cifar10_suite.updates import Gradients
 
 
 def of_recipe(rate: tf.Tensor, recipe: Recipe) -> tf.train.Optimizer:
-  """Returns the recipe's optimizer.
+  """Return the optimizer of a recipe.
 
   Args:
     rate: float32 [], the learning rate.
-    recipe: the kind of update, its momentum and its weight decay.
+    recipe: the optimizer, its momentum and its decoupled weight decay.
   """
   if recipe.optimizer == 'descent':
     return tf.train.GradientDescentOptimizer(rate)
@@ -25,10 +25,10 @@ def of_recipe(rate: tf.Tensor, recipe: Recipe) -> tf.train.Optimizer:
 
 
 class AveragingOptimizer(tf.train.Optimizer):
-  """Lets another optimizer update the variables; then averages them.
+  """Optimizer wrapper that updates moving averages after the variables.
 
-  The average of a variable is `d * average + (1 - d) * variable`, where
-  d = min(decay, (1 + step) / (10 + step)) and variable and step are those
+  A moving average becomes `d * average + (1 - d) * variable`, where
+  d = min(decay, (1 + step) / (10 + step)); variable and step are the values
   after the update.
   """
 
@@ -48,8 +48,8 @@ class AveragingOptimizer(tf.train.Optimizer):
   ) -> tf.Operation:
     update = self._optimizer.apply_gradients(grads_and_vars, name=name)
     with tf.control_dependencies([update]):
-      # The sum is used, not global_step: graph optimization may merge two reads
-      # of one of TF1's reference variables, across what lies between them.
+      # Use the sum instead of reading global_step: graph optimization may merge
+      # two reads of a TF1 reference variable across an update between them.
       step = tf.assign_add(global_step, 1)
       averages = tf.train.ExponentialMovingAverage(
         self._decay, num_updates=step
@@ -58,24 +58,26 @@ class AveragingOptimizer(tf.train.Optimizer):
 
 
 class MuonOptimizer(tf.train.Optimizer):
-  """Gradient descent with momentum, its steps orthogonal for weight matrices.
+  """Muon: momentum with orthogonalized updates of weight matrices.
 
-  With a gradient g, m = momentum * m + g and u = g + momentum * m (Nesterov), a
-  vector of biases changes by -learning_rate * u. Weights change by
-  -learning_rate * U V', where U S V' is the singular value decomposition of u
-  as a matrix [inputs, outputs]: every direction of the gradient counts the
-  same, however small. From Jordan et al., "Muon: An optimizer for hidden layers
-  in neural networks" (2024). Each step also takes the part learning_rate *
-  weight_decay of the weights away, as in Loshchilov and Hutter, "Decoupled
-  Weight Decay Regularization" (2019). Variables must be resources.
+  For a gradient g, the momentum is m = momentum * m + g, and the update is
+  u = g + momentum * m (Nesterov). Biases change by -learning_rate * u.
+  Weights change by -learning_rate * U V', where U S V' is the singular value
+  decomposition of u as a matrix [inputs, outputs], so that all directions of
+  the gradient have the same weight, however small. From Jordan et al., "Muon:
+  An optimizer for hidden layers in neural networks" (2024).
+
+  Decoupled weight decay multiplies weights by 1 - learning_rate * weight_decay
+  in each step, as in Loshchilov and Hutter, "Decoupled Weight Decay
+  Regularization" (2019). Variables must be resource variables.
 
   Args:
     learning_rate: float or float32 [].
-    momentum: in [0, 1).
+    momentum: number in [0, 1).
     weight_decay: at least 0; biases do not decay.
   """
 
-  NAME = 'Muon'  # a variable's momentum is called '<variable>/Muon'
+  NAME = 'Muon'  # momentum variables are named '<variable>/Muon'
 
   def __init__(
     self,
@@ -106,26 +108,25 @@ class MuonOptimizer(tf.train.Optimizer):
     return tf.assign_sub(var, self._learning_rate * update).op
 
 
-# The polynomial 3.4445 x - 4.775 x^3 + 2.0315 x^5 of the text on Muon, applied
-# five times, brings any x in [0.002, 1] near to 1 (0.68 to 1.21).
+# The polynomial 3.4445 x - 4.775 x^3 + 2.0315 x^5 from Jordan et al., applied
+# five times, maps any x in [0.002, 1] close to 1 (0.68 to 1.21).
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
 
 
 def orthogonalized(matrix: tf.Tensor) -> tf.Tensor:
-  """Sets the singular values of a matrix to about 1.
+  """Set the singular values of a matrix to approximately 1.
 
-  By Newton-Schulz iteration: an odd polynomial of a matrix, of the form
-  M (a + b M'M + c (M'M)^2), is that polynomial of its singular values. All but
-  the first and the last product are of the small square matrix M'M.
+  Uses Newton-Schulz iteration: an odd polynomial M (a + b M'M + c (M'M)^2) of a
+  matrix applies the polynomial to its singular values. All products but the
+  first and the last one involve only the small square matrix M'M.
 
   Args:
-    matrix: float32 [m, n], of a known shape.
+    matrix: float32 [m, n] of known shape.
 
   Returns:
-    float32 [m, n], of singular values between 0.68 and 1.21 where those of the
-    matrix, divided by the root of their sum of squares, are above 0.002. Zeros
-    stay zeros.
+    float32 [m, n]. Singular values that exceed 0.002 after division by the
+    Frobenius norm become values between 0.68 and 1.21. Zero matrices stay zero.
   """
   if matrix.shape[0] < matrix.shape[1]:
     return tf.transpose(orthogonalized(tf.transpose(matrix)))

@@ -1,8 +1,8 @@
-"""Which files in a `--train_dir` a trainer wrote.
+"""Identification of the files in a `--train_dir` that a trainer wrote.
 
-Other TensorFlow programs give their files the same names. So names do not make
-a file ours, and what cannot be shown to be ours is neither removed nor written
-over.
+Other TensorFlow programs use the same file names. Therefore, names alone do not
+identify a file as ours, and files that are not provably ours are neither
+removed nor overwritten.
 """
 
 import os
@@ -15,7 +15,7 @@ import tensorflow.compat.v1 as tf
 from cifar10_suite.errors import UserError
 from cifar10_suite.files import LOCK, is_lock
 
-_VARIABLE = 'local3/weights'  # every file of this network mentions it
+_VARIABLE = 'local3/weights'  # occurs in every file of this network
 _CHECKPOINT = r'model\.ckpt-\d+'
 _NAMES = re.compile(
   r'checkpoint|graph\.pbtxt|\.lock|events\.out\.tfevents\..*'
@@ -24,17 +24,17 @@ _NAMES = re.compile(
 )
 _FOLDER = re.compile(f'{_CHECKPOINT}_temp')
 _IN_FOLDER = re.compile(r'part-\d+-of-\d+\..*')
-_EMPTY_EVENTS = 100  # bytes; such a file tells no more than when it was begun
+_EMPTY_EVENTS = 100  # bytes; such an event file contains only a header
 
 
 def refuse_to_overwrite(train_dir: str) -> None:
-  """Refuses to train where that would write over files of others.
+  """Refuse to train if that would overwrite someone else's files.
 
-  Checkpoints are looked at when training resumes; this is about the other files
-  of fixed names.
+  This covers the files with fixed names; checkpoints are checked when training
+  resumes.
 
   Raises:
-    UserError: it would.
+    UserError: if training would overwrite such a file.
   """
   graph = os.path.join(train_dir, 'graph.pbtxt')
   state = os.path.join(train_dir, 'checkpoint')
@@ -45,18 +45,19 @@ def refuse_to_overwrite(train_dir: str) -> None:
   for path, is_ours in ((graph, _is_ours(graph)), (state, begun)):
     if _has_content(path) and not (is_ours and os.path.isfile(path)):
       raise UserError(
-        f'{path} is not of this network, and training would write over it. '
-        'Move it away, or choose another --train_dir.'
+        f'{path} is not from this network, and training would overwrite it. '
+        'Move it, or choose another --train_dir.'
       )
 
 
 def refuse_to_remove_others(train_dir: str) -> None:
-  """Refuses a directory that holds what training did not write.
+  """Refuse a directory with files that training did not write.
 
-  A file that could be anybody's counts as a trainer's beside one that is.
+  A file of unknown origin counts as ours if the directory contains a file that
+  is provably ours.
 
   Raises:
-    UserError: it does.
+    UserError: if the directory contains other files.
   """
   verdicts = {
     name: _is_ours(os.path.join(train_dir, name))
@@ -70,18 +71,18 @@ def refuse_to_remove_others(train_dir: str) -> None:
   ]
   if others:
     raise UserError(
-      f'--restart removed nothing: {train_dir} also holds '
-      f'{", ".join(others[:5])}, not written by training. Move that away, or '
+      f'--restart removed nothing: {train_dir} also contains '
+      f'{", ".join(others[:5])}, not written by training. Move these files, or '
       'choose another --train_dir.'
     )
 
 
 def remove_earlier_run(train_dir: str) -> None:
-  """Removes what a trainer wrote, or nothing if anything else is there."""
+  """Remove a trainer's files, or raise UserError if there are others."""
   refuse_to_remove_others(train_dir)
   for name in os.listdir(train_dir):
     path = os.path.join(train_dir, name)
-    if name == LOCK:  # ours, now
+    if name == LOCK:  # held by this process
       continue
     if os.path.isdir(path):
       shutil.rmtree(path)
@@ -90,18 +91,18 @@ def remove_earlier_run(train_dir: str) -> None:
 
 
 def _is_ours(path: str) -> bool | None:
-  """Returns whether a trainer of this network wrote a file.
+  """Return whether a trainer of this network wrote a file.
 
   Returns:
-    None if that cannot be told: it is empty or damaged, or looks the same
-    whoever wrote it.
+    None if this is unknown: the file is missing, empty or damaged, or does not
+    depend on the network.
   """
   name = os.path.basename(path)
   if os.path.isdir(path) and not os.path.islink(path):
     if _FOLDER.fullmatch(name) and all(
       _IN_FOLDER.fullmatch(inner) for inner in os.listdir(path)
     ):
-      return None  # a save that was killed left it
+      return None  # left by a killed save
     return False
   if not os.path.lexists(path):
     return None
@@ -113,7 +114,7 @@ def _is_ours(path: str) -> bool | None:
     return None
   if name == 'graph.pbtxt' or name.startswith('events.'):
     content = _read(path)
-    # On a full disk, only the graph's beginning may have been written.
+    # A full disk may have truncated the graph.
     is_cut = _VARIABLE.encode() not in content and b'data_batch_' in content
     return None if is_cut else _VARIABLE.encode() in content
   if match := re.match(_CHECKPOINT, name):
@@ -132,7 +133,7 @@ def _is_our_checkpoint(prefix: str) -> bool | None:
 
 
 def _has_content(path: str) -> bool:
-  """Returns whether something is there that could be lost."""
+  """Return whether a path has content that could be lost."""
   if os.path.basename(path).startswith('events.'):
     return os.path.getsize(path) > _EMPTY_EVENTS
   return os.path.isdir(path) or (

@@ -1,4 +1,4 @@
-"""Pictures of any format and size, as the network takes them."""
+"""Conversion of pictures of any format and size to network inputs."""
 
 import contextlib
 import glob
@@ -13,19 +13,19 @@ import PIL.ImageOps
 
 from cifar10_suite.errors import UserError
 
-SIZE = 32  # height and width that pictures are brought to
-_MAX_PIXELS = 50_000_000  # of a picture; a larger one takes too much memory
+SIZE = 32  # height and width after resizing
+_MAX_PIXELS = 50_000_000  # larger pictures take too much memory
 _BATCH_SIZE = 128
 
 
 class PictureError(UserError):
-  """A picture cannot be read; the message says why."""
+  """Unreadable picture; the message gives the reason."""
 
 
 def find(arguments: list[str]) -> Iterator[str]:
-  """Yields the files that arguments stand for: files, folders, patterns.
+  """Yield the files that are specified by files, folders and glob patterns.
 
-  Of a folder, those that have the name of a format that Pillow reads.
+  In folders, only files with an extension known to Pillow count.
   """
   extensions = PIL.Image.registered_extensions()
   for argument in arguments:
@@ -46,12 +46,12 @@ def find(arguments: list[str]) -> Iterator[str]:
 def batches(
   paths: Iterator[str],
 ) -> Iterator[tuple[list[str], np.ndarray, list[str]]]:
-  """Yields paths, pictures and problems, of some files at a time.
+  """Read files in batches.
 
   Yields:
-    paths: of the files that could be read.
-    pictures: uint8 [n, 32, 32, 3], theirs.
-    problems: a line for each other file.
+    paths: paths of the readable files of a batch.
+    pictures: uint8 [n, 32, 32, 3], their pictures.
+    problems: one error message for each other file.
   """
   paths = iter(paths)
   while some := list(itertools.islice(paths, _BATCH_SIZE)):
@@ -66,25 +66,25 @@ def batches(
 
 
 def read_picture(path: str) -> np.ndarray:
-  """Reads a picture of any format, mode and size that Pillow knows.
+  """Read a picture in any format that Pillow supports.
 
-  It is turned as its camera says, laid on white where it is transparent, and
-  its central square is resized with antialiasing.
+  Applies the EXIF orientation, puts transparent pictures on a white background,
+  and resizes the central square with antialiasing.
 
   Returns:
-    uint8 [32, 32, 3]. A picture of 32 x 32 pixels keeps them as they are.
+    uint8 [32, 32, 3]. Pixels of a 32x32 picture are unchanged.
 
   Raises:
-    PictureError: it cannot be read.
+    PictureError: if the picture is unreadable.
   """
   if os.path.isdir(path):
     raise PictureError('there are no pictures in this folder.')
-  image: PIL.Image.Image  # as it is opened, then in 8 bits
+  image: PIL.Image.Image  # as opened, then converted to 8 bits
   try:
     with _quiet_decoders(), PIL.Image.open(path) as image:
       if image.width * image.height > _MAX_PIXELS:
         raise PIL.Image.DecompressionBombError
-      image.draft('RGB', (4 * SIZE, 4 * SIZE))  # reads a large JPEG smaller
+      image.draft('RGB', (4 * SIZE, 4 * SIZE))  # decode large JPEGs at low size
       PIL.ImageOps.exif_transpose(image, in_place=True)
       if image.mode.startswith('I'):  # 16 bits
         image = PIL.Image.fromarray((np.array(image) // 256).astype(np.uint8))
@@ -97,7 +97,7 @@ def read_picture(path: str) -> np.ndarray:
   except (FileNotFoundError, PermissionError) as error:
     raise PictureError(f'{error.strerror}.') from error
   except PIL.UnidentifiedImageError as error:
-    raise PictureError('it is no picture of a known format.') from error
+    raise PictureError('it is not a picture in a known format.') from error
   except (
     PIL.Image.DecompressionBombError,
     PIL.Image.DecompressionBombWarning,
@@ -105,13 +105,13 @@ def read_picture(path: str) -> np.ndarray:
     raise PictureError(
       f'it has more than {_MAX_PIXELS // 10**6} million pixels.'
     ) from error
-  except Exception as error:  # a damaged file makes decoders raise anything
+  except Exception as error:  # decoders raise anything for damaged files
     raise PictureError(f'it is damaged ({error}).') from error
 
 
 @contextlib.contextmanager
 def _quiet_decoders() -> Iterator[None]:
-  """Leaves out their warnings; one of size is as good as an error."""
+  """Ignore warnings of decoders, but raise those about excessive size."""
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     warnings.simplefilter('error', PIL.Image.DecompressionBombWarning)

@@ -1,7 +1,7 @@
-"""Computing in float16 or bfloat16, over float32 variables.
+"""Mixed precision: float16 or bfloat16 over float32 variables.
 
-Where TensorFlow is fast in these types, found by measuring; casts between the
-variables' float32 and the compute type, with loss scaling for float16.
+This module measures whether TensorFlow is fast in these types, and casts
+between float32 variables and the compute type, with loss scaling for float16.
 """
 
 import functools
@@ -10,24 +10,24 @@ from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 
-_MIN_SPEEDUP = 1.2  # over float32, for a type to be worth its rounding
-_BATCH_SIZE = 8  # of what is measured
+_MIN_SPEEDUP = 1.2  # over float32, to justify the loss of precision
+_BATCH_SIZE = 8  # in measurements
 _RUNS = 5
-_TOO_SLOW = 20  # times as long as float32: one run shows it
+_TOO_SLOW = 20  # times slower than float32: stop measuring after one run
 
-# The gradient of a function of one tensor, for `tf.custom_gradient`.
+# Gradient of a function of one tensor, for `tf.custom_gradient`.
 _Gradient = Callable[[tf.Tensor], tf.Tensor]
 
 
 @functools.cache
 def is_fast(dtype: tf.DType) -> bool:
-  """Returns whether TensorFlow computes faster here in a type than in float32.
+  """Return whether TensorFlow is faster in a type than in float32 here.
 
-  A processor's flags do not tell: with avx512_fp16, TensorFlow's forward
-  convolution in float16 is fast, but the gradient of its filter and the matrix
-  products are loops over single numbers, a hundred times as slow as float32. So
-  float16 counts as slow on processors. bfloat16 is measured, once a process,
-  which takes some tenths of a second.
+  Processor flags are not a reliable guide: with avx512_fp16, TensorFlow's
+  forward convolution in float16 is fast, but its filter gradient and matrix
+  products loop over single numbers, a hundred times slower than in float32.
+  float16 therefore always counts as slow on CPUs. bfloat16 is measured once per
+  process, which takes some tenths of a second.
 
   Args:
     dtype: float32, float16 or bfloat16.
@@ -38,16 +38,16 @@ def is_fast(dtype: tf.DType) -> bool:
 
 
 def prefers_bfloat16() -> bool:
-  """Returns whether a processor computes here, and in bfloat16 the fastest."""
+  """Return whether training runs on a CPU that is fast in bfloat16."""
   on_gpu = tf.config.list_physical_devices('GPU')
   return not on_gpu and is_fast(tf.bfloat16)
 
 
 def speedup(dtype: tf.DType) -> float:
-  """Returns how many times as fast as in float32 the network's kind of work is.
+  """Return the speed of typical operations in a type relative to float32.
 
-  That is a convolution and a matrix product of the network's sizes, with their
-  gradients. It is 0 where TensorFlow has no kernel at all.
+  These are a convolution and a matrix product of the network's sizes, with
+  their gradients. The result is 0 if TensorFlow has no kernel for the type.
   """
 
   def build(dtype: tf.DType) -> Callable[[], list[tf.Operation]]:
@@ -63,17 +63,17 @@ def speedup(dtype: tf.DType) -> float:
 def seconds(
   build: Callable[[], list[tf.Operation]], limit: float = float('inf')
 ) -> float:
-  """Returns how long operations take on the processor, the best of a few runs.
+  """Return the best time of operations on the CPU in a few runs, in seconds.
 
   Args:
-    build: adds the operations to the default graph.
-    limit: seconds; after a run that took longer there is no other.
+    build: builds the operations in the default graph.
+    limit: seconds; a run that takes longer is the last one.
 
   Returns:
-    Infinity where TensorFlow cannot run them.
+    The time, or infinity if TensorFlow cannot run the operations.
   """
   # The first session of a process sets the number of threads for all others,
-  # unless it has its own.
+  # unless it has separate threads.
   config = tf.ConfigProto(
     use_per_session_threads=True,
     inter_op_parallelism_threads=1,
@@ -100,7 +100,7 @@ def seconds(
 def convolution_and_gradients(
   operation: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], dtype: tf.DType
 ) -> list[tf.Operation]:
-  """Builds a convolution like the network's second one, and its gradients."""
+  """Build a convolution of the size of the second layer, and its gradients."""
   shapes = [[_BATCH_SIZE, 12, 12, 64], [5, 5, 64, 64]]
   return _with_gradients(operation, shapes, dtype)
 
@@ -112,7 +112,7 @@ def _conv2d(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 def _with_gradients(
   operation: Callable[..., tf.Tensor], shapes: list[list[int]], dtype: tf.DType
 ) -> list[tf.Operation]:
-  """Applies an operation to variables of some shapes; returns all to run."""
+  """Build an operation on variables of given shapes, and its gradients."""
   arguments = [
     tf.cast(
       tf.get_variable(
@@ -127,7 +127,7 @@ def _with_gradients(
 
 
 def enter_compute_type(variable: tf.Variable, dtype: tf.DType) -> tf.Tensor:
-  """Casts a float32 variable to `dtype`; its gradient comes out unscaled.
+  """Cast a float32 variable to `dtype`, and unscale its gradient.
 
   See `leave_compute_type`.
   """
@@ -144,12 +144,12 @@ def enter_compute_type(variable: tf.Variable, dtype: tf.DType) -> tf.Tensor:
 
 
 def leave_compute_type(x: tf.Tensor) -> tf.Tensor:
-  """Casts activations to float32.
+  """Cast activations to float32, and scale their gradient in float16.
 
-  Small gradients vanish in float16. So between here, where they come in, and
-  `enter_compute_type`, where they go out to the variables, they are multiplied
-  by a loss scale (Micikevicius et al., "Mixed Precision Training", 2018,
-  section 3.2). No caller has to know, not even an optimizer.
+  Small gradients vanish in float16. This function therefore multiplies the
+  incoming gradient by a loss scale, which `enter_compute_type` removes on the
+  way to the variables (Micikevicius et al., "Mixed Precision Training", 2018,
+  section 3.2). Neither callers nor optimizers need to handle the scale.
   """
   if x.dtype != tf.float16:
     return tf.cast(x, tf.float32)
@@ -162,17 +162,18 @@ def leave_compute_type(x: tf.Tensor) -> tf.Tensor:
   return cast(x)
 
 
-# The scale doubles after so many steps without an overflow, and is halved by
-# each.
+# The scale doubles after a number of steps without overflow, and each overflow
+# halves it.
 _INITIAL_LOSS_SCALE = 2.0**15
 _STEPS_PER_GROWTH = 1000
 
 
 def _loss_scale() -> tf.Tensor:
-  """Returns the graph's loss scale, float32 [].
+  """Return the graph's loss scale, float32 [].
 
-  It and the number of steps since it last changed make up a variable that is in
-  no collection of variables: it starts by itself, and no checkpoint has it.
+  A variable holds the scale and the number of steps since its last change. It
+  is in no collection, so that it needs no initialization and is not saved in
+  checkpoints.
   """
   if not tf.get_collection('loss_scale'):
     with tf.control_dependencies(None), tf.device('/cpu:0'):
@@ -194,14 +195,16 @@ def _loss_scale() -> tf.Tensor:
 def without_overflow(
   gradients: list[tuple[tf.Tensor | None, tf.Variable]],
 ) -> tuple[list[tuple[tf.Tensor | None, tf.Variable]], tf.Operation]:
-  """Makes a step whose float16 gradients overflow change nothing.
+  """Set all float16 gradients to zero if one of them overflows.
+
+  In other types, this has no effect.
 
   Args:
     gradients: (gradient, variable) pairs.
 
   Returns:
-    The pairs, the gradients all zero if one of them is not finite, and the
-    operation that adapts the loss scale. In other types, nothing changes.
+    The pairs, with all gradients zero if any of them is not finite, and the
+    operation that adapts the loss scale.
   """
   if not tf.get_collection('loss_scale'):
     return gradients, tf.no_op()

@@ -1,9 +1,9 @@
-"""Describes the processor, for readers of figures and test results."""
+"""Describe the processor, for readers of figures and test results."""
 
 import os
 import platform
 
-# Vector and matrix instructions: of x86, then of ARM.
+# Vector and matrix instructions of x86, then of ARM.
 _TELLING_FLAGS = (
   'avx2',
   'avx512f',
@@ -19,10 +19,11 @@ _TELLING_FLAGS = (
 
 
 def describe(cpuinfo: str = '/proc/cpuinfo') -> str:
-  """Describes the processor in one line.
+  """Describe the processor in one line.
 
-  For the reader only: no code may decide anything by it. A flag says what the
-  processor supports, not whether TensorFlow uses it or is faster with it.
+  The description is for readers only; no code may depend on it. A flag shows
+  what the processor supports, not whether TensorFlow uses it or is faster with
+  it.
 
   Args:
     cpuinfo: path of the file in which Linux describes the processor. If it does
@@ -30,7 +31,7 @@ def describe(cpuinfo: str = '/proc/cpuinfo') -> str:
       `platform` names the processor.
 
   Returns:
-    The model name, the number of cores and the telling flags, for example
+    The model name, the number of cores and selected flags, for example
     'AMD EPYC 9004, 2 cores (avx2, avx512f, avx512_bf16)'.
   """
   fields = _read_fields(cpuinfo)
@@ -48,7 +49,7 @@ def describe(cpuinfo: str = '/proc/cpuinfo') -> str:
 
 
 def _read_fields(cpuinfo: str) -> dict[str, str]:
-  """Returns the first value of each field; none if the file is missing."""
+  """Return the first value of each field; none if the file is missing."""
   fields: dict[str, str] = {}
   try:
     with open(cpuinfo, encoding='utf-8', errors='replace') as file:

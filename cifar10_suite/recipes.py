@@ -1,7 +1,7 @@
-"""Recipes: the numbers by which the network is trained (`--recipe`).
+"""Recipes: sets of training hyperparameters (`--recipe`).
 
-The network and the path of code are the same for all; `results/recipes.md` says
-how those of `fast` and `long` were found.
+All recipes share the same network and code. `results/recipes.md` explains how
+the hyperparameters of `fast` and `long` were chosen.
 """
 
 import dataclasses
@@ -9,33 +9,33 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How to train.
+  """Training hyperparameters.
 
   Attributes:
     batch_size: number of images per batch.
     max_steps: step at which training ends.
-    learning_rate: the highest one.
-    linear: whether the learning rate falls linearly, to nothing at `max_steps`,
-      after a short rise; otherwise by a factor of 0.1 every 350 epochs.
-    optimizer: 'descent', 'nesterov' or 'muon': plain gradient descent, with
-      momentum, or orthogonal as well (`optimizers.MuonOptimizer`).
-    momentum: of the latter two.
-    weight_decay: of the two hidden fully connected layers, as a part of the
-      loss.
-    decoupled_weight_decay: of all weights, in Muon's steps: what part of them a
-      step takes away, over the learning rate.
-    label_smoothing: probability that is taken off the labels' classes and
-      spread over all ten.
-    dropout: part of the last feature maps' values that a training step leaves
-      out, at random.
-    whitened: whether the first filters start as those that whiten patches of
-      the training images, instead of at random.
-    crop_margin: how far off the centre a crop may lie, in the first step and in
-      the last: 1 is anywhere in the image, 0 the centre only.
-    crop_margin_falls_in: the last part of the steps, in which that changes, and
-      linearly.
-    contrast: bounds of the random factor by which the contrast changes.
-    bfloat16: whether to compute in bfloat16, if the processor has it.
+    learning_rate: initial or peak learning rate.
+    linear: whether the learning rate decays linearly to zero at `max_steps`,
+      after a short linear warm-up, instead of by a factor of 0.1 every 350
+      epochs.
+    optimizer: 'descent' (gradient descent), 'nesterov' (Nesterov momentum) or
+      'muon' (`optimizers.MuonOptimizer`).
+    momentum: momentum of 'nesterov' and 'muon'.
+    weight_decay: factor of the L2 loss of the two hidden fully connected
+      layers, which is part of the total loss.
+    decoupled_weight_decay: decoupled weight decay of all weights with 'muon',
+      in units of the learning rate.
+    label_smoothing: probability moved from the label to a uniform distribution
+      over all ten classes.
+    dropout: dropout rate of the last feature maps.
+    whitened: whether to initialize the first filters so that they whiten
+      patches of the training images, instead of randomly.
+    crop_margin: maximum offset of crops at the first and at the last step: 1 is
+      anywhere in the image, 0 only the centre.
+    crop_margin_falls_in: fraction of the steps, at the end, over which the crop
+      margin changes linearly.
+    contrast: bounds of the random contrast factor.
+    bfloat16: whether to compute in bfloat16 if the CPU is fast in it.
   """
 
   batch_size: int
@@ -74,30 +74,29 @@ TUTORIAL = Recipe(
 )
 
 FAST = Recipe(
-  batch_size=256,  # orthogonal steps are costly; 128 is no better in equal time
+  batch_size=256,  # Muon's steps are costly; 128 is no better in equal time
   max_steps=6000,  # 31 epochs
-  learning_rate=0.015,  # 0.012 and 0.02 do alike, 0.04 is too high
-  linear=True,  # at the end, small steps let the noise die down
+  learning_rate=0.015,  # 0.012 and 0.02 are similar, 0.04 is too high
+  linear=True,  # small steps at the end reduce the gradient noise
   optimizer='muon',  # learns as much in far fewer steps
-  momentum=0.95,  # 0.9 does alike
-  weight_decay=0.0,  # the next one does more
-  decoupled_weight_decay=0.1,  # 0.2 does a little worse, 0 and 0.5 much
-  label_smoothing=0.1,  # keeps the network from being too sure
-  dropout=0.0,  # does not pay in so few steps
-  whitened=True,  # what the first layer would have to learn first
-  crop_margin=(1, 0),  # variety first; at last the view that is scored
-  crop_margin_falls_in=0.4,  # in all of them, it overfits sooner
-  contrast=(0.7, 1.3),  # few epochs do not need much variety
-  bfloat16=True,  # its rounding is lost in the noise of the gradients
+  momentum=0.95,  # 0.9 is similar
+  weight_decay=0.0,  # decoupled weight decay works better
+  decoupled_weight_decay=0.1,  # 0.2 is slightly worse, 0 and 0.5 much worse
+  label_smoothing=0.1,  # avoids overconfident predictions
+  dropout=0.0,  # does not pay off in so few steps
+  whitened=True,  # saves the first layer from learning this
+  crop_margin=(1, 0),  # variety first; finally the view used in evaluation
+  crop_margin_falls_in=0.4,  # over all steps, the network overfits sooner
+  contrast=(0.7, 1.3),  # few epochs need little variety
+  bfloat16=True,  # rounding is small compared with the gradient noise
 )
 
-# In so many steps, FAST would learn the training images by heart. This one has
-# more variety to the end.
+# With this many steps, FAST would overfit. More variety prevents that.
 LONG = dataclasses.replace(
   FAST,
   max_steps=33000,  # 169 epochs
-  dropout=0.2,  # 0.3 does a little worse
-  crop_margin=(1, 0.5),  # the corners are scored too, with ten views
+  dropout=0.2,  # 0.3 is slightly worse
+  crop_margin=(1, 0.5),  # evaluation with ten views includes the corners
 )
 
 RECIPES = {'tutorial': TUTORIAL, 'fast': FAST, 'long': LONG}

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, and a page that shows them without TensorBoard."""
+"""Figures of an evaluation, and an HTML report that shows them."""
 
 import base64
 import contextlib
@@ -12,17 +12,18 @@ from matplotlib.figure import Figure
 from cifar10_suite import dataset, files, scores
 from cifar10_suite.errors import UserError
 
-WRONG_IMAGES = 25  # that the picture of them has room for
+WRONG_IMAGES = 25  # maximum number of images in `draw_wrong_images`
 
 _DPI = 100
-_TITLE = '<title>CIFAR-10: step'  # how that of each page begins
+_TITLE = '<title>CIFAR-10: step'  # identifies reports
 
 
 def draw_confusion_matrix(matrix: list[list[int]]) -> bytes:
-  """Returns a PNG of the counts of each pair of true and predicted class.
+  """Return a PNG of a confusion matrix.
 
   Args:
-    matrix: [10][10], images by true class (row) and predicted one (column).
+    matrix: [10][10], number of images by true class (row) and predicted class
+      (column).
   """
   counts = np.array(matrix)
   shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -46,15 +47,13 @@ def draw_wrong_images(
   predictions: np.ndarray,
   probabilities: np.ndarray,
 ) -> bytes:
-  """Returns a PNG of images with their true and predicted classes.
-
-  There is room for WRONG_IMAGES of them.
+  """Return a PNG of images with their true and predicted classes.
 
   Args:
-    images: uint8 [n, 32, 32, 3].
+    images: uint8 [n, 32, 32, 3]; the first WRONG_IMAGES are shown.
     labels: integers [n], the true classes.
-    predictions: integers [n], the predicted ones.
-    probabilities: float [n], of the predicted ones.
+    predictions: integers [n], the predicted classes.
+    probabilities: float [n], probabilities of the predicted classes.
   """
   names = dataset.CLASS_NAMES
   figure = Figure(figsize=(8, 9), dpi=_DPI, layout='constrained')
@@ -72,7 +71,7 @@ def draw_wrong_images(
 
 
 def draw_learning_curve(records: list[scores.Record]) -> bytes:
-  """Returns a PNG of precision by step, with its 95% interval."""
+  """Return a PNG of precision over steps, with 95% intervals."""
   steps = [record['step'] for record in records]
   low, high = np.transpose([record['interval'] for record in records])
   figure = Figure(figsize=(8, 4), dpi=_DPI, layout='constrained')
@@ -94,13 +93,13 @@ def write_page(
   record: scores.Record,
   wrong_images: bytes,
 ) -> None:
-  """Writes an HTML page that needs no other file.
+  """Write a report as a self-contained HTML page.
 
   Args:
-    path: where to.
-    records: of the whole curve, by step.
-    record: the one to show in full.
-    wrong_images: a PNG from `draw_wrong_images`.
+    path: path of the page.
+    records: records of the learning curve, sorted by step.
+    record: record to show in detail.
+    wrong_images: PNG from `draw_wrong_images`.
   """
   low, high = record['interval']
   rows = '\n'.join(
@@ -137,10 +136,10 @@ def write_page(
 
 
 def refuse_to_overwrite(path: str) -> None:
-  """Ends the program if a page would be written over something else.
+  """Refuse to overwrite a file that is not a report.
 
   Raises:
-    UserError: it would.
+    UserError: if `path` is such a file.
   """
   if not os.path.exists(path):
     return

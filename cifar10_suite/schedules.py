@@ -1,25 +1,25 @@
-"""What changes as training proceeds: the learning rate and the crops."""
+"""Schedules of the learning rate and the crop margin."""
 
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite.recipes import Recipe
 
-_RISING_FRACTION = 0.05  # of the steps of a triangular schedule
+_RISING_FRACTION = 0.05  # warm-up of a triangular schedule
 
 
 def staircase(
   global_step: tf.Variable, initial: float, factor: float, decay_steps: int
 ) -> tf.Tensor:
-  """Returns initial * factor^floor(global_step / decay_steps), float32 []."""
+  """Return initial * factor^floor(global_step / decay_steps), float32 []."""
   return tf.train.exponential_decay(
     initial, global_step, decay_steps, factor, staircase=True
   )
 
 
 def triangle(global_step: tf.Variable, peak: float, steps: int) -> tf.Tensor:
-  """Returns a number that rises from 0 to `peak`, then falls to 0, float32 [].
+  """Return a linear warm-up to `peak` and linear decay to 0, float32 [].
 
-  Both are linear. The rise takes 5% of the steps.
+  The warm-up takes 5% of the steps.
   """
   progress = _progress(global_step, steps)
   rising = progress / _RISING_FRACTION
@@ -28,7 +28,7 @@ def triangle(global_step: tf.Variable, peak: float, steps: int) -> tf.Tensor:
 
 
 def warm_up(global_step: tf.Variable, scale: float, steps: float) -> tf.Tensor:
-  """Returns a factor that rises linearly from 1 to `scale`, float32 [].
+  """Return a factor that rises linearly from 1 to `scale`, float32 [].
 
   From Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1
   Hour" (2017), section 2.2.
@@ -37,7 +37,7 @@ def warm_up(global_step: tf.Variable, scale: float, steps: float) -> tf.Tensor:
 
 
 def crop_margin(global_step: tf.Variable, recipe: Recipe) -> float | tf.Tensor:
-  """Returns the crop margin at this step, as for `cifar10_input.distort`."""
+  """Return the crop margin at this step for `cifar10_input.distort`."""
   first, last = recipe.crop_margin
   if first == last:
     return first
@@ -47,5 +47,5 @@ def crop_margin(global_step: tf.Variable, recipe: Recipe) -> float | tf.Tensor:
 
 
 def _progress(global_step: tf.Variable, steps: float) -> tf.Tensor:
-  """Returns the fraction of the steps that is done, float32 [], at most 1."""
+  """Return the fraction of completed steps, float32 [], at most 1."""
   return tf.minimum(tf.cast(global_step, tf.float32) / steps, 1)

@@ -1,11 +1,11 @@
-"""What evaluation keeps in its directory.
+"""Scores of checkpoints and the files in an evaluation directory.
 
-  metrics.jsonl   a line of JSON for each checkpoint scored
+  metrics.jsonl   one line of JSON per scored checkpoint
   event files     the same and more, for TensorBoard
   best/           a copy of the best checkpoint so far, and best.json
 
-A run is one training from its first step on: when it was begun afresh, steps
-come again, and the scores of the earlier run stay beside those of the new one.
+A run is one training from its first step. If training starts over, a new run
+begins with the same steps; the scores of the earlier run are kept.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ PRECISION_TAG = 'Precision @ 1'
 
 
 class Settings(TypedDict):
-  """What makes scores comparable: flags of the evaluation, by their names."""
+  """Evaluation flags that must be equal for scores to be comparable."""
 
   eval_data: str
   num_examples: int
@@ -35,7 +35,7 @@ class Settings(TypedDict):
 
 
 class Measures(TypedDict):
-  """What `measure` returns; see there."""
+  """Results of `measure`."""
 
   right: int
   num_examples: int
@@ -47,14 +47,14 @@ class Measures(TypedDict):
 
 
 class Record(Measures):
-  """What a line of metrics.jsonl holds: the measures of a checkpoint, and more.
+  """Score of a checkpoint, a line of metrics.jsonl.
 
   Attributes:
-    step: the checkpoint's global step.
-    wall_time: seconds since the epoch, when it was scored.
-    checkpoint: its name.
-    digest: from `checkpoints.digest`.
-    run: number of the run that it is of, from 0.
+    step: global step of the checkpoint.
+    wall_time: time of evaluation, in seconds since the epoch.
+    checkpoint: name of the checkpoint.
+    digest: digest from `checkpoints.digest`.
+    run: number of the training run, from 0.
     eval_data, num_views: as in `Settings`.
   """
 
@@ -68,7 +68,7 @@ class Record(Measures):
 
 
 class Best(TypedDict):
-  """What best.json holds: a part of the best checkpoint's record."""
+  """Content of best.json: part of the best checkpoint's record."""
 
   step: int
   precision: float
@@ -76,22 +76,23 @@ class Best(TypedDict):
 
 
 def measure(labels: np.ndarray, log_probabilities: np.ndarray) -> Measures:
-  """Compares predictions with labels.
+  """Compare predictions with labels.
 
   Args:
     labels: integers [n], in 0..9.
     log_probabilities: float [n, 10], natural logarithms.
 
   Returns:
-    right, num_examples: how many images the likeliest class is right for, and
-      of how many.
-    precision: the fraction of the two.
-    interval: its 95% confidence interval (E. B. Wilson, "Probable inference,
-      the law of succession, and statistical inference", 1927).
-    loss: mean cross entropy, in nats.
-    class_accuracy: by class name, the fraction of its images that are right;
-      None for a class without images.
-    confusion_matrix: [10][10], images by true class (row) and predicted one.
+    right, num_examples: number of images whose most likely class is the label,
+      and number of all images.
+    precision: ratio of the two.
+    interval: 95% confidence interval of the precision (E. B. Wilson, "Probable
+      inference, the law of succession, and statistical inference", 1927).
+    loss: mean cross entropy in nats.
+    class_accuracy: fraction of correct predictions by class name; None for a
+      class without images.
+    confusion_matrix: [10][10], number of images by true class (row) and
+      predicted class (column).
   """
   classes = len(dataset.CLASS_NAMES)
   predictions = np.argmax(log_probabilities, axis=1)
@@ -119,8 +120,13 @@ def measure(labels: np.ndarray, log_probabilities: np.ndarray) -> Measures:
 def most_confidently_wrong(
   labels: np.ndarray, log_probabilities: np.ndarray, count: int
 ) -> np.ndarray:
-  """Returns the positions of wrong predictions, the surest first, `count` of
-  them at most."""
+  """Return the positions of wrong predictions, the most confident first.
+
+  Args:
+    labels: integers [n], in 0..9.
+    log_probabilities: float [n, 10], natural logarithms.
+    count: maximum number of positions.
+  """
   predictions = np.argmax(log_probabilities, axis=1)
   (wrong,) = np.nonzero(predictions != labels)
   sureness = np.max(log_probabilities[wrong], axis=1)
@@ -128,50 +134,50 @@ def most_confidently_wrong(
 
 
 class Scores:
-  """The scores in an evaluation directory.
+  """Scores in an evaluation directory.
 
   Attributes:
-    records: what the lines of metrics.jsonl hold, in their order.
+    records: the records in metrics.jsonl, in order.
   """
 
   def __init__(self, eval_dir: str, settings: Settings):
-    """Reads the scores that are there.
+    """Read existing scores.
 
     Args:
-      eval_dir: the directory.
-      settings: what makes scores comparable; part of each record.
+      eval_dir: path of the directory.
+      settings: settings of the evaluation, stored in each record.
 
     Raises:
-      UserError: they cannot be read, or are of other settings.
+      UserError: if scores are unreadable or have different settings.
     """
     self._eval_dir = eval_dir
     self._settings = settings
     self._path = os.path.join(eval_dir, 'metrics.jsonl')
     self.records = self._load()
-    self._load_best()  # if that fails, better now than after a score
+    self._load_best()  # fail now rather than after an evaluation
     self._step_without_record = self._find_step_without_record()
-    self._writer = tf.summary.FileWriter(eval_dir)  # makes no file yet
+    self._writer = tf.summary.FileWriter(eval_dir)  # creates no file yet
 
   def find(self, digest: str) -> Record | None:
-    """Returns the record of a checkpoint, if it has been scored."""
+    """Return the record of a checkpoint, or None if it has no score."""
     return next((r for r in self.records if r['digest'] == digest), None)
 
   def curve(self) -> list[Record]:
-    """Returns the records of the last run, by step."""
+    """Return the records of the last run, sorted by step."""
     last = [r for r in self.records if r['run'] == self._last_run()]
     return sorted(last, key=lambda record: record['step'])
 
   def make_record(
     self, checkpoint: str, step: int, is_latest: bool, measures: Measures
   ) -> Record:
-    """Returns the record of a checkpoint, which `add` may take.
+    """Create the record of a checkpoint for `add`.
 
     Args:
-      checkpoint: its path, or that of a copy.
-      step: its global step.
-      is_latest: whether it is the newest there is. Then a step below that of an
-        earlier one shows that training was begun afresh.
-      measures: from `measure`.
+      checkpoint: path of the checkpoint or of a copy.
+      step: global step of the checkpoint.
+      is_latest: whether this is the newest checkpoint. If so, a step lower than
+        an earlier one means that training has started over.
+      measures: results of `measure`.
     """
     return {
       'step': step,
@@ -186,25 +192,25 @@ class Scores:
   def add(
     self, record: Record, checkpoint: str, summary: tf.Summary, graph: tf.Graph
   ) -> None:
-    """Writes a score.
+    """Write a score.
 
-    Killed at any point, this leaves no score twice: the line in metrics.jsonl
-    comes last. TensorBoard's curves only go on: an older checkpoint than the
-    last is left out there.
+    The line in metrics.jsonl is written last, so that no score is recorded
+    twice if the process is killed. TensorBoard curves only move forward: they
+    omit a checkpoint that is older than the last one.
 
     Args:
-      record: from `make_record`.
-      checkpoint: path of a copy of the checkpoint; moved away if it is the best
-        so far.
-      summary: for TensorBoard.
-      graph: for TensorBoard, the first time.
+      record: record from `make_record`.
+      checkpoint: path of a copy of the checkpoint, which is moved to best/ if
+        it is the best so far.
+      summary: summary for TensorBoard.
+      graph: graph for TensorBoard, written with the first score.
     """
     step = record['step']
     earlier = self._steps(record['run'])
     if not self.records:
       self._writer.add_graph(graph)
     elif not earlier:
-      # TensorBoard is to hide what the run before had from this step on.
+      # Makes TensorBoard hide the earlier run from this step on.
       start = tf.SessionLog(status=tf.SessionLog.START)
       self._writer.add_session_log(start, step)
     if step > max(earlier, default=-1) and step != self._step_without_record:
@@ -223,7 +229,7 @@ class Scores:
     records = [
       self._parse(line, number) for number, line in enumerate(lines, start=1)
     ]
-    # A line without its end was being written when evaluation was killed.
+    # An incomplete line was left by a killed evaluation.
     if part and not part.startswith('{"step": '[: len(part)]):
       self._refuse_line(len(lines) + 1)
     if part:
@@ -241,25 +247,25 @@ class Scores:
     if settings != self._settings:
       raise UserError(
         f'{self._eval_dir} holds scores of {_flags(settings)}, not of '
-        f'{_flags(self._settings)}. Choose another --eval_dir for these.'
+        f'{_flags(self._settings)}. Choose another --eval_dir.'
       )
     return record
 
   def _refuse_line(self, number: int) -> NoReturn:
     raise UserError(
-      f'{self._path}, line {number} is not a score. Mend or remove it, or '
+      f'{self._path}, line {number} is not a score. Fix or remove it, or '
       'choose another --eval_dir.'
     )
 
   def _find_step_without_record(self) -> int | None:
-    """Returns the step of a score that has its events but no record, if any.
+    """Return the step of a score with events but no record, if any.
 
-    An evaluation that was killed in between leaves such a one.
+    This happens if the evaluation is killed between writing the two.
     """
     steps = []
     pattern = os.path.join(glob.escape(self._eval_dir), 'events.out.tfevents.*')
     for path in sorted(glob.glob(pattern)):
-      with contextlib.suppress(tf.errors.DataLossError):  # half an event
+      with contextlib.suppress(tf.errors.DataLossError):  # incomplete
         for event in tf.train.summary_iterator(path):
           if any(value.tag == PRECISION_TAG for value in event.summary.value):
             steps.append(event.step)
@@ -282,9 +288,9 @@ class Scores:
     return run + 1 if begun_afresh else run
 
   def _keep_if_best(self, checkpoint: str, record: Record) -> None:
-    """Moves a copy of a checkpoint to best/ if none before was as good.
+    """Move a copy of a checkpoint to best/ if it is better than all before.
 
-    Only the checkpoint that best.json names is removed: others are not ours.
+    Only the checkpoint named in best.json is removed; others are not ours.
     """
     before = self._load_best()
     if before and before['precision'] >= record['precision']:
@@ -313,13 +319,13 @@ class Scores:
       return _best(best)
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
-        f'{path} does not name a best checkpoint. Mend or remove it, or choose '
+        f'{path} does not name a best checkpoint. Fix or remove it, or choose '
         'another --eval_dir.'
       ) from error
 
 
 def _best(record: Record | Best) -> Best:
-  """Returns the part of a record that best.json holds."""
+  """Return the part of a record that belongs in best.json."""
   return {
     'step': record['step'],
     'precision': record['precision'],

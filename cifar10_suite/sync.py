@@ -1,13 +1,13 @@
-"""Synchronous updates: one with the mean of several workers' gradients.
+"""Synchronous updates with the mean gradient of several workers.
 
-Each variable has an accumulator of gradients beside it, on its parameter
-server. When it holds those of enough workers, the chief takes their mean,
-updates, and tells all workers the new step. A gradient that comes later, of a
-step that is over, is dropped.
+Each variable has a gradient accumulator on the same parameter server. Once it
+holds the gradients of enough workers, the chief takes their mean, updates the
+variable and sends the new step to all workers. Late gradients, of an earlier
+step, are dropped.
 
 `tf.train.SyncReplicasOptimizer` does the same with one queue for all workers.
-There, what is meant for a late one is taken by the others, who then compute
-gradients of a step that is over: with a backup worker, half of their time.
+There, other workers take the messages for a late worker and compute gradients
+for a step that is over. With a backup worker, this wastes half of their time.
 """
 
 from typing import TYPE_CHECKING
@@ -21,14 +21,15 @@ if TYPE_CHECKING:  # that module imports this one
 
 
 class SyncOptimizer(tf.train.Optimizer):
-  """Lets another optimizer update once with several workers' gradients.
+  """Optimizer wrapper for synchronous updates.
 
   Attributes:
-    begin: the operation with which a worker enters the present step.
-    begin_all: the one with which the chief does, and the accumulators.
-    tell: tells the other workers to go on at the present step.
-    updates: the chief's queue runner: it waits for enough gradients, updates
-      once, and tells all workers the new step.
+    begin: operation that sets a worker to the current step.
+    begin_all: operation that sets the chief and the accumulators to the current
+      step.
+    tell: operation that sends the current step to the other workers.
+    updates: queue runner of the chief, which waits for enough gradients, runs
+      an update and sends the new step to all workers.
   """
 
   def __init__(
@@ -39,14 +40,14 @@ class SyncOptimizer(tf.train.Optimizer):
     device: str,
     gradients_per_step: int,
   ):
-    """Describes the workers.
+    """Initialize the wrapper.
 
     Args:
-      optimizer: the one that updates.
-      workers: the names of all.
-      name: this worker's.
-      device: this worker's, for the step at which it is.
-      gradients_per_step: how many an update waits for.
+      optimizer: optimizer to wrap.
+      workers: names of all workers.
+      name: name of this worker.
+      device: device of this worker, which holds its current step.
+      gradients_per_step: number of gradients that an update waits for.
     """
     super().__init__(use_locking=False, name='Sync')
     self._optimizer = optimizer
@@ -63,7 +64,7 @@ class SyncOptimizer(tf.train.Optimizer):
     global_step: tf.Variable,
     name: str | None = None,
   ) -> tf.Operation:
-    """Gives this worker's gradients, and waits for the next step."""
+    """Send this worker's gradients and wait for the next step."""
     with tf.device(self._device):
       step = tf.Variable(
         0,
@@ -87,9 +88,9 @@ class SyncOptimizer(tf.train.Optimizer):
       with tf.control_dependencies([update]):
         new_step = global_step.read_value()
       others = [queue.enqueue(new_step) for queue in queues.values()]
-      with tf.control_dependencies(others):  # this one last: it may then end
+      with tf.control_dependencies(others):  # last, as the chief may then exit
         tell_all = own.enqueue(new_step)
-      # Queues stay open at the end, for a chief that is started again.
+      # Queues stay open at the end, in case the chief is restarted.
       self.updates = tf.train.QueueRunner(
         own,
         [tell_all],
@@ -103,26 +104,26 @@ class SyncOptimizer(tf.train.Optimizer):
       self.tell = tf.group(
         *[queue.enqueue(global_step) for queue in queues.values()]
       )
-      # In this order: one that vanished and still waits here goes away, and a
-      # step that comes in between is not missed.
+      # This order releases a lost worker's pending dequeue, and misses no step
+      # that arrives in between.
       with tf.control_dependencies([own.enqueue(step.initial_value)]):
         left = own.dequeue_many(own.size())
       with tf.control_dependencies([left]):
         self.begin = tf.assign(step, global_step.read_value()).op
       self.begin_all = tf.group(self.begin, *beginnings)
       with tf.control_dependencies(given):
-        # A worker that was late goes on at the newest of the steps it missed.
+        # A late worker continues at the latest of the steps it missed.
         steps = own.dequeue_many(tf.maximum(own.size(), 1))
     return tf.assign(step, steps[-1]).op
 
   def _accumulate(
     self, grads_and_vars: Gradients, step: tf.Variable, global_step: tf.Variable
   ) -> tuple[list[tf.Operation], Gradients, list[tf.Operation]]:
-    """Gives gradients to accumulators beside the variables, and takes means.
+    """Send gradients to accumulators next to the variables, and take means.
 
     Returns:
-      The operations that give; (mean, variable) pairs; the operations that set
-      the accumulators to the present step.
+      The operations that send gradients, the (mean, variable) pairs, and the
+      operations that set the accumulators to the current step.
     """
     given, means, beginnings = [], [], []
     for gradient, variable in grads_and_vars:
@@ -143,10 +144,15 @@ class SyncOptimizer(tf.train.Optimizer):
 
 
 class SyncHook(tf.train.SessionRunHook):
-  """Lets a worker begin at the present step; the chief, update for all."""
+  """Hook that starts a worker at the current step, and the chief's updates."""
 
   def __init__(self, optimizer: SyncOptimizer, cluster: 'Cluster'):
-    """Takes a worker's optimizer, after `apply_gradients`, and its cluster."""
+    """Initialize the hook.
+
+    Args:
+      optimizer: the worker's optimizer, after `apply_gradients`.
+      cluster: the worker's cluster.
+    """
     self._optimizer = optimizer
     self._cluster = cluster
 
@@ -158,7 +164,7 @@ class SyncHook(tf.train.SessionRunHook):
       return
     session.run(self._optimizer.begin_all)
     if self._cluster.has_begun:
-      # The others may wait for a step that the last chief did not finish.
+      # The workers may wait for a step that the previous chief did not finish.
       session.run(self._optimizer.tell)
     self._optimizer.updates.create_threads(
       session, coord, daemon=True, start=True

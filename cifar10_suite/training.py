@@ -1,4 +1,4 @@
-"""The one training loop, for one tower, several towers and several machines."""
+"""Training loop for one tower, several towers and several machines."""
 
 import contextlib
 import dataclasses
@@ -15,21 +15,21 @@ from cifar10_suite.recipes import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-  """What the flags of a training program say.
+  """Settings of a training program, from its flags.
 
   Attributes:
-    recipe: the hyperparameters, batch size and number of steps included.
+    recipe: hyperparameters, including batch size and number of steps.
     train_dir: directory for checkpoints and event files.
     data_dir: directory of the data set.
-    dtype: the compute type.
-    log_frequency: steps between two lines on the console.
-    save_checkpoint_secs: seconds between two checkpoints.
-    save_summaries_steps: steps between two summaries.
-    keep_checkpoint_max: number of checkpoints to keep, or 0 for all.
-    seed: of everything random, or None.
+    dtype: compute type.
+    log_frequency: steps between lines on the console.
+    save_checkpoint_secs: seconds between checkpoints.
+    save_summaries_steps: steps between summaries.
+    keep_checkpoint_max: number of checkpoints to keep; 0 keeps all.
+    seed: random seed, or None.
     restart: whether to remove an earlier run from `train_dir` first.
-    cluster_timeout_secs: seconds of silence after which a task of the cluster
-      is given up.
+    cluster_timeout_secs: seconds without response after which to give up on a
+      task of the cluster.
   """
 
   recipe: Recipe
@@ -54,22 +54,22 @@ def run_training(
   config: tf.ConfigProto | None = None,
   cluster: Cluster = ALONE,
 ) -> None:
-  """Trains the default graph up to the last step.
+  """Train the default graph up to the last step.
 
-  Training resumes from what `train_dir` has. SIGINT and SIGTERM end it after
-  the step in progress, which is saved.
+  Training resumes from the newest checkpoint in `train_dir`. After SIGINT or
+  SIGTERM, it completes and saves the current step, then exits.
 
   Args:
-    loss: float32 [], printed and watched: training stops when it is not finite.
-    train_op: does one step and counts it in the global step.
-    settings: where, how often and how long.
-    examples_per_step: number of images that a step takes.
-    config: of the session; by default, `session_config()`.
-    cluster: the workers that train together; only the chief uses `train_dir`.
+    loss: float32 []; printed, and training stops if it is not finite.
+    train_op: operation that runs one step and increments the global step.
+    settings: directories, intervals and number of steps.
+    examples_per_step: number of images per step.
+    config: configuration of the session; `session_config()` by default.
+    cluster: workers that train together; only the chief uses `train_dir`.
 
   Raises:
-    UserError: training cannot go on.
-    SystemExit: status 130 or 143 after a signal.
+    UserError: if training cannot continue.
+    SystemExit: with status 130 or 143 after a signal.
   """
   where = cli.short_path(settings.train_dir)
   is_chief = cluster.task.is_chief
@@ -79,7 +79,7 @@ def run_training(
       settings.train_dir, settings.keep_checkpoint_max
     )
   if start >= max_steps:
-    print(f'{where} is at step {start} already: nothing left to train.')
+    print(f'{where} is already at step {start}: nothing left to train.')
     if cluster.task.is_alone:
       return
 
@@ -109,10 +109,10 @@ def run_training(
     step = checkpoints.step_of(latest)
   if signals:
     name = signal.Signals(signals[0]).name
-    saved = f'is saved in {where}' if is_chief else 'is left to the others'
+    saved = f'is saved in {where}' if is_chief else 'is not saved here'
     print(
-      f'Stopped by {name}: step {step} {saved}. The same command goes on from '
-      'there.'
+      f'Stopped by {name}: step {step} {saved}. The same command resumes '
+      'training.'
     )
     sys.exit(128 + signals[0])
   saved = f', which is saved in {where}' if is_chief else ''
@@ -126,7 +126,7 @@ def _session(
   config: tf.ConfigProto,
   cluster: Cluster,
 ) -> tf.train.MonitoredSession:
-  """Returns the session that restores, saves, summarizes and prints."""
+  """Return a session that restores, saves, writes summaries and logs."""
   with tf.device(cluster.device):
     saver = tf.train.Saver(
       max_to_keep=settings.keep_checkpoint_max, save_relative_paths=True
@@ -138,7 +138,7 @@ def _session(
     *cluster.hooks(),
   ]
   if cluster.task.is_chief:
-    # The last one, so that a checkpoint is written after the checks.
+    # Last, so that checkpoints are written after the checks.
     session_hooks.append(
       tf.train.CheckpointSaverHook(
         settings.train_dir,
@@ -154,16 +154,16 @@ def _session(
     scaffold=scaffold,
     hooks=session_hooks,
     config=config,
-    save_checkpoint_secs=None,  # the hook above does that
+    save_checkpoint_secs=None,  # done by the hook above
     save_checkpoint_steps=None,
     save_summaries_steps=settings.save_summaries_steps,
-    # The chief's thread that applies gradients ends with its session only.
+    # The chief's thread for updates ends only with its session.
     stop_grace_period_secs=120 if cluster.task.is_alone else 2,
   )
 
 
 def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
-  """Returns the configuration of a session for training.
+  """Return the configuration of a session for training.
 
   Args:
     log_device_placement: whether to log the device of each operation.
@@ -173,14 +173,14 @@ def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
   )
   config.gpu_options.allow_growth = True  # evaluation may share the GPU
   if not tf.config.list_physical_devices('GPU'):
-    # One operation at a time has all cores: they share their caches better so.
+    # Run one operation at a time on all cores, which then share their caches.
     config.inter_op_parallelism_threads = 1
   return config
 
 
 @contextlib.contextmanager
 def _collected_signals() -> Iterator[list[int]]:
-  """Yields a list to which SIGINT and SIGTERM are appended as they come."""
+  """Yield a list that collects SIGINT and SIGTERM as they arrive."""
   received: list[int] = []
   previous = {
     number: signal.signal(number, lambda number, _: received.append(number))

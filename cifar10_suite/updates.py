@@ -1,4 +1,4 @@
-"""One update of the variables, with the gradients of one or more towers."""
+"""Updates of the variables with the gradients of one or more towers."""
 
 import contextlib
 import re
@@ -7,8 +7,8 @@ import tensorflow.compat.v1 as tf
 
 from cifar10_suite import precision, summaries
 
-# The operations of tower k of several are named 'tower_<k>/...'. Summaries
-# leave that prefix out.
+# With several towers, the operations of tower k are named 'tower_<k>/...'. Tags
+# of summaries omit this prefix.
 TOWER_NAME = 'tower'
 
 Gradients = list[tuple[tf.Tensor | None, tf.Variable]]
@@ -19,19 +19,19 @@ def update(
   total_losses: list[tf.Tensor],
   global_step: tf.Variable,
 ) -> tuple[tf.Tensor, tf.Operation]:
-  """Builds one step of training.
+  """Build one step of training.
 
-  With several towers, gradients are computed on the device of their loss, and
-  averaged on the CPU, where the variables are.
+  With several towers, each gradient is computed on the device of its loss. The
+  averages are computed on the CPU, where the variables are.
 
   Args:
-    optimizer: updates the variables, and whatever follows from them.
-    total_losses: float32 [] each, from `cifar10.loss`, one of each tower.
-    global_step: integer [], grows by one.
+    optimizer: updates the variables and values derived from them.
+    total_losses: one float32 [] per tower, from `cifar10.loss`.
+    global_step: integer [], incremented by each step.
 
   Returns:
     loss: float32 [], the mean of the towers' total losses.
-    train_op: the operation that does the step.
+    train_op: the operation that runs the step.
   """
   in_towers = _tower_in(total_losses[0].op.name) != ''
   if in_towers:
@@ -55,14 +55,15 @@ def update(
 
 
 def average_gradients(towers: list[Gradients]) -> Gradients:
-  """Averages each variable's gradient over the towers.
+  """Average each variable's gradient over the towers.
 
   Args:
-    towers: (gradient, variable) pairs of each tower, of the same variables in
-      the same order. None counts as zero.
+    towers: (gradient, variable) pairs of each tower, with the same variables in
+      the same order. A gradient of None counts as zero.
 
   Returns:
-    One list of such pairs. A gradient is None only if it is None in all towers.
+    (mean gradient, variable) pairs. A mean is None only if the gradients of all
+    towers are None.
   """
   averages = []
   for pairs in zip(*towers, strict=True):
@@ -73,20 +74,20 @@ def average_gradients(towers: list[Gradients]) -> Gradients:
 
 
 def make_global_step() -> tf.Variable:
-  """Returns the global step, int64 [], a resource as the variables are."""
+  """Return the global step, int64 [], as a resource variable."""
   with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
     return tf.train.get_or_create_global_step()
 
 
 def mean_losses(total_losses: list[tf.Tensor]) -> list[tuple[str, tf.Tensor]]:
-  """Returns the losses that make up the totals, and the total as the last one.
+  """Return the components of the total loss, followed by the total loss.
 
   Args:
-    total_losses: float32 [] each, from `loss`, one of each tower.
+    total_losses: one float32 [] per tower, from `cifar10.loss`.
 
   Returns:
-    (name, loss) pairs; names leave out the towers' prefixes, and losses are
-    means over the towers.
+    (name, loss) pairs. Names omit the prefix of the tower; losses are means
+    over the towers.
   """
   towers = []
   for total_loss in total_losses:
@@ -102,19 +103,19 @@ def mean_losses(total_losses: list[tf.Tensor]) -> list[tuple[str, tf.Tensor]]:
 
 
 def average_losses(losses: list[tuple[str, tf.Tensor]]) -> tf.Operation:
-  """Summarizes each loss and its moving average (decay 0.9).
+  """Add summaries of each loss and its moving average (decay 0.9).
 
-  The averages start at the first losses, also when training resumes: they are
-  not part of a checkpoint, nor of any collection of variables.
+  The averages start at the first loss, also when training resumes, since they
+  are in no checkpoint and no collection of variables.
 
   Args:
-    losses: pairs of a summary's tag and a loss, float32 [].
+    losses: (tag, loss) pairs; each loss is float32 [].
 
   Returns:
     The operation that updates the averages.
   """
   values = tf.stack([value for _, value in losses])
-  with tf.colocate_with(values):  # each worker of a cluster has its own
+  with tf.colocate_with(values):  # separate averages in each worker
     averages = tf.Variable(
       tf.zeros([len(losses)]),
       trainable=False,
@@ -142,24 +143,25 @@ def apply_gradients(
   *,
   after: tf.Operation,
 ) -> tf.Operation:
-  """Summarizes variables and gradients, and lets the optimizer update.
+  """Add summaries of variables and gradients, and build the update.
 
   Args:
-    optimizer: does the update.
+    optimizer: optimizer that applies the gradients.
     gradients: (gradient, variable) pairs, from `compute_gradients`.
-    global_step: integer [], grows by one.
-    after: the operation to run before the update.
+    global_step: integer [], incremented by each step.
+    after: operation that must run before the update.
 
   Returns:
-    The operation that does the update, and what follows it.
+    The operation that runs the update and adapts the loss scale.
   """
   for gradient, variable in gradients:
     summaries.histogram(variable.op.name, variable)
     if gradient is not None:
       summaries.histogram(f'{variable.op.name}/gradients', gradient)
   gradients, adapt_loss_scale = precision.without_overflow(gradients)
-  # The gradients wait, not the optimizer: in a cluster it also builds what the
-  # chief does for all, which must not run this worker's network once more.
+  # Only the gradients depend on `after`, not the operations of the optimizer:
+  # in a cluster, these include the chief's updates, which must not run the
+  # network of this worker again.
   with tf.control_dependencies([after]):
     gradients = [(g if g is None else tf.identity(g), v) for g, v in gradients]
   update = optimizer.apply_gradients(gradients, global_step)
@@ -167,11 +169,11 @@ def apply_gradients(
 
 
 def current_tower() -> str:
-  """Returns the name scope of the tower being built ('tower_0/'), or ''."""
+  """Return the name scope of the tower being built ('tower_0/'), or ''."""
   return _tower_in(tf.get_default_graph().get_name_scope())
 
 
 def _tower_in(name: str) -> str:
-  """Returns the beginning of a name that is a tower's ('tower_0/'), or ''."""
+  """Return the prefix of a name up to the tower ('tower_0/'), or ''."""
   match = re.match(f'(.*/)?{TOWER_NAME}_[0-9]+(?=/|$)', name)
   return f'{match[0]}/' if match else ''

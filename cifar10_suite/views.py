@@ -1,4 +1,4 @@
-"""Several views of an image, and the average of what a network sees in them."""
+"""Multiple views of an image, and averages of their predictions."""
 
 import math
 
@@ -6,16 +6,17 @@ import tensorflow.compat.v1 as tf
 
 
 def cut(images: tf.Tensor, size: int, num_views: int) -> tf.Tensor:
-  """Cuts windows out of each image.
+  """Cut windows out of each image.
 
   Args:
     images: [n, height, width, channels].
     size: height and width of a window.
-    num_views: 1 for the centre; 2 for it and its mirror image; 10 for it, the
-      four corners, and the mirror images of these five.
+    num_views: 1 for the centre; 2 for the centre and its mirror image; 10 for
+      the centre, the four corners, and the mirror images of these five.
 
   Returns:
-    [n * num_views, size, size, channels], the windows of an image in a row.
+    [n * num_views, size, size, channels]; windows of the same image are
+    adjacent.
   """
   height, width, depth = images.shape.as_list()[1:]
   down, right = height - size, width - size
@@ -31,14 +32,15 @@ def cut(images: tf.Tensor, size: int, num_views: int) -> tf.Tensor:
 
 
 def average(logits: tf.Tensor, num_views: int) -> tf.Tensor:
-  """Averages the probabilities over the views of each image.
+  """Average the probabilities over the views of each image.
 
   Args:
-    logits: float32 [batch * num_views, classes], those of an image in a row.
-    num_views: number of views of each image.
+    logits: float32 [batch * num_views, classes]; views of the same image are
+      adjacent.
+    num_views: number of views per image.
 
   Returns:
-    The natural logarithms of the averages, float32 [batch, classes].
+    Natural logarithms of the averages, float32 [batch, classes].
   """
   views = tf.reshape(
     tf.nn.log_softmax(logits), [-1, num_views, logits.shape.as_list()[-1]]

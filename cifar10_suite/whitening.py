@@ -1,4 +1,4 @@
-"""Initial filters for the first convolution."""
+"""Initial whitening filters for the first convolution."""
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -9,11 +9,11 @@ from cifar10_suite import dataset
 def whitening_filters(
   batches_dir: str, image_size: int, size: int, count: int
 ) -> np.ndarray:
-  """Makes filters whose outputs on training images are hardly correlated.
+  """Compute filters whose outputs on training images are nearly uncorrelated.
 
-  Half of them are the leading principal components of image patches, each
-  divided by its standard deviation, so that detail counts as much as
-  brightness. The other half are their negatives, since a ReLU passes only one
+  Half of the filters are the leading principal components of image patches,
+  each divided by its standard deviation, so that detail counts as much as
+  brightness. The other half are their negatives, since ReLU passes only one
   sign. From Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024),
   section 3.2.
 
@@ -35,7 +35,7 @@ def whitening_filters(
   images = some[:, start:end, start:end].astype(np.float32)
   images -= images.mean(axis=(1, 2, 3), keepdims=True)
   images /= np.maximum(images.std(axis=(1, 2, 3), keepdims=True), 1)
-  # NumPy's stub knows of one axis only.
+  # NumPy's type stub supports only one axis.
   patches = sliding_window_view(  # type: ignore[call-overload]
     images, [size] * 2, (1, 2)
   )
@@ -43,7 +43,7 @@ def whitening_filters(
     -1, size**2 * dataset.DEPTH
   )
   variances, components = np.linalg.eigh(np.cov(patches, rowvar=False))
-  components /= np.sqrt(variances + 0.01)  # the least ones are mere noise
+  components /= np.sqrt(variances + 0.01)  # avoids amplifying noise
   first = 0.2 * components[:, : -count // 2 - 1 : -1]
   filters = np.concatenate([first, -first], axis=1).astype(np.float32)
   return filters.reshape(size, size, dataset.DEPTH, count)

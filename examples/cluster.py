@@ -1,10 +1,10 @@
-"""Trains in a cluster of processes on this machine, to see how one works.
+"""Train in a cluster of processes on one machine, as a demonstration.
 
   python examples/cluster.py --workers 2 --ps 1 [flags of cifar10_train.py]
 
-Each task is a process that appends to a log of its own and finds the others
-through TF_CONFIG, as it would on machines of their own. What the chief prints
-shows here. A task that is killed is started again; Ctrl-C stops them all.
+Each task is a process with a separate log file, and finds the others through
+TF_CONFIG, as on separate machines. The chief's output is also printed here.
+Killed tasks are restarted; Ctrl-C stops all tasks.
 """
 
 import argparse
@@ -19,21 +19,21 @@ import time
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _POLL_SECS = 0.2
-_PATIENCE_SECS = 60  # for tasks to end once the chief has
+_PATIENCE_SECS = 60  # grace period for tasks after the chief has finished
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-    description='Trains in a cluster on this machine; other flags go to the '
+    description='Train in a cluster on this machine; other flags go to the '
     'program.',
     allow_abbrev=False,
   )
   parser.add_argument(
-    '--workers', type=int, default=2, help='tasks that train, with the chief'
+    '--workers', type=int, default=2, help='workers, including the chief'
   )
   parser.add_argument('--ps', type=int, default=1, help='parameter servers')
   parser.add_argument(
-    '--evaluator', action='store_true', help='evaluate beside the training'
+    '--evaluator', action='store_true', help='evaluate during training'
   )
   parser.add_argument(
     '--log_dir',
@@ -41,11 +41,11 @@ def main() -> None:
     help='directory for logs',
   )
   parser.add_argument(
-    '--program', default='cifar10_train.py', help='what each task runs'
+    '--program', default='cifar10_train.py', help='program of each task'
   )
   arguments, flags = parser.parse_known_args()
   if min(arguments.workers, arguments.ps) < 1:
-    parser.error('a cluster has at least one worker and one ps')
+    parser.error('a cluster needs at least one worker and one ps')
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   command = [sys.executable, os.path.join(_ROOT, arguments.program), *flags]
   os.makedirs(arguments.log_dir, exist_ok=True)
@@ -56,11 +56,11 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, command: list[str]) -> int:
-  """Runs a cluster to its end, and returns the chief's exit status.
+  """Run a cluster until it finishes, and return its exit status.
 
   Args:
     arguments: workers, ps, evaluator and log_dir, from the command line.
-    command: what each task runs.
+    command: command of each task.
   """
   names = [
     *(f'ps {k}' for k in range(arguments.ps)),
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
         env={**os.environ, 'TF_CONFIG': config},
         stdout=log,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C is for this program: servers end last
+        start_new_session=True,  # keep Ctrl-C from tasks: servers exit last
       )
 
   with open(log_path(arguments.log_dir, 'chief 0'), 'a') as log:
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
         for name, process in tasks.items():
           status = process.poll()
           if status is not None and status < 0:
-            print(f'{name}: {signal.Signals(-status).name}; started again.')
+            print(f'{name}: {signal.Signals(-status).name}; restarted.')
             tasks[name] = start(name)
           elif status:
             print(f'{name} ended with status {status}:')
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
 
 
 def free_ports(count: int) -> list[int]:
-  """Returns numbers of ports that nobody listens on."""
+  """Return the numbers of unused ports."""
   with contextlib.ExitStack() as stack:
     sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
     for one in sockets:
@@ -128,7 +128,7 @@ def log_path(log_dir: str, name: str) -> str:
 
 
 def wait_for_all(tasks: dict[str, subprocess.Popen]) -> None:
-  """Gives the tasks some time to end once the chief has."""
+  """Wait for the tasks to finish after the chief, for a limited time."""
   deadline = time.monotonic() + _PATIENCE_SECS
   for name, process in tasks.items():
     if not name.startswith('evaluator'):
@@ -137,7 +137,7 @@ def wait_for_all(tasks: dict[str, subprocess.Popen]) -> None:
 
 
 def stop(tasks: dict[str, subprocess.Popen]) -> None:
-  """Ends what still runs; first the chief, which saves its last step."""
+  """Stop running tasks, first the chief, which saves its last step."""
   tasks['chief 0'].terminate()
   with contextlib.suppress(subprocess.TimeoutExpired):
     tasks['chief 0'].wait(_PATIENCE_SECS)

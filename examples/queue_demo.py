@@ -1,15 +1,15 @@
-"""The queue lesson: how TF1 reads files.
+"""Queue lesson: how TF1 reads files.
 
   python examples/queue_demo.py [--shuffle] [--num_epochs 5]
 
-Three pictures go through a filename queue and a reader, epoch after epoch:
+Three pictures pass through a filename queue and a reader in each epoch:
 
-  string_input_producer    puts the names into a queue, from a thread
-  WholeFileReader          takes a name out, and reads that file
-  session.run              asks for one more
+  string_input_producer    fills a queue with file names, in a thread
+  WholeFileReader          takes a name from the queue and reads the file
+  session.run              requests the next picture
 
-Each that comes out is written to read/test_1.jpg, read/test_2.jpg, ...: with
-five epochs of three pictures, there are fifteen. Then the queue is empty.
+The pictures are written to read/test_1.jpg, read/test_2.jpg, ... After five
+epochs of three pictures, there are fifteen files, and the queue is empty.
 """
 
 import os
@@ -29,7 +29,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 tf.app.flags.DEFINE_boolean('shuffle', False, 'Shuffle within each epoch.')
 tf.app.flags.DEFINE_integer(
-  'num_epochs', 5, 'How often each picture comes.', lower_bound=1
+  'num_epochs', 5, 'Number of passes over the pictures.', lower_bound=1
 )
 tf.app.flags.DEFINE_string(
   'output_dir', os.path.join(_HERE, 'read'), 'Directory to write to.'
@@ -43,8 +43,8 @@ def main() -> None:
   cli.prepare_dir('--output_dir', FLAGS.output_dir)
   filenames = [os.path.join(_HERE, 'pictures', name) for name in NAMES]
 
-  # The graph. Nothing is read yet: these are operations, to be run later. With
-  # num_epochs, the producer counts epochs in a local variable.
+  # Build the graph. Nothing is read yet: operations run later, in a session.
+  # With num_epochs, the producer counts epochs in a local variable.
   filename_queue = tf.train.string_input_producer(
     filenames, num_epochs=FLAGS.num_epochs, shuffle=FLAGS.shuffle
   )
@@ -52,24 +52,24 @@ def main() -> None:
 
   with tf.Session() as session:
     session.run(tf.local_variables_initializer())
-    # Now threads fill the queue. Without them, the first read would wait for a
-    # name forever. The coordinator is how they are asked to stop.
+    # Start threads that fill the queue. Without them, the first read would wait
+    # forever. The coordinator stops them.
     coordinator = tf.train.Coordinator()
     threads = tf.train.start_queue_runners(session, coordinator)
     count = 0
     try:
       while True:
-        # Both in one run: a run of each would read two files.
+        # Fetch both in one run: two runs would read two files.
         name, content = session.run([key, value])
         count += 1
         path = os.path.join(FLAGS.output_dir, f'test_{count}.jpg')
         files.write_unless_taken(path, content)
         print(f'{os.path.basename(name.decode())} -> {cli.short_path(path)}')
     except tf.errors.OutOfRangeError:
-      # This is how a queue says that it is closed and empty.
+      # The queue is closed and empty.
       print(
         f'OutOfRangeError: {FLAGS.num_epochs} epochs of {len(NAMES)} pictures '
-        f'are {count}, and the queue has no more.'
+        f'make {count}, and the queue is empty.'
       )
     finally:
       coordinator.request_stop()

@@ -1,11 +1,11 @@
-"""The data lesson: what is in CIFAR-10, and what the network sees of it.
+"""Data lesson: the images of CIFAR-10, and their distortions.
 
   python examples/save_images.py [--num_images 30] [--format png]
 
-Reads records through a filename queue, one image a run, and saves the first
-ones as cifar10_data/raw/0.jpg, 1.jpg, ... With --contact_sheet also one picture
-of them all, with --distorted one that shows some beside what training makes of
-them.
+This program reads records through a filename queue, one image per run, and
+saves the first ones as cifar10_data/raw/0.jpg, 1.jpg, ... With --contact_sheet,
+it also writes one picture of all of them; with --distorted, a picture that
+compares images with their distorted versions.
 """
 
 import io
@@ -31,13 +31,13 @@ from cifar10_suite import dataset, files
 
 tf.app.flags.declare_key_flag('data_dir')
 tf.app.flags.DEFINE_string(
-  'output_dir', None, 'Directory to write to; by default raw/ in --data_dir.'
+  'output_dir', None, 'Directory to write to; raw/ in --data_dir by default.'
 )
 tf.app.flags.DEFINE_integer(
   'num_images', 30, 'Number of images to save.', lower_bound=1
 )
 tf.app.flags.DEFINE_enum(
-  'format', 'jpg', ['jpg', 'png'], 'png keeps each pixel as it is.'
+  'format', 'jpg', ['jpg', 'png'], 'File format; png is lossless.'
 )
 tf.app.flags.DEFINE_boolean(
   'contact_sheet', False, 'Also write contact_sheet.png.'
@@ -45,9 +45,9 @@ tf.app.flags.DEFINE_boolean(
 tf.app.flags.DEFINE_boolean('distorted', False, 'Also write distorted.png.')
 FLAGS = tf.app.flags.FLAGS
 
-_COLUMNS = 10  # of the contact sheet
-_DISTORTIONS = 8  # of each image
-_ROWS_DISTORTED = 8  # images that are shown so
+_COLUMNS = 10  # in the contact sheet
+_DISTORTIONS = 8  # per image
+_ROWS_DISTORTED = 8  # images in distorted.png
 _SCALE = 2  # pixels of a sheet per pixel of an image
 _CAPTION = 14  # height in pixels
 _MARK = 'examples/save_images.py'
@@ -75,7 +75,7 @@ def main() -> None:
 def read_images(
   data_dir: str, num_images: int
 ) -> tuple[list[np.ndarray], list[int]]:
-  """Reads the first records of the training files.
+  """Read the first `num_images` records of the training files.
 
   Returns:
     images: uint8 [32, 32, 3] each.
@@ -87,17 +87,17 @@ def read_images(
   ]
   images, labels = [], []
   with tf.Graph().as_default(), tf.Session() as session:
-    # Names go into a queue; a reader takes one, and records out of that file.
+    # A reader takes file names from a queue, and reads records of each file.
     filename_queue = tf.train.string_input_producer(
       filenames, num_epochs=1, shuffle=False
     )
     record = cifar10_input.read_cifar10(filename_queue)
-    session.run(tf.local_variables_initializer())  # the epochs' count
+    session.run(tf.local_variables_initializer())  # the epoch counter
     coordinator = tf.train.Coordinator()
     threads = tf.train.start_queue_runners(session, coordinator)
     try:
       while len(images) < num_images:
-        # In one run: the image and the label of the same record.
+        # Fetch both in one run, to get the image and label of the same record.
         image, label = session.run([record.uint8image, record.label])
         images.append(image)
         labels.append(int(label[0]))
@@ -110,7 +110,7 @@ def read_images(
 
 
 def save(path: str, picture: PIL.Image.Image, is_sheet: bool = False) -> None:
-  """Writes a picture; a sheet carries a mark, by which it is known again."""
+  """Write a picture; sheets contain a mark and may be overwritten."""
   text = PIL.PngImagePlugin.PngInfo()
   if is_sheet:
     text.add_text('Software', _MARK)
@@ -124,12 +124,12 @@ def save(path: str, picture: PIL.Image.Image, is_sheet: bool = False) -> None:
 def save_distorted(
   path: str, images: list[np.ndarray], captions: list[str]
 ) -> None:
-  """Shows images, each beside what training might make of it."""
+  """Write a sheet that shows images next to distorted versions."""
   with tf.Graph().as_default(), tf.Session() as session:
     copies = np.repeat(images, _DISTORTIONS, axis=0)
     distorted = session.run(cifar10_input.distort(tf.constant(copies)))
-  # The network sees numbers of mean 0 and deviation 1. To be looked at, they
-  # are brought back to 0..255, two deviations on either side.
+  # Inputs of the network have mean 0 and standard deviation 1. For display, map
+  # two standard deviations on either side to 0..255.
   visible = np.uint8(np.clip(distorted * 64 + 128, 0, 255))
   cells, texts = [], []
   for number, image in enumerate(images):
@@ -142,7 +142,7 @@ def save_distorted(
 def save_sheet(
   path: str, images: list[np.ndarray], captions: list[str], columns: int
 ) -> None:
-  """Writes images, enlarged, in rows of `columns`, each over its caption."""
+  """Write a sheet of enlarged images with captions, `columns` per row."""
   width, height = 36 * _SCALE, 34 * _SCALE + _CAPTION
   rows = -(-len(images) // columns)
   sheet = PIL.Image.new('RGB', (columns * width, rows * height), 'white')

@@ -1,4 +1,4 @@
-"""Fixtures, and TensorFlow as the programs use it."""
+"""Fixtures, and the same setup of TensorFlow as in the programs."""
 
 import os
 import signal
@@ -13,29 +13,29 @@ from support.data import make_data_set
 
 from cifar10_suite import dataset, processor
 
-# A shell's background job ignores SIGINT, and so would the programs started by
-# the tests.
+# Background jobs of a shell ignore SIGINT, and the programs started by the
+# tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 tf.disable_v2_behavior()
-tf.app.flags.FLAGS.mark_as_parsed()  # at their defaults
+tf.app.flags.FLAGS.mark_as_parsed()  # flags keep their defaults
 
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
-  """The `--data_dir` of a made-up data set of 6 x 100 images."""
+  """The `--data_dir` of an artificial data set of 6 x 100 images."""
   return make_data_set(str(tmp_path_factory.mktemp('data')))
 
 
 @pytest.fixture(scope='session')
 def batches_dir(data_dir):
-  """The directory of its data files."""
+  """The directory of the data files in `data_dir`."""
   return os.path.join(data_dir, dataset.BATCHES_DIR)
 
 
 @pytest.fixture
 def record_fault(record_property):
-  """A function that notes a fault, how often it was tried, what was lost."""
+  """A function that records a fault, its count and the loss of training."""
 
   def record(name, times=1, lost=0, unit='s'):
     record_property('fault', (name, times, lost, unit))
@@ -44,7 +44,7 @@ def record_fault(record_property):
 
 
 def pytest_report_header():
-  """Names the processor and the version of TensorFlow."""
+  """Report the processor and the version of TensorFlow."""
   return [
     f'processor: {processor.describe()}',
     f'TensorFlow {tf.__version__}',
@@ -52,7 +52,7 @@ def pytest_report_header():
 
 
 def pytest_terminal_summary(terminalreporter):
-  """Shows the faults that were tried."""
+  """Print a table of all injected faults."""
   faults = {}
   for report in terminalreporter.getreports('passed'):
     for key, value in report.user_properties:
@@ -61,14 +61,14 @@ def pytest_terminal_summary(terminalreporter):
         before = faults.get(name, (0, 0, unit))
         faults[name] = (before[0] + times, max(before[1], lost), unit)
   if faults:
-    terminalreporter.section('faults: times tried, training lost at most')
+    terminalreporter.section('faults: count, maximum loss of training')
   for name, (times, lost, unit) in sorted(faults.items()):
     terminalreporter.write_line(f'{name:50}{times:6}{lost:6.3g} {unit}')
 
 
 @pytest.fixture
 def eval_flags(data_dir, tmp_path):
-  """Makes the evaluator score what a trainer put into `tmp_path`/train."""
+  """Flags to evaluate the checkpoints in `tmp_path`/train."""
   return [
     f'--data_dir={data_dir}',
     f'--checkpoint_dir={tmp_path}/train',
@@ -80,7 +80,7 @@ def eval_flags(data_dir, tmp_path):
 
 @pytest.fixture
 def graph():
-  """A fresh default graph with a fixed seed."""
+  """A new default graph with a fixed seed."""
   with tf.Graph().as_default() as graph:
     tf.set_random_seed(1)
     yield graph

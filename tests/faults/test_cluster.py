@@ -1,4 +1,4 @@
-"""Tests training in a cluster of processes, and what happens to its tasks."""
+"""Test training in a cluster of processes, and failures of its tasks."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from support.programs import ROOT, TIMEOUT, Program, run, summaries
 from cifar10_suite import cluster as clusters
 from examples.cluster import free_ports
 
-EXAMPLES = 8  # of each worker
+EXAMPLES = 8  # per worker
 
 
 KINDS = ['ps 0', 'chief 0', 'worker 0']
@@ -27,7 +27,7 @@ HOSTS = ['ps', 'chief', 'worker']
 
 
 def addresses_of(ps=1, workers=2):
-  """Returns a cluster on this machine, the first worker its chief."""
+  """Return a cluster on this machine, with the first worker as chief."""
   ports = [f'localhost:{port}' for port in free_ports(ps + workers)]
   cluster = {'ps': ports[:ps], 'chief': ports[ps : ps + 1]}
   return cluster | ({'worker': ports[ps + 1 :]} if workers > 1 else {})
@@ -52,7 +52,7 @@ def flags(data_dir, tmp_path):
 
 
 class Tasks:
-  """A cluster of programs; each can be killed and started again."""
+  """A cluster of programs that can be killed and restarted."""
 
   def __init__(self, flags, ps=1, workers=2, program='cifar10_train.py'):
     self._addresses = addresses_of(ps, workers)
@@ -85,7 +85,7 @@ class Tasks:
     self.programs[name].finish()
 
   def finish(self):
-    """Waits for the end of all; returns the lines that each had left."""
+    """Wait until all tasks exit; return the remaining lines of each."""
     lines = {}
     for name, program in self.programs.items():
       status, lines[name] = program.finish()
@@ -102,14 +102,14 @@ def test_trains_and_changes_places_with_one_machine(flags, tmp_path):
   saved = f'Trained to step 20, which is saved in {where}.'
   assert lines['chief 0'][-1] == saved, lines
   assert lines['worker 1'][-1] == 'Trained to step 20.'
-  # On a busy machine, it may also say that it waits for the chief.
+  # On a busy machine, it may also report that it waits for the chief.
   words = [line for line in lines['ps 1'] if 'chief 0 at ' not in line]
   assert words == ['Training has ended.']
   tags = {tag for _, tag, _ in summaries(where)}
   assert {'total_loss', 'learning_rate', 'conv1/weights/gradients'} <= tags
   lines, errors = run('cifar10_train.py', *flags, '--max_steps=25')
   assert errors == '' and 'Resuming from step 20' in lines
-  # There is nothing left to train, and all tasks end.
+  # All tasks exit if there is nothing left to train.
   with Tasks([*flags, '--max_steps=25']) as tasks:
     lines = tasks.finish()
   assert any('nothing left to train' in line for line in lines['chief 0'])
@@ -127,7 +127,7 @@ def test_towers_in_a_cluster(flags):
 
 @pytest.mark.faults
 def test_without_waiting_for_each_other(flags):
-  """Asynchronous updates count one by one."""
+  """Each asynchronous update counts as a step."""
   with Tasks([*flags, '--nosync', '--max_steps=60']) as tasks:
     lines = tasks.finish()
   for worker in ('chief 0', 'worker 0'):
@@ -136,7 +136,7 @@ def test_without_waiting_for_each_other(flags):
 
 @pytest.mark.faults
 def test_a_backup_worker_may_be_late(flags):
-  """One that stands still costs nothing; without it, nobody could go on."""
+  """Training continues without a stopped worker, up to the last step."""
   flags = [*flags, '--backup_workers=1', '--max_steps=60', '--log_frequency=1']
   with Tasks(flags) as tasks:
     for _ in range(3):
@@ -144,7 +144,7 @@ def test_a_backup_worker_may_be_late(flags):
     tasks.programs['worker 0'].send_signal(signal.SIGSTOP)
     status, lines = tasks.programs['chief 0'].finish()
     assert status == 0 and 'Trained to step 60' in lines[-1]
-    # The parameter server waits, longer than for one that does not answer.
+    # The parameter server waits longer than for a task that does not respond.
     with pytest.raises(queue.Empty):
       tasks.programs['ps 0'].wait_for('Training has ended.', timeout=20)
     tasks.programs['worker 0'].send_signal(signal.SIGCONT)
@@ -155,16 +155,16 @@ def test_a_backup_worker_may_be_late(flags):
 
 @pytest.mark.faults
 def test_a_server_outlasts_those_that_it_has_heard(quiet_threads):
-  """Otherwise, its answer to the last of them might not arrive."""
+  """If it exited earlier, its response to the last worker might get lost."""
   addresses = addresses_of(workers=1)
   with Program(
     'cifar10_train.py', environment=environment(addresses, 'ps')
   ) as server:
     chief = clusters.Cluster(clusters.Task('chief', 0, addresses))
-    # It goes on watching the server, which ends: it is not to give up.
+    # It continues to monitor the server, and must not give up when that exits.
     chief.join(tf.ConfigProto(), timeout_secs=float('inf'))
     chief.leave()
-    # This process goes on answering, as TensorFlow's servers cannot be stopped.
+    # This process still responds, since TensorFlow's servers cannot be stopped.
     with pytest.raises(queue.Empty):
       server.wait_for('Training has ended.', timeout=10)
     assert server.finish() == (0, ['Training has ended.'])
@@ -179,7 +179,7 @@ def test_a_server_outlasts_those_that_it_has_heard(quiet_threads):
   ],
 )
 def test_training_goes_on_without(flags, victims, times, record_fault):
-  """Each is started again, and all reach the last step and end."""
+  """Killed tasks are restarted; all tasks reach the last step and exit."""
   rng = np.random.RandomState(1)
   worst = 0
   with Tasks([*flags, '--max_steps=300']) as tasks:
@@ -187,7 +187,7 @@ def test_training_goes_on_without(flags, victims, times, record_fault):
     for victim in victims * times:
       for _ in range(rng.randint(1, 3)):
         last = tasks.programs['chief 0'].wait_for(', loss = ')
-      time.sleep(rng.uniform(0, 0.2))  # at any moment between two lines
+      time.sleep(rng.uniform(0, 0.2))  # a random moment between two lines
       tasks.kill(victim)
       tasks.start(victim)
       if not victim.startswith('worker'):
@@ -196,7 +196,7 @@ def test_training_goes_on_without(flags, victims, times, record_fault):
         worst = max(worst, reached - int(line.split()[-1]))
     lines = tasks.finish()
   assert 'Trained to step 300' in lines['chief 0'][-1]
-  assert worst < 60  # a save a second, and ten steps or so a second
+  assert worst < 60  # one save per second, and about ten steps per second
   record_fault(
     f'in a cluster killed: {", ".join(victims)}',
     times * len(victims),
@@ -207,7 +207,7 @@ def test_training_goes_on_without(flags, victims, times, record_fault):
 
 @pytest.mark.faults
 def test_a_chief_that_is_stopped_may_come_back(flags):
-  """The others wait for it, as they do for one that was killed."""
+  """The others wait for it, as for a killed chief."""
   with Tasks([*flags, '--max_steps=60']) as tasks:
     chief = tasks.programs['chief 0']
     chief.wait_for(': step 10, ')
@@ -246,7 +246,7 @@ def test_an_evaluator_task_evaluates(flags, tmp_path):
     environment=environment({}, 'evaluator'),
     status=1,
   )
-  # It is evaluation that speaks.
+  # The message is from the evaluator.
   assert errors.startswith('There are 100 images to score, not the 10000')
 
 
@@ -275,13 +275,13 @@ def test_a_whole_cluster_with_one_command(flags, tmp_path):
 
 
 class Hosts:
-  """Hosts with addresses of their own, on one bridge, until closed."""
+  """Simulated hosts with separate addresses, connected by a bridge."""
 
   def __init__(self, count):
     self._stack = contextlib.ExitStack()
     tag = f'c{os.getpid() % 10**6}'
     self.addresses = [f'10.77.0.{k + 1}' for k in range(count)]
-    self.ports = [f'{tag}p{k}' for k in range(count)]  # ends at the bridge
+    self.ports = [f'{tag}p{k}' for k in range(count)]  # on the bridge
     self._spaces = [f'{tag}n{k}' for k in range(count)]
     self._bridge = f'{tag}b'
     self._make(
@@ -304,7 +304,7 @@ class Hosts:
     self._make(f'ip -n {space} link set lo up')
 
   def replace(self, number):
-    """Puts another host in the place of one that vanished."""
+    """Replace a lost host by a new one with the same address."""
     self._make(f'ip link del {self.ports[number]}')
     self._make(f'ip netns del {self._spaces[number]}')
     self._boot(number)
@@ -315,7 +315,7 @@ class Hosts:
       self._stack.callback(subprocess.run, undo.split(), capture_output=True)
 
   def start(self, number, arguments, log, environment):
-    """Runs a program on a host, its output in a file."""
+    """Start a program on a host, with output to a file."""
     process = subprocess.Popen(
       ['ip', 'netns', 'exec', self._spaces[number], sys.executable, *arguments],
       cwd=ROOT,
@@ -331,7 +331,7 @@ class Hosts:
     self._make(f'ip link set {self.ports[number]} {state}')
 
   def bytes_of(self, number):
-    """Returns how many bytes a host has sent and received."""
+    """Return the number of bytes that a host has sent and received."""
     folder = f'/sys/class/net/{self.ports[number]}/statistics'
     total = 0
     for name in ('rx_bytes', 'tx_bytes'):
@@ -354,7 +354,7 @@ def hosts():
 
 
 def wait_for(path, part, times=1):
-  """Waits until a growing file has a text so many times."""
+  """Wait until a file contains `part` at least `times` times."""
   deadline = time.monotonic() + TIMEOUT
   while path.read_text().count(part) < times:
     assert time.monotonic() < deadline, path.read_text()
@@ -363,7 +363,7 @@ def wait_for(path, part, times=1):
 
 @pytest.fixture
 def start_on_host(hosts, flags, tmp_path):
-  """A function that starts a task on its host; and the tasks' logs."""
+  """A function that starts a task on its host, and the logs of the tasks."""
   addresses = {
     kind: [f'{address}:2222']
     for kind, address in zip(HOSTS, hosts.addresses, strict=True)
@@ -388,10 +388,10 @@ def start_on_host(hosts, flags, tmp_path):
   [('ps', None), ('chief', None), ('chief', 'worker'), ('worker', 'chief')],
 )
 def test_a_host_that_vanishes(hosts, start_on_host, kind, still, record_fault):
-  """The others are not told; another one in its place goes on with them.
+  """A replacement continues, though the others are not notified of the loss.
 
-  While one of them stands still, it waits, with nothing on its way to tell its
-  server that it is gone.
+  If another task (`still`) is stopped, the lost task is waiting for its server,
+  so that no traffic reveals the loss to the server.
   """
   start, logs = start_on_host
   tasks = {name: start(name, '--max_steps=200') for name in HOSTS}
@@ -415,7 +415,7 @@ def test_a_host_that_vanishes(hosts, start_on_host, kind, still, record_fault):
 
 @pytest.mark.faults
 def test_a_link_cut_and_healed(hosts, start_on_host, record_fault):
-  """Training stands still as long, goes on, and ends right."""
+  """Training pauses, continues when the link is up, and finishes."""
   start, logs = start_on_host
   more_flags = ['--save_checkpoint_secs=600', '--max_steps=400']
   processes = [start(kind, *more_flags) for kind in HOSTS]
@@ -433,7 +433,7 @@ def test_a_link_cut_and_healed(hosts, start_on_host, record_fault):
     log.read_text() for log in logs.values()
   ]
   wait_for(logs['chief'], 'Trained to step 400')
-  # Each worker gets all variables and sends all gradients, once a step.
+  # Each worker receives all variables and sends all gradients in each step.
   size = 4 * 1_068_298
   print(f'{per_step / size:.2f} times the variables a step')
   assert 0.95 * 4 * size < per_step < 1.1 * 4 * size

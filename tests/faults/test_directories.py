@@ -1,7 +1,7 @@
-"""Tests that a directory stands alone, and that nobody's files are lost.
+"""Test that checkpoint directories are self-contained and no files get lost.
 
-A directory of checkpoints may be copied, moved or named from elsewhere; and it
-may hold what others put there.
+A directory of checkpoints may be copied, moved or accessed by another path, and
+it may contain other people's files.
 """
 
 import glob
@@ -21,13 +21,13 @@ from support.programs import ROOT, TIMEOUT, Program, rewrite_checkpoint, run
 
 
 def steps_in(directory):
-  """Returns the steps of a directory's checkpoints."""
+  """Return the steps of a directory's checkpoints."""
   names = glob.glob(f'{glob.escape(str(directory))}/model.ckpt-*.index')
   return sorted(int(name[:-6].rpartition('-')[2]) for name in names)
 
 
 def contents(directory):
-  """Returns the bytes of each file in a directory, but for locks."""
+  """Return the contents of all files in a directory, except locks."""
   found = {}
   for folder, _, names in os.walk(directory):
     for name in set(names) - {'.lock'}:
@@ -38,13 +38,13 @@ def contents(directory):
 
 
 def name_absolutely(directory):
-  """Writes the state file as TensorFlow does by default: by whole paths."""
+  """Write the state file with absolute paths, TensorFlow's default."""
   paths = [f'{directory}/model.ckpt-{step}' for step in steps_in(directory)]
   tf.train.update_checkpoint_state(str(directory), paths[-1], paths)
 
 
 def write_run(directory, steps, absolute=True):
-  """Writes checkpoints of some steps, as one training would."""
+  """Write checkpoints at given steps, like a training run."""
   os.makedirs(directory)
   for step in steps:
     write_network_by_hand(str(directory), step)
@@ -62,7 +62,7 @@ def flags(data_dir):
 
 @pytest.fixture
 def train(flags, tmp_path):
-  """Trains in a directory up to a step; returns the lines."""
+  """A function that trains up to a step and returns the lines."""
 
   def train(train_dir, max_steps, *more, cwd=tmp_path):
     lines, errors = run(
@@ -81,7 +81,7 @@ def train(flags, tmp_path):
 
 @pytest.fixture
 def refused(flags, tmp_path):
-  """Trains in a directory that holds what is not ours; returns the error."""
+  """A function that checks that training is refused; returns the error."""
 
   def refused(train_dir, *more):
     before = contents(train_dir)
@@ -141,7 +141,7 @@ def test_a_copy_is_scored_by_itself(tmp_path, eval_flags, record_fault):
   shutil.copytree(original, copy)
   shutil.rmtree(original)
   write_run(original, [2, 30])
-  # The network of the copy says 'airplane' to everything.
+  # The network in the copy always predicts 'airplane'.
   rewrite_checkpoint(
     f'{copy}/model.ckpt-2',
     f'{copy}/model.ckpt-2',
@@ -203,8 +203,8 @@ def test_a_state_file_alone_is_not_followed(
   other.mkdir()
   shutil.copy(original / 'checkpoint', other / 'checkpoint')
   before = contents(original)
-  assert f'{other}/checkpoint is not of this network' in refused(other)
-  # With a graph of this network beside it, it is what a trainer left.
+  assert f'{other}/checkpoint is not from this network' in refused(other)
+  # Next to a graph of this network, it was left by a trainer.
   train(tmp_path / 'c', 1)
   shutil.copy(tmp_path / 'c' / 'graph.pbtxt', other)
   lines = train(other, 3, '--keep_checkpoint_max=1')
@@ -253,7 +253,7 @@ def test_the_best_checkpoint_may_be_copied_elsewhere(
 
 
 class TestRelativeDirectories:
-  """The tutorial's own command lines name directories relatively."""
+  """The tutorial's command lines use relative directories."""
 
   @pytest.mark.parametrize(
     'fault',
@@ -318,7 +318,7 @@ def test_fewer_checkpoints_are_kept_when_told_so(tmp_path, train):
 
 
 def write_other_network(directory, step):
-  """Writes the checkpoint and the graph of some other TF1 program."""
+  """Write the checkpoint and graph of an unrelated TF1 program."""
   os.makedirs(directory, exist_ok=True)
   with tf.Graph().as_default() as graph, tf.Session() as session:
     weights = tf.Variable(np.zeros([3, 3]), name='dense/kernel')
@@ -332,7 +332,7 @@ def write_other_network(directory, step):
 
 
 class TestFilesOfOthers:
-  """Names alone do not make a file ours."""
+  """Files with our names that other programs or users wrote."""
 
   def test_another_networks_checkpoints_are_not_pruned(
     self, tmp_path, train, record_fault
@@ -425,7 +425,7 @@ class TestFilesOfOthers:
     )
     assert f'{page} is not a report' in errors and 'Traceback' not in errors
     assert page.read_text() == 'years of work'
-    for _ in range(2):  # it may write over its own
+    for _ in range(2):  # a report may be overwritten
       flag = f'--report={tmp_path}/report.html'
       lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once', flag)
       assert errors == '' and lines[-1] == f'Wrote {tmp_path}/report.html.'
@@ -477,11 +477,11 @@ class TestFilesOfOthers:
       flags.append(f'--data_dir={data_dir}')
     (tmp_path / name).write_text('years of work')
     _, errors = run(program, *flags, status=1)
-    assert f'{tmp_path}/{name} is there already' in errors, errors
+    assert f'{tmp_path}/{name} already exists' in errors, errors
     assert 'Traceback' not in errors
     assert (tmp_path / name).read_text() == 'years of work'
     (tmp_path / name).unlink()
-    for _ in range(2):  # it may write over its own
+    for _ in range(2):  # a program may overwrite its own files
       _, errors = run(program, *flags)
       assert errors == ''
     record_fault("another program's or a user's file in the way")

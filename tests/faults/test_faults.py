@@ -1,6 +1,6 @@
-"""Tests what machines and people do to a run: nothing may be lost.
+"""Test that no fault of machines or users loses training or data.
 
-`make faults` runs all of it; `make test` leaves out what is marked so.
+`make faults` runs all tests; `make test` omits those marked `faults`.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from cifar10_suite import dataset
   params=['absolute', pytest.param('relative', marks=pytest.mark.faults)]
 )
 def train_dir(request, tmp_path, monkeypatch):
-  """The value of `--train_dir`: a whole path, or as the tutorial has it."""
+  """The value of `--train_dir`: absolute, or relative as in the tutorial."""
   if request.param == 'absolute':
     return f'{tmp_path}/train'
   monkeypatch.chdir(tmp_path)  # the programs start there
@@ -61,7 +61,7 @@ def flags(data_dir, train_dir):
 
 
 def values_of(checkpoint):
-  """Returns all that a checkpoint holds, by names; it must be whole."""
+  """Return the values in a checkpoint by name; fail if it is damaged."""
   reader = tf.train.load_checkpoint(checkpoint)
   return {
     name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
@@ -74,7 +74,7 @@ def resumed_from(lines):
 
 
 def kill_shards(count, kills):
-  """A short form, and the parts of a long one, which can run side by side."""
+  """Parameters of a short test, and of a long one in `count` parallel parts."""
   parts = range(1, count + 1)
   return [
     (0, 2),
@@ -83,14 +83,14 @@ def kill_shards(count, kills):
 
 
 def half_saved(train_dir):
-  """Returns the names of what a save has not finished, or never did."""
+  """Return the names of temporary files of current and killed saves."""
   with contextlib.suppress(FileNotFoundError):
     return {name for name in os.listdir(train_dir) if 'temp' in name}
   return set()
 
 
 def wait_for_saving(train_dir):
-  """Waits until a trainer begins to save."""
+  """Wait until a trainer starts to save."""
   deadline = time.monotonic() + TIMEOUT
   before = half_saved(train_dir)
   while not half_saved(train_dir) - before:
@@ -99,7 +99,7 @@ def wait_for_saving(train_dir):
 
 
 def times_of_steps(lines):
-  """Returns when the line of each step was printed, in seconds."""
+  """Return the times at which the steps were printed, in seconds."""
   return {
     int(step): datetime.datetime.fromisoformat(when).timestamp()
     for when, step in re.findall(
@@ -110,10 +110,9 @@ def times_of_steps(lines):
 
 @pytest.mark.parametrize(('shard', 'kills'), kill_shards(4, 25))
 def test_kills_of_a_trainer(flags, train_dir, shard, kills, record_fault):
-  """Every second kill meets it while it saves, the others at any moment.
+  """Kill the trainer during a save or at a random moment, in turn.
 
-  No more is lost than the second between two checkpoints, and what a step and
-  a save take on top.
+  The loss is at most the second between two checkpoints, one step and one save.
   """
   flags = [*flags, '--save_checkpoint_secs=1']
   rng = np.random.RandomState(shard)
@@ -133,7 +132,7 @@ def test_kills_of_a_trainer(flags, train_dir, shard, kills, record_fault):
       assert saved == 0
       continue
     latest = tf.train.latest_checkpoint(train_dir)
-    step = int(values_of(latest)['global_step'])  # all of its files are there
+    step = int(values_of(latest)['global_step'])  # fails if a file is missing
     assert step >= saved
     saved = step
     worst = max(worst, killed - times_of_steps(lines).get(step, killed))
@@ -142,13 +141,13 @@ def test_kills_of_a_trainer(flags, train_dir, shard, kills, record_fault):
   assert errors == ''
   # A trainer that is killed before its first save leaves nothing to resume.
   assert saved == 0 or resumed_from(lines) >= saved
-  assert summaries(train_dir)  # the event files can be read
+  assert summaries(train_dir)  # the event files are readable
   record_fault('training killed', kills, worst)
 
 
 @pytest.mark.parametrize(('shard', 'kills'), kill_shards(4, 25))
 def test_kills_of_an_evaluator(data_dir, tmp_path, shard, kills, record_fault):
-  """Each checkpoint has its score once, whenever the evaluator was killed."""
+  """Each checkpoint is scored once, whenever the evaluator is killed."""
   train_dir, eval_dir = tmp_path / 'train', tmp_path / 'eval'
   train_dir.mkdir()
   steps = list(range(kills + 5))
@@ -168,7 +167,7 @@ def test_kills_of_an_evaluator(data_dir, tmp_path, shard, kills, record_fault):
       evaluator.send_signal(signal.SIGKILL)
       _, lines = evaluator.finish()
       assert evaluator.errors() == ''
-  # All of the checkpoints may be left to score, on a machine under load.
+  # On a machine under load, all checkpoints may remain to be scored.
   lines, errors = run('cifar10_eval.py', *flags, timeout=5 * TIMEOUT)
   assert errors == ''
   with open(eval_dir / 'metrics.jsonl') as file:
@@ -235,10 +234,10 @@ def test_a_second_trainer_is_refused(flags, train_dir, record_fault):
     host = re.escape(socket.gethostname())
     pattern = rf'.*{train_dir} is in use by process \d+ on {host}\.\n'
     assert re.fullmatch(pattern, errors)
-    first.wait_for(', loss = ')  # it goes on
+    first.wait_for(', loss = ')  # it continues
     first.send_signal(signal.SIGKILL)
     first.finish()
-  # The lock has died with it.
+  # The lock ended with its process.
   lines, errors = run('cifar10_train.py', *flags, '--max_steps=3')
   assert errors == ''
   record_fault('a second trainer in one directory')
@@ -295,15 +294,14 @@ def test_a_full_disk_leaves_the_last_checkpoint(
   for name, value in before.items():
     np.testing.assert_array_equal(after[name], value)
   lines, errors = run('cifar10_train.py', *flags, '--max_steps=5', '--restart')
-  assert errors == ''  # what the failure left is a trainer's own
+  assert errors == ''  # --restart accepts the files left by the failure
   record_fault('a full disk')
 
 
 def test_nan_among_the_summaries(flags, tmp_path, record_fault):
   run('cifar10_train.py', *flags, '--max_steps=2')
   path = tf.train.latest_checkpoint(f'{tmp_path}/train')
-  # With these, the loss is finite, and one of the gradients too large for its
-  # type.
+  # These values make the loss finite, but let one of the gradients overflow.
   signs = np.random.RandomState(1).choice([-1.0, 1.0], [192, 10])
   large = {
     'local3/biases': 1e4,
@@ -349,7 +347,7 @@ def test_data_that_disappears(flags, tmp_path, record_fault):
 
 
 def test_data_that_is_cut_short(flags, tmp_path, record_fault):
-  """Cut between two records, it could be read on; so it must be noticed."""
+  """A file truncated between two records is readable, but must be detected."""
   data_dir = make_data_set(str(tmp_path / 'data'))
   flags = [*flags, f'--data_dir={data_dir}', '--save_checkpoint_secs=1']
   victim = os.path.join(data_dir, dataset.BATCHES_DIR, 'data_batch_3.bin')
@@ -366,7 +364,7 @@ def test_data_that_is_cut_short(flags, tmp_path, record_fault):
   )
   assert len(errors.splitlines()) == 1
   values_of(tf.train.latest_checkpoint(f'{tmp_path}/train'))
-  # Cut within a record, it is refused from the start.
+  # A file truncated within a record is refused at the start.
   os.truncate(victim, 1000)
   _, errors = run('cifar10_train.py', *flags, status=1)
   assert errors.startswith(f'Damaged file: {victim} ends 1000 bytes into ')
@@ -397,7 +395,7 @@ def test_a_bad_label_stops_training(flags, tmp_path, record_fault):
   'count', [50, pytest.param(1000, marks=pytest.mark.faults)]
 )
 def test_mutated_records(tmp_path, count, record_fault):
-  """A record comes as its bytes say, or its file and number are named."""
+  """A record is read exactly, or refused by file name and number."""
   rng = np.random.RandomState(1)
   records = rng.randint(0, 256, [count, 3073]).astype(np.uint8)
   records[:, 0] %= 10
@@ -409,7 +407,7 @@ def test_mutated_records(tmp_path, count, record_fault):
   path = str(tmp_path / 'mutated.bin')
   records.tofile(path)
   with open(path, 'ab') as file:
-    file.write(bytes(rng.randint(1, 3073)))  # less than a record
+    file.write(bytes(rng.randint(1, 3073)))  # an incomplete record
   refused = 0
   with tf.Graph().as_default(), tf.Session() as session:
     filenames = tf.train.string_input_producer([path], 1, shuffle=False)
@@ -439,7 +437,7 @@ def test_mutated_records(tmp_path, count, record_fault):
 
 
 def png_with(data, rng):
-  """Returns a PNG with bytes changed in its chunks, whose sums are right."""
+  """Return a PNG with random changes in its chunks, but valid checksums."""
   chunks, position = [], 8
   while position < len(data):
     (length,) = struct.unpack('>I', data[position : position + 4])
@@ -458,7 +456,7 @@ def png_with(data, rng):
 
 
 def mutated(data, rng):
-  """Returns a file's bytes, cut, changed, doubled in part or lengthened."""
+  """Return bytes with random changes, deletions or repetitions."""
   data = bytearray(data)
   for position in rng.randint(0, len(data), rng.randint(1, 10)):
     data[position] = rng.randint(256)
@@ -474,14 +472,14 @@ def mutated(data, rng):
 
 
 def highest_memory(pid):
-  """Returns the most memory, in bytes, that a process had until it ended."""
+  """Return the peak memory of a process in bytes, after it exits."""
   most = 0
   deadline = time.monotonic() + TIMEOUT
   with contextlib.suppress(ProcessLookupError):
     while time.monotonic() < deadline:
       with open(f'/proc/{pid}/status') as file:
         kibibytes = re.search(r'VmHWM:\s+(\d+) kB', file.read())
-      if not kibibytes:  # it has ended
+      if not kibibytes:  # it has exited
         break
       most = int(kibibytes[1]) << 10
       time.sleep(0.01)
@@ -492,7 +490,7 @@ def highest_memory(pid):
   'count', [100, pytest.param(2000, marks=pytest.mark.faults)]
 )
 def test_mutated_pictures(tmp_path, count, record_fault):
-  """Each has its line, of classes or of the reason; memory stays bounded."""
+  """Each picture yields a prediction or an error; memory stays bounded."""
   rng = np.random.RandomState(1)
   train_dir, folder = tmp_path / 'train', tmp_path / 'pictures'
   train_dir.mkdir()
@@ -552,7 +550,7 @@ def test_restart_spares_what_is_not_a_trainers(flags, tmp_path, record_fault):
   precious.mkdir()
   (precious / 'thesis.tex').write_text('years of work')
   (tmp_path / 'link').symlink_to(precious)
-  home = tmp_path / 'home'  # in which somebody trained once
+  home = tmp_path / 'home'  # a home directory used as --train_dir
   run('cifar10_train.py', *flags, f'--train_dir={home}', '--max_steps=1')
   (home / '.profile').write_text('hidden')
   before = {path: sorted(os.listdir(path)) for path in (precious, home)}
@@ -570,7 +568,7 @@ def test_restart_spares_what_is_not_a_trainers(flags, tmp_path, record_fault):
 
 @pytest.mark.faults
 def test_checkpoints_of_others(flags, tmp_path, record_fault):
-  """A fitting one is gone on from, whoever wrote it; others are refused."""
+  """Training resumes from any matching checkpoint, and refuses others."""
   train_dir = f'{tmp_path}/train'
   run('cifar10_train.py', *flags, '--max_steps=2', '--use_bf16')
   run('cifar10_train.py', *flags, '--max_steps=4', '--use_fp16')
@@ -578,8 +576,8 @@ def test_checkpoints_of_others(flags, tmp_path, record_fault):
   assert errors == '' and resumed_from(lines) == 4
   record_fault('a checkpoint of another precision', 2)
 
-  # In one piece, named by its whole path, with no lock beside it: so this
-  # suite saved at first. The tutorial also kept its losses' averages.
+  # Older versions of this suite named checkpoints by absolute path and had no
+  # lock. The tutorial also saved averages of the losses.
   path = f'{train_dir}/model.ckpt-6'
   older = tmp_path / 'older'
   older.mkdir()
@@ -612,6 +610,6 @@ def test_checkpoints_of_others(flags, tmp_path, record_fault):
     _, errors = run(
       'cifar10_train.py', *flags, f'--train_dir={other}', status=1
     )
-    assert f'is not of this network: {name} is ' in errors
+    assert f'does not match this network: {name} is ' in errors
     assert set(os.listdir(other)) - {'.lock'} == set(before)
     record_fault('a checkpoint of another network')

@@ -1,4 +1,4 @@
-"""Tests the benchmark's runner with made-up contestants."""
+"""Test the benchmark runner with fake contestants."""
 
 import importlib.util
 import json
@@ -16,9 +16,9 @@ from support.programs import ROOT, TIMEOUT
 
 from cifar10_suite import processor
 
-TIME_LIMIT = 5  # seconds; a made-up contestant takes a small part of one
+TIME_LIMIT = 5  # seconds; fake contestants take a fraction of one
 
-# What stands in for the suite's programs, and for each contestant.
+# Fakes of the suite's programs and of each contestant.
 PROGRAMS = {
   'download.py': '',
   'cifar10_eval.py': '',
@@ -44,7 +44,7 @@ PACKAGE = ['cifar10_suite/__init__.py', 'cifar10_suite/processor.py']
 
 
 class Suite:
-  """A copy of the benchmark among made-up programs."""
+  """A copy of the benchmark with fake programs."""
 
   def __init__(self, root):
     self._root = root
@@ -65,7 +65,7 @@ class Suite:
     return str(self._root / 'benchmarks/bench.py')
 
   def write(self, name, code):
-    """Makes up a program, each run of which is noted in a file."""
+    """Write a fake program that records each of its runs in a file."""
     (self._root / name).write_text(
       'import os, signal, subprocess, sys, time\n'
       f'with open({str(self._root / name)!r} + ".runs", "a") as file:\n'
@@ -73,7 +73,7 @@ class Suite:
     )
 
   def runs(self, name):
-    """Returns the process and the arguments of each run of a program."""
+    """Return the process id and the arguments of each run of a program."""
     try:
       with open(self._root / f'{name}.runs') as file:
         return [line.split() for line in file]
@@ -95,9 +95,9 @@ def suite(tmp_path):
 
 @pytest.fixture
 def run(suite, monkeypatch, capsys):
-  """Runs the benchmark; returns its exit status and the lines it prints.
+  """A function that runs the benchmark; returns its exit status and lines.
 
-  `names` are parts of the names of those contestants that there are.
+  Only contestants whose name contains one of `names` are included.
   """
 
   def run_bench(*flags, names=('',)):
@@ -123,7 +123,7 @@ def run(suite, monkeypatch, capsys):
 
 
 def row(lines, name):
-  """Returns the cells of a contestant's row in the table."""
+  """Return the cells of a contestant's row in the table."""
   (line,) = [line for line in lines if line.startswith(f'| {name} |')]
   return line.removeprefix('| ').removesuffix(' |').split(' | ')
 
@@ -201,7 +201,7 @@ def test_a_failure_costs_the_others_nothing(suite, run, code, failure):
   status, lines = run('--rounds=2', names=['Keras', 'PyTorch, bfloat16'])
   assert status == 1
   rounds = [line for line in lines if line.startswith('round ')]
-  assert len(rounds) == 3 + 2  # it is not tried again
+  assert len(rounds) == 3 + 2  # the failed one is not repeated
   assert f'round 1, {KERAS}: failed: {failure}' in rounds
   assert [
     arguments[1] for arguments in suite.runs('benchmarks/keras_peer.py')
@@ -314,7 +314,7 @@ def test_nothing_that_a_contestant_started_remains(suite, run, tmp_path, ends):
   deadline = time.monotonic() + TIMEOUT
   while True:
     try:
-      # The end of the file means that no process can write any more.
+      # At the end of the file, no process has it open for writing.
       assert os.read(reader, 1) == b''
       break
     except BlockingIOError:
@@ -341,7 +341,7 @@ def test_bfloat16_is_run_where_it_is_faster(
   suite.write('benchmarks/precision.py', code)
   status, lines = run('--rounds=2', '--only=Keras', *flags)
   assert status == 0
-  message = 'No bfloat16: TensorFlow is not faster in it here.'
+  message = 'Skipping bfloat16, which is not faster here.'
   assert (message in lines) == (not is_run)
   assert (f'precision.py failed: {failure}' in lines) == bool(failure)
   assert any(f'round 1, {KERAS}: ' in line for line in lines) == is_run
@@ -401,7 +401,7 @@ def test_figures_survive_an_interruption(suite, number):
 
 
 def test_keras_normalizes_in_bfloat16():
-  """On processors, TensorFlow's own normalization has no such kernel."""
+  """TensorFlow has no bfloat16 kernel for LRN on CPUs."""
   code = """
 import numpy as np, keras, keras_peer
 x = np.random.RandomState(1).normal(0, 50, [2, 3, 3, 12]).astype('float32')

@@ -1,4 +1,4 @@
-"""Tests the programs themselves, as processes."""
+"""Test the programs as processes."""
 
 import datetime
 import fcntl
@@ -91,7 +91,7 @@ def test_learns_stops_resumes_and_is_evaluated(
   ]
   assert precisions == [(500, 1.0)]
 
-  # It is the averages that are scored, not the variables.
+  # Evaluation uses the moving averages, not the variables.
   os.mkdir(tmp_path / 'zeros')
   rewrite_checkpoint(
     tf.train.latest_checkpoint(str(train_dir)),
@@ -107,7 +107,7 @@ def test_learns_stops_resumes_and_is_evaluated(
   assert lines[-2].endswith('precision @ 1 = 1.000')
 
   lines, errors = run('cifar10_train.py', *train_flags, '--max_steps=500')
-  assert 'at step 500 already' in lines[-1]
+  assert 'already at step 500' in lines[-1]
   tags = {tag for _, tag, _ in summaries(train_dir)}
   assert {'total_loss', 'learning_rate', 'images/image/0'} <= tags
 
@@ -125,7 +125,7 @@ def test_rates_are_true(train_flags):
     now = datetime.datetime.fromisoformat(line['time'])
     count = int(line['step']) - last_step
     seconds = count * float(line['sec'])
-    # The time is printed in ms, the rate in tenths.
+    # Times are printed in ms, rates with one decimal.
     assert count * 32 / float(line['rate']) == pytest.approx(
       seconds, rel=0.02, abs=0.01
     )
@@ -174,7 +174,7 @@ def test_evaluator_beside_a_trainer_that_deletes_checkpoints(
     '--save_checkpoint_secs=1',
     '--keep_checkpoint_max=2',
   ) as trainer:
-    for _ in range(2):  # killed, and started again
+    for _ in range(2):  # killed and restarted
       with Program(
         'cifar10_eval.py', *eval_flags, '--eval_interval_secs=0'
       ) as evaluator:
@@ -197,12 +197,12 @@ def test_evaluator_skips_what_it_cannot_use(train_flags, eval_flags, tmp_path):
   data = train_dir / 'model.ckpt-3.data-00000-of-00001'
   whole = data.read_bytes()
   data.write_bytes(whole[:1000])
-  # It takes the newest good one.
+  # It scores the newest readable checkpoint.
   lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once')
   assert errors == '' and 'step 0: ' in lines[-1]
   assert lines[-3].startswith(f'Skipped: Cannot read {train_dir}/model.ckpt-3')
   lines, errors = run('cifar10_eval.py', *eval_flags, '--all_checkpoints')
-  assert 'has its score' in lines[-2] and lines[-1].startswith('Skipped: ')
+  assert 'been scored' in lines[-2] and lines[-1].startswith('Skipped: ')
   with Program(
     'cifar10_eval.py', *eval_flags, '--eval_interval_secs=1'
   ) as evaluator:
@@ -272,10 +272,10 @@ def test_a_terminal_shows_progress_and_whole_lines(train_flags):
   try:
     while chunk := os.read(leader, 4096):
       output += chunk
-  except OSError:  # the terminal's end
+  except OSError:  # the terminal was closed
     pass
   assert process.wait(TIMEOUT) == 0
-  # Carriage returns and erasures move the bar; what they leave are the lines.
+  # Remove what carriage returns and escape sequences overwrite.
   shown = re.sub(r'[^\n]*\r(?!\n)|\x1b\[[0-9;]*[A-Za-z]', '', output.decode())
   lines = [line.strip('\r') for line in shown.split('\n')]
   steps = [line for line in lines if LINE.fullmatch(line)]
@@ -434,5 +434,6 @@ class TestMistakes:
     self.check(
       'cifar10_train.py',
       *train_flags,
-      says='conv1/weights is float32 [3, 3] there, float32 [5, 5, 3, 64] here',
+      says='conv1/weights is float32 [3, 3] in the checkpoint, '
+      'float32 [5, 5, 3, 64] in the network',
     )

@@ -1,4 +1,4 @@
-"""Tests the downloader over a local server, with a small archive."""
+"""Test the downloader with a local server and a small archive."""
 
 import base64
 import contextlib
@@ -20,7 +20,7 @@ from PIL import Image
 import download
 from cifar10_suite.errors import UserError
 
-RECORDS = 4  # in each data file
+RECORDS = 4  # per data file
 
 
 def digest(content):
@@ -28,7 +28,7 @@ def digest(content):
 
 
 def tar(members):
-  """Returns a .tar.gz of {name: content}; other content is a member's type."""
+  """Return a .tar.gz of {name: bytes} or {name: (type, link name)}."""
   buffer = io.BytesIO()
   with tarfile.open(fileobj=buffer, mode='w:gz') as archive:
     for name, content in members.items():
@@ -43,25 +43,25 @@ def tar(members):
 
 
 def change_label(content):
-  """Returns the records with another label in the first one."""
+  """Return the records with a different label in the first one."""
   return bytes([(content[0] + 1) % 10]) + content[1:]
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """Serves `content` in the way that its attributes say."""
+  """Server of `content`, with faults according to its attributes."""
 
   def __init__(self, content):
     super().__init__(('127.0.0.1', 0), Handler)
     self.content = content
     self.knows_ranges = True
-    self.cut_after = None  # bytes of a response
-    self.claims = None  # length that it claims, instead of the true one
-    self.endless = False  # after the content come zeros
-    self.zeros = 0  # bytes of them
-    self.stalls = False  # after the content it holds the line
-    self.redirects = 0  # times it sends elsewhere first
+    self.cut_after = None  # number of bytes after which a response ends
+    self.claims = None  # wrong Content-Length
+    self.endless = False  # zeros follow the content
+    self.zeros = 0  # number of zeros sent
+    self.stalls = False  # the connection stays open after the content
+    self.redirects = 0  # number of redirects before the content
     self.starts = []  # first byte of each request
-    self.asked = threading.Event()  # there was a request
+    self.asked = threading.Event()  # set by the first request
     self.may_answer = threading.Event()
     self.may_answer.set()
     self.may_go_on = threading.Event()
@@ -93,7 +93,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.wfile.write(body[: server.cut_after])
     if server.stalls:
       server.may_go_on.wait(60)
-    with contextlib.suppress(OSError):  # until it hangs up
+    with contextlib.suppress(OSError):  # until the client disconnects
       while server.endless:
         self.wfile.write(bytes(1 << 16))
         server.zeros += 1 << 16
@@ -103,7 +103,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class World:
-  """Made-up data files, and sources that have or do not have them."""
+  """Artificial data files and their sources."""
 
   def __init__(self, tmp_path, monkeypatch):
     self.data_dir = str(tmp_path / 'data')
@@ -132,7 +132,7 @@ class World:
     }
     for name, value in self.constants.items():
       monkeypatch.setattr(download, name, value)
-    # No npm: it is the fallback, and has a test of its own.
+    # No npm: it is the fallback, and has separate tests.
     monkeypatch.setenv('PATH', str(self.bin_dir))
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     self.monkeypatch = monkeypatch
@@ -142,7 +142,7 @@ class World:
     self.monkeypatch.setattr(download, name, value)
 
   def serve(self, archive):
-    """Serves another archive, as if it were the published one."""
+    """Serve an archive as if it were the published one."""
     self.server.content = archive
     self.change('ARCHIVE_SHA256', digest(archive))
     self.change('ARCHIVE_BYTES', len(archive))
@@ -151,7 +151,7 @@ class World:
     return download.maybe_download_and_extract(self.data_dir, **kwargs)
 
   def start_program(self, prelude='', flags=()):
-    """Starts download.py as a process, over these sources."""
+    """Start download.py as a process with these sources."""
     argv = ['--data_dir', self.data_dir, *flags]
     code = (
       'import download, os, sys; '
@@ -168,18 +168,17 @@ class World:
     )
 
   def run_program(self, prelude='', flags=()):
-    """Runs download.py; returns its exit status, output and errors."""
+    """Run download.py; return its exit status, output and errors."""
     process = self.start_program(prelude, flags)
     output, errors = process.communicate(timeout=60)
     assert 'Traceback' not in errors
     return process.returncode, output, errors
 
   def check_files(self, **kept):
-    """Asserts that the data files are there and nothing half-made is.
+    """Assert that the data files exist, and no temporary files.
 
     Args:
-      **kept: the contents of other files that are there. In their names,
-        __ stands for a dot.
+      **kept: contents of other expected files by name, with __ for dots.
     """
     kept = {name.replace('__', '.'): c for name, c in kept.items()}
     names = ''.join(f'{name}\n' for name in download.CLASS_NAMES).encode()
@@ -187,9 +186,9 @@ class World:
     assert self.contents(self.batches_dir) == expected
 
   def contents(self, directory=None):
-    """Returns {path: content} of all in `data_dir` or in `directory`.
+    """Return {path: content} of all files in `data_dir` or `directory`.
 
-    An empty folder has the content None.
+    Empty folders have the content None.
     """
     directory = directory or self.data_dir
     contents = {}
@@ -214,7 +213,7 @@ class World:
     self.write(self.path(name), content)
 
   def add_npm(self, pack):
-    """Puts an npm on the PATH that does what the shell line `pack` says."""
+    """Put a fake npm on the PATH that runs the shell command `pack`."""
     npm = self.bin_dir / 'npm'
     npm.write_text(f'#!/bin/sh\n{pack}\n')
     npm.chmod(0o755)
@@ -396,11 +395,11 @@ def test_extracts_only_what_it_expects(world, tmp_path, record_fault):
     f'./{inside}data_batch_2.bin': (tarfile.LNKTYPE, '../../secret'),
     f'./{inside}data_batch_3.bin': (tarfile.CHRTYPE, ''),
     f'./{inside}data_batch_4.bin': (tarfile.FIFOTYPE, ''),
-    f'./{inside}data_batch_5.bin': bytes(50 << 20),  # a bomb
+    f'./{inside}data_batch_5.bin': bytes(50 << 20),  # oversized
   }
   good = {f'{inside}{n}': c for n, c in world.files.items()}
   world.serve(tar(members))
-  with pytest.raises(download.DownloadError, match='has no right'):
+  with pytest.raises(download.DownloadError, match='has no valid'):
     world.fetch()
   assert os.listdir(world.batches_dir) == []
   os.remove(world.archive_path)
@@ -548,7 +547,7 @@ def test_others_can_read_the_files(world):
 
 
 class TestOwnData:
-  """What somebody made stays as it is, unless --repair asks for CIFAR-10."""
+  """The user's own data stay unchanged unless --repair is given."""
 
   @pytest.fixture(autouse=True)
   def fetched(self, world, capsys, record_fault):
@@ -558,7 +557,7 @@ class TestOwnData:
     world.server.starts.clear()
 
   def change(self, world, *names):
-    """Changes a label in each file; returns what is then in `data_dir`."""
+    """Change a label in each file; return the contents of `data_dir`."""
     for name in names:
       world.write_batch(name, change_label(world.files[name]))
     return world.contents()
@@ -692,7 +691,7 @@ class TestOwnData:
     )
 
   def test_repair_leaves_what_is_right(self, world):
-    # As the archive has it: with an empty line at the end.
+    # The archive's file has an empty line at the end.
     names = '\n'.join([*download.CLASS_NAMES, '', '']).encode()
     world.write_batch('batches.meta.txt', names)
     before = world.contents()
@@ -765,7 +764,7 @@ class TestOwnData:
     world.check_files(**{f'{name}.bak': content})
 
   def test_killed_repair_leaves_the_old_file(self, world):
-    """Killed just before the original takes its place."""
+    """The process is killed just before the original replaces the file."""
     self.change(world, 'data_batch_1.bin')
     status, _, _ = world.run_program(
       'import signal; '
@@ -804,7 +803,7 @@ class TestOwnData:
 class TestNpm:
   @pytest.fixture
   def package(self, world):
-    """The npm package of the made-up data, its host out of reach."""
+    """An npm package of the artificial data; the archive is invalid."""
     members = {}
     labels = []
     for name, content in world.files.items():

@@ -1,4 +1,4 @@
-"""Tests the evaluator's numbers where they can be worked out by hand."""
+"""Test the evaluator with a network whose predictions are known."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ from cifar10_suite import dataset
 
 
 def write_colours(data_dir, count):
-  """Writes a test file; returns its labels and what the network says."""
+  """Write a test file; return its labels and the network's predictions."""
   rng = np.random.RandomState(count)
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   os.makedirs(batches_dir)
@@ -116,7 +116,7 @@ def test_scores_all_once_keeps_the_best_and_reports(tmp_path, train_dir):
   write_network_by_hand(train_dir, 10)
   good = write_network_by_hand(train_dir, 9)
   write_colours(str(tmp_path / 'data'), 50)
-  bad = f'{train_dir}/model.ckpt-200'  # 'airplane', always
+  bad = f'{train_dir}/model.ckpt-200'  # always predicts 'airplane'
   rewrite_checkpoint(
     good,
     bad,
@@ -128,7 +128,7 @@ def test_scores_all_once_keeps_the_best_and_reports(tmp_path, train_dir):
   lines = run_eval(tmp_path, *flags, '--all_checkpoints')
   assert lines.pop() == f'Wrote {tmp_path}/report.html.'
   assert len(lines) == 3
-  assert all('has its score already' in line for line in lines)
+  assert all('has already been scored' in line for line in lines)
   assert len(read_records(tmp_path)) == 3
 
   page = (tmp_path / 'report.html').read_text()
@@ -139,7 +139,7 @@ def test_scores_all_once_keeps_the_best_and_reports(tmp_path, train_dir):
   for picture in pictures:
     PIL.Image.open(io.BytesIO(base64.b64decode(picture))).verify()
 
-  # The first of the two good ones, which training has deleted.
+  # The first of two equally good checkpoints, which training has deleted.
   shutil.rmtree(train_dir)
   best = json.loads((tmp_path / 'eval' / 'best' / 'best.json').read_text())
   assert best['step'] == 9

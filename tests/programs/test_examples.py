@@ -1,4 +1,4 @@
-"""Runs the reading lessons."""
+"""Test the queue and data lessons."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Tests predictions of pictures, and the exported model."""
+"""Test predictions of pictures, and the exported model."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ def colour_image(colour, size=(32, 32), mode='RGB'):
 
 
 def predictions(lines):
-  """Returns the likeliest class of each picture, from lines of JSON."""
+  """Return the most likely class of each picture, from lines of JSON."""
   records = [json.loads(line) for line in lines]
   return {
     os.path.basename(record['picture']): record['classes'][0]['id']
@@ -65,7 +65,7 @@ def test_pictures_of_any_kind(tmp_path, train_dir):
     name: expected[name] for name in expected if name < 'c'
   }
 
-  # What cannot be read is named, and the others are still done.
+  # Unreadable files are reported; the others are still classified.
   (tmp_path / 'text.jpg').write_text('a text')
   (tmp_path / 'empty').mkdir()
   lines, errors = run(
@@ -88,7 +88,7 @@ def test_pictures_of_any_kind(tmp_path, train_dir):
   assert float(percent.rstrip('%')) > 50
 
 
-# Uses the model as its users do, with none of this project at hand.
+# Uses the model without any module of this project, as users would.
 _USER = """
 import base64, json, sys
 import tensorflow as tf
@@ -170,7 +170,7 @@ def test_exported_model_serves_without_the_project(tmp_path, train_dir):
   ('flags', 'says'),
   [
     (['x.png'], 'No checkpoint file found in'),
-    (['--export_dir=.'], '--export_dir . exists already'),
+    (['--export_dir=.'], '--export_dir . already exists'),
     (['--saved_model=none', 'x.png'], 'There is no exported model in none.'),
   ],
 )

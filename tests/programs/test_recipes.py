@@ -1,4 +1,4 @@
-"""Tests the programs under `--recipe`."""
+"""Test the programs with `--recipe`."""
 
 import glob
 import re
@@ -11,13 +11,13 @@ from cifar10_suite.recipes import FAST
 
 
 def assert_falls(directory, highest, rise, last, first=0):
-  """Checks the learning rates summarized from step `first` to step `last`.
+  """Check the learning rate summaries from step `first` to step `last`.
 
-  TensorFlow's hook reads the global step while it is being counted, and may
-  write a step early or late: which steps there are is not certain.
+  TensorFlow's hook reads the global step while it is being incremented, and may
+  write one step early or late, so that the exact steps vary.
   """
   rates = [
-    (step - 1, value.simple_value)  # the number of steps done before it
+    (step - 1, value.simple_value)  # number of steps completed before
     for step, tag, value in summaries(directory)
     if tag == 'learning_rate' and step > first
   ]
@@ -86,7 +86,7 @@ def test_an_unknown_recipe_is_named(flags):
 def test_another_image_size_trains_and_is_evaluated(
   flags, eval_flags, tmp_path, size
 ):
-  """As a reader of the tutorial would: by an edit of the constant."""
+  """Readers of the tutorial edit the constant in the source."""
   copy = tmp_path / 'copy'
   copy.mkdir()
   for path in glob.glob(f'{ROOT}/*.py'):
@@ -104,4 +104,4 @@ def test_another_image_size_trains_and_is_evaluated(
   assert errors == '' and 'step 3: ' in lines[-1]
   other = f'--eval_dir={tmp_path}/other'
   _, errors = run('cifar10_eval.py', *eval_flags, other, '--run_once', status=1)
-  assert 'is not of this network: local3/weights' in errors
+  assert 'does not match this network: local3/weights' in errors

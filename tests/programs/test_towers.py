@@ -1,4 +1,4 @@
-"""Tests that both training programs share checkpoints."""
+"""Test that both training programs share checkpoints."""
 
 import re
 
@@ -17,7 +17,7 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
     '--batch_size=32',
     SMALL_RATE,
   ]
-  losses, names = [], []  # losses: the first one of each run
+  losses, names = [], []  # losses: first loss of each run
   for max_steps, program in (
     (60, ['cifar10_train.py']),
     (120, ['cifar10_multi_gpu_train.py', '--num_gpus=2']),

@@ -1,4 +1,4 @@
-"""Scripts written against the tutorial's modules run on these unchanged."""
+"""Test that scripts for the tutorial's modules run on ours unchanged."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from support.programs import ROOT
 
-# With TensorFlow's default behaviour, and with TF1's.
+# TensorFlow's default behaviour, and that of TF1.
 PRELUDES = {
   'v2': '',
   'v1': 'import tensorflow.compat.v1 as tf; tf.disable_v2_behavior(); ',
@@ -16,7 +16,7 @@ PRELUDES = {
 
 
 def run_script(name, *arguments, prelude=''):
-  """Runs a script as a process, after `prelude`; returns its output."""
+  """Run a script as a process, after `prelude`; return its output."""
   path = os.path.join(ROOT, 'tests', 'tutorial_scripts', name)
   code = f'import runpy; {prelude}runpy.run_path({path!r}, run_name="__main__")'
   result = subprocess.run(
@@ -62,7 +62,7 @@ def test_two_towers(data_dir, tmp_path, behaviour):
     prelude=PRELUDES[behaviour],
   )
   assert 'step 2, loss = ' in output
-  # The activations of the tower are among its summaries, without its name.
+  # The tower's summaries include its activations, without its prefix.
   assert ' conv1/activations_1 ' in output
   names = {name for name, _ in tf.train.list_variables(str(tmp_path))}
   assert len(names) == 21

@@ -1,4 +1,4 @@
-"""A tiny made-up data set."""
+"""A tiny artificial data set."""
 
 import os
 
@@ -8,18 +8,18 @@ from cifar10_suite import dataset
 
 
 def write_records(path, labels, images):
-  """Writes labels [n] and images [n, 32, 32, 3] as a data file."""
+  """Write labels [n] and images [n, 32, 32, 3] to a data file."""
   planes = np.transpose(images, [0, 3, 1, 2]).reshape(len(labels), 3072)
   records = np.column_stack([labels, planes]).astype(np.uint8)
   records.tofile(path)
 
 
 def make_data_set(data_dir, records_per_file=100):
-  """Writes six data files whose classes differ in their picture."""
+  """Write six data files with one noisy picture per class."""
   rng = np.random.RandomState(seed=1)
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   os.makedirs(batches_dir)
-  # Coarse ones: they look much the same wherever they are cropped.
+  # Coarse patterns look similar in all crops.
   pictures = rng.randint(0, 256, [10, 4, 4, 3]).repeat(8, 1).repeat(8, 2)
   for name in dataset.FILE_SHA256:
     labels = rng.randint(0, 10, [records_per_file])
@@ -29,5 +29,5 @@ def make_data_set(data_dir, records_per_file=100):
   return data_dir
 
 
-# At the tutorial's rate, small batches of these pictures diverge now and then.
+# With the tutorial's learning rate, small batches occasionally diverge.
 SMALL_RATE = '--learning_rate=0.01'

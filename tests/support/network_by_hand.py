@@ -1,12 +1,12 @@
-"""A checkpoint whose predictions can be worked out."""
+"""A checkpoint with known predictions."""
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 import cifar10
 
-# A network by hand sees which of the three planes of a picture are bright, and
-# has a class for each such set.
+# The network detects which of the three planes of a picture are bright, and
+# maps each combination to a class.
 COLOURS = {
   (1, 0, 0): 3,
   (0, 1, 0): 1,
@@ -18,7 +18,7 @@ COLOURS = {
 
 
 def write_network_by_hand(directory, step):
-  """Writes a checkpoint whose averages see colours; the variables see none."""
+  """Write a checkpoint that classifies colours only with its averages."""
   with tf.Graph().as_default(), tf.Session() as session:
     cifar10.inference(tf.zeros([1, 24, 24, 3]))
     averages = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
@@ -28,12 +28,12 @@ def write_network_by_hand(directory, step):
       for variable in tf.trainable_variables()
     }
     for k in range(3):
-      values['conv1/weights'][2, 2, k, k] = 1  # each plane by itself
+      values['conv1/weights'][2, 2, k, k] = 1  # copies each plane
       values['conv2/weights'][2, 2, k, k] = 1
-      values['local3/weights'][k::64, k] = 1 / 36  # its mean
+      values['local3/weights'][k::64, k] = 1 / 36  # mean of the plane
       values['local4/weights'][k, k] = 1
     for colour, label in COLOURS.items():
-      # The more planes a class wants, the less it gives for each.
+      # Classes with several bright planes get a lower weight for each.
       gain = 10 if sum(colour) == 1 else 9
       values['softmax_linear/weights'][:3, label] = [
         gain if bright else -20 for bright in colour

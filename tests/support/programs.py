@@ -1,4 +1,4 @@
-"""Runs the programs as processes, and reads and writes what they do."""
+"""Run the programs as processes, and read and write their files."""
 
 import contextlib
 import multiprocessing
@@ -17,14 +17,14 @@ import download
 ROOT = os.path.dirname(os.path.abspath(download.__file__))
 TIMEOUT = 120  # seconds after which a process counts as hung
 
-# Most of a program's time to start is spent on importing TensorFlow. Those of
-# the tests fork off a process that has done only that.
+# Programs take most of their startup time to import TensorFlow. The tests
+# therefore fork them from a process that has already imported it.
 _processes = multiprocessing.get_context('forkserver')
 _processes.set_forkserver_preload(['tensorflow.compat.v1', 'tqdm'])
 
 
 def _run_as_main(path, arguments, cwd, environment, stdout, stderr_name):
-  """Becomes a program, as `python path argument ...` in `cwd` would."""
+  """Run a program in this process, like `python path argument ...` in `cwd`."""
   os.dup2(stdout.fileno(), 1)
   stdout.close()
   with open(stderr_name, 'w') as stderr:
@@ -38,7 +38,7 @@ def _run_as_main(path, arguments, cwd, environment, stdout, stderr_name):
 
 
 class Program:
-  """A program that runs beside the test, its lines read as they come."""
+  """A program that runs in parallel to the test, which reads its output."""
 
   def __init__(self, program, *arguments, environment=None, cwd='.'):
     self._errors = tempfile.NamedTemporaryFile('r')  # noqa: SIM115
@@ -79,7 +79,7 @@ class Program:
     return self._lines.get(timeout=max(deadline - time.monotonic(), 0))
 
   def wait_for(self, part, timeout=TIMEOUT):
-    """Waits for the next line that contains `part`, and returns it."""
+    """Wait for the next line that contains `part`, and return it."""
     deadline = time.monotonic() + timeout
     while True:
       line = self._next_line(deadline)
@@ -95,7 +95,7 @@ class Program:
     os.kill(self.pid, number)
 
   def finish(self, timeout=TIMEOUT):
-    """Waits for the end; returns the exit status and the lines left."""
+    """Wait until the program exits; return its status and remaining lines."""
     deadline = time.monotonic() + timeout
     lines = []
     while (line := self._next_line(deadline)) is not None:
@@ -105,7 +105,7 @@ class Program:
 
 
 def run(program, *arguments, status=0, timeout=TIMEOUT, **kwargs):
-  """Runs a program to its end and returns its lines and its error output."""
+  """Run a program until it exits; return its lines and its error output."""
   with Program(program, *arguments, **kwargs) as process:
     got, lines = process.finish(timeout)
     errors = process.errors()
@@ -114,11 +114,11 @@ def run(program, *arguments, status=0, timeout=TIMEOUT, **kwargs):
 
 
 def summaries(directory):
-  """Returns (step, tag, value) of each event in a directory, in order."""
+  """Return (step, tag, value) of all events in a directory, in order."""
   found = []
   for name in sorted(os.listdir(directory)):
     if 'tfevents' in name:
-      # The last event of a file may be half written yet.
+      # The last event of a file may be incomplete.
       with contextlib.suppress(tf.errors.DataLossError):
         for event in tf.train.summary_iterator(os.path.join(directory, name)):
           for value in event.summary.value:
@@ -127,7 +127,7 @@ def summaries(directory):
 
 
 def rewrite_checkpoint(path, new_path, change):
-  """Writes a checkpoint whose values are `change(name, value)`."""
+  """Write a copy of a checkpoint with values `change(name, value)`."""
   reader = tf.train.load_checkpoint(path)
   with tf.Graph().as_default(), tf.Session() as session:
     for name in reader.get_variable_to_shape_map():

@@ -1,4 +1,4 @@
-"""Reads every record through `read_cifar10`, in the tutorial's style."""
+"""Read every record with `read_cifar10`, in the tutorial's style."""
 
 import sys
 

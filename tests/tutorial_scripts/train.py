@@ -1,4 +1,4 @@
-"""A training and an evaluation loop of one's own, in the tutorial's style."""
+"""Custom training and evaluation loops, in the tutorial's style."""
 
 import math
 

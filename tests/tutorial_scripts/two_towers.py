@@ -1,4 +1,4 @@
-"""Trains two towers that share their variables, in the tutorial's style."""
+"""Train two towers that share their variables, in the tutorial's style."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Tests the parts of a cluster, with servers in this process."""
+"""Test the parts of a cluster, with servers in this process."""
 
 import contextlib
 import dataclasses
@@ -20,11 +20,11 @@ from cifar10_suite.recipes import FAST, TUTORIAL
 from cifar10_suite.training import TrainSettings
 from examples.cluster import free_ports
 
-EXAMPLES = 8  # of each worker
+EXAMPLES = 8  # per worker
 
 
 def addresses_of(ps=1, workers=2):
-  """Returns a cluster on this machine, the first worker its chief."""
+  """Return a cluster on this machine, with the first worker as chief."""
   ports = [f'localhost:{port}' for port in free_ports(ps + workers)]
   cluster = {'ps': ports[:ps], 'chief': ports[ps : ps + 1]}
   return cluster | ({'worker': ports[ps + 1 :]} if workers > 1 else {})
@@ -107,7 +107,7 @@ class TestTask:
     ],
   )
   def test_a_task_is_never_guessed(self, monkeypatch, task, says):
-    """Two tasks that both take themselves for number 0 would train apart."""
+    """Two tasks that both assume index 0 would train separately."""
     addresses = {'ps': ['a:1', 'b:1'], 'chief': ['c:1'], 'worker': ['d:1']}
     config = {'cluster': addresses} | ({} if task is None else {'task': task})
     monkeypatch.setenv('TF_CONFIG', json.dumps(config))
@@ -141,12 +141,12 @@ def test_variables_are_balanced():
       loads[device.task] = loads.get(device.task, 0) + size
     for tensor in tf.get_collection(tf.GraphKeys.LOCAL_VARIABLES):
       assert 'chief' in tensor.device
-  largest = 2 * 4 * 2304 * 384  # local3's weights and their averages
+  largest = 2 * 4 * 2304 * 384  # bytes of local3's weights and averages
   assert max(loads.values()) < largest * 1.1
 
 
 def session_of(cluster, config):
-  """Returns the session in which a worker trains the default graph."""
+  """Return a session in which a worker trains the default graph."""
   return tf.train.MonitoredTrainingSession(
     cluster.master,
     is_chief=cluster.task.is_chief,
@@ -159,7 +159,7 @@ def session_of(cluster, config):
 
 @pytest.fixture
 def quiet_threads(monkeypatch):
-  """Joining a cluster is for a process's life; here it ends with the test."""
+  """Undo the global effects of joining a cluster after the test."""
   monkeypatch.setattr(threading, 'excepthook', threading.excepthook)
   level = tf.logging.get_verbosity()
   yield
@@ -170,7 +170,7 @@ def quiet_threads(monkeypatch):
   ('recipe', 'atol'),
   [
     (TUTORIAL, 1e-7),
-    # Orthogonal steps make more of what rounding does to small gradients.
+    # Orthogonal updates amplify rounding errors of small gradients.
     (dataclasses.replace(FAST, whitened=False, max_steps=20), 1e-5),
   ],
 )
@@ -231,8 +231,8 @@ def test_two_workers_update_as_two_towers(quiet_threads, recipe, atol):
     )
     session.run(tf.global_variables_initializer())
     for step, (before, after) in enumerate(itertools.pairwise(values)):
-      # From the same values each time: a difference in rounding may let another
-      # pixel win a pool, and the steps after it would tell.
+      # Start each step from the same values: different rounding may change the
+      # maximum in a pool, which later steps would amplify.
       for variable in tf.global_variables():
         variable.load(before[variable.op.name], session)
       session.run(train_op)
@@ -249,7 +249,7 @@ def test_two_workers_update_as_two_towers(quiet_threads, recipe, atol):
 
 @pytest.fixture
 def start_worker(quiet_threads):
-  """A function that starts a chief or a worker, which train one number."""
+  """A function that starts a chief or worker that trains one number."""
   addresses = addresses_of()
   clusters.start_server(clusters.Task('ps', 0, addresses), tf.ConfigProto())
 
@@ -262,7 +262,7 @@ def start_worker(quiet_threads):
 
     @contextlib.contextmanager
     def session():
-      """Yields a session, what adds 1 to a number, and it and the step."""
+      """Yield a session, an op that adds 1 to a number, and [number, step]."""
       with tf.Graph().as_default():
         with tf.device(cluster.device_setter()):
           number = tf.get_variable('x', initializer=0.0, use_resource=True)
@@ -281,7 +281,7 @@ def start_worker(quiet_threads):
 
 @pytest.mark.slow
 def test_a_worker_that_is_away_costs_no_gradient(start_worker):
-  """With a backup worker, every step of those that are there is an update."""
+  """With a backup worker, every step of the other worker is an update."""
   with start_worker('chief', backup_workers=1)() as (session, grow, values):
     for _ in range(10):
       session.run(grow)
@@ -290,7 +290,7 @@ def test_a_worker_that_is_away_costs_no_gradient(start_worker):
 
 @pytest.mark.slow
 def test_a_chief_that_comes_back_wakes_the_others(start_worker):
-  """They may wait for a step that the one before did not finish."""
+  """They may wait for a step that the previous chief did not finish."""
   done = queue.SimpleQueue()
 
   def work():

@@ -1,4 +1,4 @@
-"""Tests that imports point one way, and that programs can be used together."""
+"""Test the direction of imports, and that programs can be combined."""
 
 import ast
 import glob
@@ -20,7 +20,7 @@ PROGRAMS = {
 
 
 def imports_of(path):
-  """Returns the modules that a file imports at its top, and anywhere."""
+  """Return the modules that a file imports at the top, and anywhere."""
   with open(path) as file:
     tree = ast.parse(file.read())
 

@@ -1,4 +1,4 @@
-"""Tests the input module against NumPy, and its random numbers with scipy."""
+"""Test the input module against NumPy, and its random numbers with SciPy."""
 
 import os
 
@@ -12,7 +12,7 @@ import cifar10_input
 import download
 from cifar10_suite import dataset, views, whitening
 
-# The seeds are fixed: a distribution test fails always or never.
+# Seeds are fixed, so a distribution test fails always or never.
 P_VALUE = 1e-3
 
 
@@ -30,7 +30,7 @@ def standardize(images):
 
 @pytest.fixture
 def two_files(tmp_path):
-  """Paths, labels and images of two files with 3 and 2 records."""
+  """Paths, labels and images of two files, with 3 and 2 records."""
   labels = [np.array([0, 9, 4]), np.array([1, 2])]
   images = [random_images(3, seed=1), random_images(2, seed=2)]
   paths = [str(tmp_path / 'a.bin'), str(tmp_path / 'b.bin')]
@@ -79,7 +79,7 @@ class TestReadCifar10:
 class TestRandomCropAndFlip:
   @pytest.fixture
   def windows(self, graph):
-    """(row, column, is mirrored) of each of many crops of one image."""
+    """(row, column, is mirrored) of many crops of one image."""
     image = random_images(1)[0]
     known = {}
     for row in range(9):
@@ -92,7 +92,7 @@ class TestRandomCropAndFlip:
     assert crops.dtype == tf.float32
     with tf.Session() as session:
       got = session.run(crops)
-    # That each is found here proves the pixels to be exact.
+    # Each crop is in `known` only if its pixels are exact.
     return np.array([known[crop.tobytes()] for crop in got])
 
   def test_reaches_all_corners_equally_often(self, windows):
@@ -178,7 +178,7 @@ class TestDistort:
     np.testing.assert_allclose(got.std(axis=(1, 2, 3)), 1, atol=1e-4)
 
   def test_steps_and_their_ranges(self, graph, monkeypatch):
-    """Standardization hides what came before it, so the calls are watched."""
+    """Watch the calls, since standardization hides earlier distortions."""
     calls = []
 
     def watch(name):
@@ -222,7 +222,7 @@ class TestDistort:
 
 
 class TestImageSize:
-  """`IMAGE_SIZE` is the constant that the tutorial's readers edit most."""
+  """The tutorial's readers often edit `IMAGE_SIZE`."""
 
   @pytest.fixture(params=[8, 23, 24, 25, 31, 32])
   def size(self, request, monkeypatch):
@@ -231,7 +231,7 @@ class TestImageSize:
 
   @pytest.mark.parametrize('margin', [0, 0.5, 1])
   def test_no_crop_leaves_the_image(self, graph, size, margin):
-    # Each pixel tells its row and its column.
+    # Each pixel encodes its row and column.
     rows, columns = np.mgrid[1:33, 1:33]
     image = np.stack([rows, columns, rows], axis=2).astype(np.uint8)
     copies = tf.tile(image[np.newaxis], [3000, 1, 1, 1])
@@ -289,7 +289,7 @@ class TestDistortedInputs:
     assert set(got_labels) <= set(range(10))
 
   def test_shuffling_mixes_the_five_files(self, graph, tmp_path):
-    for label in range(5):  # files of real size, one class in each
+    for label in range(5):  # files of full size, each with one class
       records = np.zeros([10000, 3073], np.uint8)
       records[:, 0] = label
       records.tofile(tmp_path / f'data_batch_{label + 1}.bin')

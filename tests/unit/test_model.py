@@ -1,4 +1,4 @@
-"""Tests the model against NumPy and against TensorFlow's own operations."""
+"""Test the model against NumPy and TensorFlow's operations."""
 
 import dataclasses
 import threading
@@ -35,7 +35,7 @@ def random_batch(count, seed=0):
 
 
 def build_training(count, dtype=tf.float32):
-  """Returns loss, train_op and the labels' cross entropy for one batch."""
+  """Return loss and train_op for one random batch."""
   images, labels = random_batch(count)
   logits = cifar10.inference(tf.cast(images, dtype))
   loss = cifar10.loss(logits, tf.constant(labels))
@@ -87,7 +87,7 @@ class TestLocalResponseNormalization:
 
 
 def build_program(batches_dir):
-  """Returns loss and train_op of the training program's graph."""
+  """Return loss and train_op of the graph of the training program."""
   images, labels = cifar10_input.distorted_inputs(batches_dir, 4)
   loss = cifar10.loss(cifar10.inference(images), labels)
   return loss, cifar10.train(loss, tf.train.get_or_create_global_step())
@@ -152,7 +152,8 @@ class TestInference:
         if kind == 'biases':
           np.testing.assert_array_equal(value, np.float32(biases[layer]))
         else:
-          # Truncation at two standard deviations leaves 0.8796 of one.
+          # Truncation at two sigma reduces the standard deviation to 0.8796
+          # sigma.
           assert np.abs(value).max() <= 2 * stddevs[layer]
           assert value.std() == pytest.approx(0.88 * stddevs[layer], rel=0.05)
 
@@ -250,7 +251,7 @@ class TestTrain:
         before, slope, old = session.run([variables, gradients, averages])
         session.run(train_op)
         after, new = session.run([variables, averages])
-        # The tutorial's decay, with the step that the update has made.
+        # The tutorial's decay, with the step after the update.
         decay = min(0.9999, (1 + step + 1) / (10 + step + 1))
         for i in range(len(variables)):
           descent = 0.1 * slope[i]
@@ -363,13 +364,13 @@ class TestLossScaling:
     )
     with tf.Session() as session:
       session.run(tf.global_variables_initializer())
-      # 3 x 2^15 is too much for float16, 3 x 2^14 is not.
+      # 3 x 2^15 overflows in float16, 3 x 2^14 does not.
       values = []
       for _ in range(3):
         session.run(step, {factor: 3.0})
         values.append(session.run(w))
       assert values == [1.0, -2.0, -5.0]
-      # Nothing is lost of a gradient that float16 itself would lose.
+      # Scaling preserves a gradient that would vanish in float16.
       session.run(step, {factor: 1e-8})
       assert session.run(gradients[0][0], {factor: 1e-8}) == pytest.approx(
         1e-8, rel=1e-2
@@ -378,7 +379,7 @@ class TestLossScaling:
   @pytest.mark.parametrize('dtype', [tf.float16, tf.bfloat16])
   @pytest.mark.slow
   def test_learns_as_in_float32(self, dtype):
-    # At the tutorial's rate, so few images diverge in any type.
+    # With the tutorial's rate, so few images diverge in any type.
     recipe = dataclasses.replace(TUTORIAL, learning_rate=0.05)
     images, labels = random_batch(16)
     losses, start = [], None
@@ -408,7 +409,7 @@ def test_tags_of_losses_leave_out_towers(graph):
   with tf.name_scope('tower_0'):
     logits = cifar10.inference(tf.zeros([4, 24, 24, 3]))
     loss = cifar10.loss(logits, tf.zeros([4], tf.int32))
-  # Outside of the tower's name scope, as the tutorial's readers may do.
+  # Called outside of the tower's name scope, as in readers' own scripts.
   names = [name for name, _ in updates.mean_losses([loss])]
   assert names == [
     'local3/weight_loss',
@@ -437,7 +438,7 @@ def test_convolution_equals_tensorflows(graph, channels, size):
 
 
 class TestStep:
-  """What keeps a step fast, without timing it."""
+  """Conditions for a fast step, without timing."""
 
   def test_graph_has_no_slow_operations(self, graph, batches_dir):
     build_program(batches_dir)
@@ -474,5 +475,5 @@ class TestStep:
       return len(calls)
 
     monkeypatch.setattr(tf.Session, 'run', counting_run)
-    # Beginning and ending a session take some, too, but always as many.
+    # Starting and closing a session takes a constant number of runs.
     assert count_runs(25) - count_runs(5) == 20

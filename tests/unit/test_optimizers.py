@@ -1,4 +1,4 @@
-"""Tests the optimizers against the same arithmetic in NumPy."""
+"""Test the optimizers against the same computation in NumPy."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from cifar10_suite import optimizers
 
 
 def iterated(matrix):
-  """Applies the polynomial to singular values, found by decomposition."""
+  """Apply the polynomial to the singular values of a matrix."""
   u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
   s /= np.sqrt(np.sum(s**2))
   for _ in range(5):

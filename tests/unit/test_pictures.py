@@ -1,4 +1,4 @@
-"""Tests the reading of pictures."""
+"""Test the reading of pictures."""
 
 import numpy as np
 import PIL.Image
@@ -34,7 +34,7 @@ class TestReadPicture:
     pixels = np.zeros([64, 64, 3], np.uint8)
     pixels[:, :32] = 255  # white on the left
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise: the left goes up
+    exif[0x0112] = 6  # rotate clockwise: the left side becomes the top
     got = self.read(tmp_path, PIL.Image.fromarray(pixels), exif=exif)
     assert got[:14].min() > 240 and got[18:].max() < 15
 

@@ -1,4 +1,4 @@
-"""Tests that no operation is computed in a type that TensorFlow is slow in."""
+"""Test that no operation runs in a type for which TensorFlow is slow."""
 
 import functools
 import os
@@ -18,8 +18,8 @@ import cifar10_train
 from cifar10_suite import convolution, precision, training
 from cifar10_suite.recipes import RECIPES
 
-# Operations on whole layers. In a type without a kernel of its own, TensorFlow
-# loops over their numbers one by one.
+# Operations on whole layers. In a type without an optimized kernel, TensorFlow
+# loops over single numbers.
 HEAVY = {
   'BatchMatMulV2',
   'Conv2D',
@@ -31,9 +31,9 @@ HEAVY = {
   'MaxPool',
   'MaxPoolGrad',
 }
-# What TensorFlow 2.21 has fast kernels for besides float32: by type, how long
-# an operation takes, over the time in float32. What is not named takes 100
-# times as long, or cannot be run at all.
+# Fast kernels of TensorFlow 2.21 besides float32: by type, the operations and
+# their time relative to float32. All others take 100 times as long, or have no
+# kernel.
 ALL_BUT_LRN = HEAVY - {'LRN', 'LRNGrad'}
 KINDS = {
   'AVX2': {},
@@ -49,7 +49,7 @@ KINDS = {
 
 
 def time_of(op, kernels):
-  """Returns how long an operation takes on a made-up processor."""
+  """Return the relative time of an operation on a simulated processor."""
   dtype = op.get_attr('T').name
   if dtype == 'float32':
     return 1.0
@@ -59,7 +59,7 @@ def time_of(op, kernels):
 
 @pytest.fixture(params=KINDS)
 def kernels(request, monkeypatch):
-  """Makes measurements come out as on a kind of processor; its kernels."""
+  """Kernels of a kind of processor; measurements are simulated for it."""
   kernels = KINDS[request.param]
 
   def seconds(build, limit=float('inf')):
@@ -143,7 +143,7 @@ class TestMeasurement:
 
   @pytest.mark.slow
   def test_leaves_the_number_of_threads_to_others(self):
-    """The first session of a process sets it for all that have none."""
+    """The first session of a process sets the default for all others."""
     code = """
 import os
 from cifar10_suite import cli
@@ -169,9 +169,9 @@ print(len(os.listdir('/proc/self/task')) - before)
     assert int(result.stdout) >= 8, result.stderr
 
 
-# A step of each type in turn, so that what else the machine does counts alike.
+# The types take turns, so that other load on the machine affects all equally.
 def seconds_per_step(dtypes, steps):
-  """Returns the median time of a training step of 16 images in each type."""
+  """Return the median time of a training step of 16 images, per type."""
   sessions = []
   for dtype in dtypes:
     with tf.Graph().as_default():
@@ -194,7 +194,7 @@ def seconds_per_step(dtypes, steps):
 
 @pytest.mark.slow
 def test_no_type_is_slow_here():
-  """On this processor itself: an operation without a kernel takes 20 times."""
+  """Measure this processor; a slow kernel would take 20 times as long."""
   forget_measurements()
   wide, *others = seconds_per_step([tf.float32, tf.float16, tf.bfloat16], 15)
   assert max(others) < 4 * wide

@@ -1,4 +1,4 @@
-"""Tests the parts of recipes."""
+"""Test the parts of recipes."""
 
 import dataclasses
 
@@ -61,7 +61,7 @@ class TestParts:
 
     outputs = [logits(dropout) for dropout in (0.0, 0.2, 0.5)]
     scored = logits(0.5, is_training=False)
-    # With positive weights, what comes after is linear.
+    # With positive weights, the layers after dropout are linear.
     positive = [
       variable.assign(tf.abs(variable)) for variable in tf.trainable_variables()
     ]
@@ -72,7 +72,7 @@ class TestParts:
     np.testing.assert_array_equal(scored, none)
     for got in (some, half):
       np.testing.assert_allclose(got.mean(axis=0), none[0], rtol=0.01)
-    # The variance is in proportion to dropout / (1 - dropout).
+    # The variance is proportional to dropout / (1 - dropout).
     np.testing.assert_allclose(half.var(axis=0) / some.var(axis=0), 4, rtol=0.2)
 
   def test_first_filters_whiten(self, graph, batches_dir):
@@ -103,7 +103,7 @@ class TestParts:
     possible = tf.concat([plain, plain[:, :, ::-1]], axis=0)
     near_end, end = (tf.train.get_global_step().assign(n) for n in (90, 100))
     with tf.train.MonitoredSession() as session:
-      # Four of these have all 500 images.
+      # Four batches contain all 500 images.
       known = np.concatenate([session.run(possible) for _ in range(4)])
 
       def distances():
@@ -112,7 +112,7 @@ class TestParts:
         return [np.abs(known - x).max(axis=(1, 2, 3)).min() for x in got]
 
       def later_distances():
-        for _ in range(10):  # some of them were ready before
+        for _ in range(10):  # the first ones were prefetched
           later = distances()
         return later
 

@@ -1,4 +1,4 @@
-"""Tests scores, and what an evaluation directory keeps."""
+"""Test scores and the files in an evaluation directory."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def test_measure():
   labels[labels == 9] = 0
   measures = scores.measure(labels, log_probabilities)
   right = np.sum(np.argmax(logits, axis=1) == labels)
-  # Wilson's formula: the p at which |p - right / n| is z standard errors.
+  # Wilson's interval: all p with |p - right / n| <= z standard errors.
   p, n, z = right / 60, 60, 1.959964
   centre = (p + z * z / (2 * n)) / (1 + z * z / n)
   half = z / (1 + z * z / n)
@@ -124,7 +124,7 @@ class TestScores:
     for step in (0, 10, 20, 5, 15):
       add_score(scores, tmp_path, step)
     assert [r['step'] for r in scores.curve()] == [5, 15]
-    # Older ones of the same run find their places.
+    # Older checkpoints of the same run are inserted by step.
     add_score(scores, tmp_path, 7, is_latest=False)
     assert [r['step'] for r in scores.curve()] == [5, 7, 15]
     assert [r['step'] for r in make_scores(tmp_path).curve()] == [5, 7, 15]
@@ -155,7 +155,7 @@ class TestScores:
     add_score(make_scores(tmp_path), tmp_path, 10)
     path = tmp_path / 'metrics.jsonl'
     score = path.read_text()
-    # Records of others, and a text that ends without a newline, are whole.
+    # Foreign records and text without a newline are not incomplete lines.
     for line in ('nonsense\n', '{"run": 0}\n', '[1]\n', 'my notes', '{"st}'):
       path.write_text(score + line)
       with pytest.raises(UserError, match=r'metrics.jsonl, line 2'):

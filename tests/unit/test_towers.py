@@ -1,4 +1,4 @@
-"""Tests towers on logical devices of the processor."""
+"""Test towers on logical CPU devices."""
 
 import dataclasses
 import re
@@ -20,11 +20,12 @@ EXAMPLES = 16
 
 
 def train_on_same_images(build, steps, config=None):
-  """Trains from the same start on the same images; returns all variables.
+  """Train from fixed variables on fixed images; return losses and variables.
 
   Args:
-    build: makes the step of images [16, 24, 24, 3] and labels [16].
-    steps: after how many steps to look.
+    build: builds a step from images [16, 24, 24, 3] and labels [16].
+    steps: steps after which to return the variables.
+    config: configuration of the session.
   """
   rng = np.random.RandomState(1)
   with tf.Graph().as_default():
@@ -83,8 +84,8 @@ def test_towers_update_as_one_large_batch(towers):
   wanted_losses, wanted = train_on_same_images(build_single, [1, 20])
   np.testing.assert_allclose(losses, wanted_losses, rtol=1e-4)
   assert losses[0] == pytest.approx(wanted_losses[0], rel=1e-6)
-  # Once in a while, rounding tips a ReLU or a maximum over, which then shows in
-  # the fifth decimal.
+  # Occasionally, rounding changes the result of a ReLU or a maximum, which
+  # affects the fifth decimal.
   for got, expected, tolerance in zip(
     values, wanted, (1e-7, 1e-4), strict=True
   ):
@@ -140,7 +141,7 @@ def test_everything_runs_where_it_belongs(graph, batches_dir):
     counts[device] += 1
     tower = re.search(r'tower_(\d)/', name)
     if re.search(r'^_SOURCE|^_SINK|/_\d+$|^GroupCrossDevice', name):
-      continue  # what carries values, and waits, from one device to another
+      continue  # transfers and synchronization between devices
     if tower and not re.search('ReadVariableOp|Summary', name):
       assert device == 1 + int(tower[1]), name
     else:

@@ -1,4 +1,4 @@
-"""Tests the training loop's lines by a clock that ticks once a look."""
+"""Test the training loop's lines with a clock that ticks at each reading."""
 
 import dataclasses
 import itertools
@@ -37,11 +37,11 @@ def test_lines_cover_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
     if ', loss = ' in line
   ]
   assert lines == [
-    # A second for the first step, then one for five.
+    # One second for the first step, then one for five steps.
     'step 0, loss = 2.50 (8.0 examples/sec; 1.000 sec/batch)',
     'step 5, loss = 2.50 (40.0 examples/sec; 0.200 sec/batch)',
     'step 10, loss = 2.50 (40.0 examples/sec; 0.200 sec/batch)',
-    # Resumed: the first step again, then the two to the next round number.
+    # After resuming: the first step, then two to the next multiple of five.
     'step 13, loss = 2.50 (8.0 examples/sec; 1.000 sec/batch)',
     'step 15, loss = 2.50 (16.0 examples/sec; 0.500 sec/batch)',
   ]
