@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 from cifar10_suite import cli
 
@@ -84,3 +85,12 @@ def graph():
   with tf.Graph().as_default() as graph:
     tf.set_random_seed(1)
     yield graph
+
+
+@pytest.fixture
+def quiet_threads(monkeypatch):
+  """Undo the global effects of joining a cluster after the test."""
+  monkeypatch.setattr(threading, 'excepthook', threading.excepthook)
+  level = tf.logging.get_verbosity()
+  yield
+  tf.logging.set_verbosity(level)

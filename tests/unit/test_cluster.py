@@ -157,15 +157,6 @@ def session_of(cluster, config):
   )
 
 
-@pytest.fixture
-def quiet_threads(monkeypatch):
-  """Undo the global effects of joining a cluster after the test."""
-  monkeypatch.setattr(threading, 'excepthook', threading.excepthook)
-  level = tf.logging.get_verbosity()
-  yield
-  tf.logging.set_verbosity(level)
-
-
 @pytest.mark.parametrize(
   ('recipe', 'atol'),
   [
