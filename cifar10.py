@@ -2,8 +2,13 @@
 
 This is the model of TensorFlow's CIFAR-10 tutorial: two convolutions with
 pooling and local response normalization, two fully connected layers and a
-linear output layer. It is trained by gradient descent with a stepwise learning
-rate and evaluated with moving averages of all variables.
+linear output layer. By default, it is trained by gradient descent with a
+stepwise learning rate, as in the tutorial; other recipes, which
+`cifar10_suite/recipes.py` defines, differ. It is evaluated with moving averages
+of all variables.
+
+A tower is one of several copies of the network in a graph, each on a device of
+its own. Towers share all variables, and one step averages their gradients.
 
 The dtype of the images (float32, float16 or bfloat16) is the compute type.
 Variables, logits and loss are always float32.
@@ -56,11 +61,11 @@ NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = cifar10_input.NUM_EXAMPLES_PER_EPOCH_FOR_EVAL
 MOVING_AVERAGE_DECAY = 0.9999  # moving averages of variables, for evaluation
 NUM_EPOCHS_PER_DECAY = 350.0  # epochs between learning rate drops
 LEARNING_RATE_DECAY_FACTOR = 0.1
-INITIAL_LEARNING_RATE = TUTORIAL.learning_rate  # override: --learning_rate
+INITIAL_LEARNING_RATE = TUTORIAL.learning_rate  # of the default recipe
 NUM_EPOCHS_OF_WARM_UP = 5.0  # for a learning rate scaled for several towers
 
+# The tutorial defines these two here as well, and scripts expect them here.
 TOWER_NAME = updates.TOWER_NAME
-
 DATA_URL = dataset.DATA_URL
 
 _IMAGES_IN_HISTOGRAM = 16
@@ -141,7 +146,9 @@ def inference(
     sums, biases = _convolution(images, 64, bias=0.0, filters=first_filters)
     _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
     # Bias and ReLU are monotonic, so they commute with the maximum: pooling
-    # first gives the same result for a quarter of the work.
+    # first gives the same result for a quarter of the work. The summary shows
+    # the activations before pooling, as in the tutorial; they are computed only
+    # in steps that write summaries.
     pooled = convolution.max_pool(sums, name='pool1')
     pool1 = tf.nn.relu(tf.nn.bias_add(pooled, biases))
   norm1 = lrn.local_response_normalization(pool1, name='norm1')
@@ -190,7 +197,8 @@ def loss(
     labels=labels, logits=logits, name='cross_entropy_per_example'
   )
   if label_smoothing:
-    # The cross entropy is linear in the target distribution.
+    # The cross entropy is linear in the target distribution, so this is the
+    # cross entropy with the smoothed labels.
     uniform = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
     cross_entropy += label_smoothing * (uniform - cross_entropy)
   tf.add_to_collection(
@@ -244,7 +252,8 @@ def train_towers(
     global_step: integer [], incremented by each step.
     examples_per_step: number of images per step, over all towers and workers.
     recipe: the learning rate schedule and the optimizer.
-    learning_rate_scale: factor of the learning rate after a linear warm-up.
+    learning_rate_scale: factor of the learning rate, reached linearly over five
+      epochs.
     synchronize: wraps the optimizer for synchronous updates in a cluster.
 
   Returns:
@@ -272,8 +281,9 @@ def learning_rate(
 ) -> tf.Tensor:
   """Return the learning rate, float32 [], and add a summary of it.
 
-  The rate drops by a factor of 10 every 350 epochs. In recipes with a linear
-  schedule, it rises linearly, then decays linearly to zero at the last step.
+  In recipes with a stepwise schedule, the rate drops by a factor of 10 every
+  350 epochs. In recipes with a linear one, it rises linearly over the first 5%
+  of the steps, then decays linearly to zero at the last step.
 
   Args:
     global_step: integer [], the number of completed steps.
@@ -312,7 +322,10 @@ def variables_to_restore() -> dict[str, tf.Variable]:
 def _convolution(
   x: tf.Tensor, channels: int, bias: float, filters: np.ndarray | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Convolve with 5x5 filters; return the sums and, separately, the biases."""
+  """Convolve with 5x5 filters; return the sums and, separately, the biases.
+
+  The caller adds the biases, after pooling where that saves work.
+  """
   if filters is None:
     shape = [5, 5, x.shape.as_list()[-1], channels]
     kernel = _variable_with_weight_decay('weights', shape, stddev=0.05, wd=None)

@@ -109,12 +109,14 @@ tf.app.flags.adopt_module_key_flags(cifar10)
 FLAGS = tf.app.flags.FLAGS
 
 
-# Builds training in the default graph for a worker of a cluster. Returns the
-# loss and the operation that runs a step.
+# Builds training in the default graph for a worker of a cluster; a process that
+# trains alone is the only worker. Returns the loss and the operation that runs
+# a step.
 GraphBuilder = Callable[[cluster.Cluster], tuple[tf.Tensor, tf.Operation]]
 
 
 def main(recipe: Recipe | None = None) -> None:
+  """Train with a recipe, by default the one that `--recipe` names."""
   settings = settings_from_flags(recipe or RECIPES[FLAGS.recipe])
   run(
     functools.partial(build_graph, settings),
@@ -124,7 +126,10 @@ def main(recipe: Recipe | None = None) -> None:
 
 
 def settings_from_flags(recipe: Recipe) -> TrainSettings:
-  """Return the settings from the flags, which override the recipe."""
+  """Return the settings from the flags; those that are set override the recipe.
+
+  If the recipe prefers bfloat16, this also changes the default of `--use_bf16`.
+  """
   changes = {
     name: FLAGS[name].value
     for name in ('batch_size', 'learning_rate', 'max_steps')
@@ -159,7 +164,8 @@ def build_graph(
 
   Args:
     settings: settings from the flags.
-    workers: the cluster of workers that train together.
+    workers: the workers that train together; this process alone without a
+      cluster.
 
   Returns:
     loss: float32 [], the total loss.
@@ -253,6 +259,7 @@ def run(
   workers = cluster.Cluster(task, FLAGS.sync, FLAGS.backup_workers)
   with contextlib.ExitStack() as stack:
     if task.is_chief:
+      # Before the download, which takes minutes.
       cli.prepare_dir('--train_dir', settings.train_dir)
       if settings.restart:
         ownership.refuse_to_remove_others(settings.train_dir)
@@ -266,6 +273,8 @@ def run(
       tf.set_random_seed(settings.seed + task.number)
     with tf.device(workers.device_setter()):
       loss, train_op = build_graph(workers)
+    # After the graph, because building it fails if a data file is unusable,
+    # which must not cost the user the earlier run.
     if settings.restart and task.is_chief:
       ownership.remove_earlier_run(settings.train_dir)
     workers.join(config, settings.cluster_timeout_secs)
@@ -282,7 +291,11 @@ def run(
 
 
 def become_evaluator() -> NoReturn:
-  """Replace this process by the evaluation program."""
+  """Replace this process by the evaluation program.
+
+  Training operators start the same program for all tasks of a cluster; this
+  turns an "evaluator" into one.
+  """
   flags = [
     FLAGS[name].serialize()
     for name in ('data_dir', 'use_fp16', 'use_bf16')

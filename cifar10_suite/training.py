@@ -1,4 +1,4 @@
-"""Training loop for one tower, several towers and several machines."""
+"""Settings and the training loop, for one or more towers and machines."""
 
 import contextlib
 import dataclasses
@@ -82,6 +82,8 @@ def run_training(
     print(f'{where} is already at step {start}: nothing left to train.')
     if cluster.task.is_alone:
       return
+    # In a cluster, the chief continues: the workers wait for it to restore the
+    # variables, and only then see that no step is left.
 
   log_hook = hooks.LogHook(
     loss,
@@ -100,6 +102,7 @@ def run_training(
     ):
       while not session.should_stop() and not signals:
         session.run(train_op)
+    # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
     hooks.explain(error, log_hook.step, where)
 
@@ -138,7 +141,7 @@ def _session(
     *cluster.hooks(),
   ]
   if cluster.task.is_chief:
-    # Last, so that checkpoints are written after the checks.
+    # Last, so that the log hook checks the loss before a checkpoint is written.
     session_hooks.append(
       tf.train.CheckpointSaverHook(
         settings.train_dir,
@@ -157,7 +160,8 @@ def _session(
     save_checkpoint_secs=None,  # done by the hook above
     save_checkpoint_steps=None,
     save_summaries_steps=settings.save_summaries_steps,
-    # The chief's thread for updates ends only with its session.
+    # Time for threads to end before the session closes. In a cluster, waiting
+    # is in vain: the chief's thread for updates ends only with its session.
     stop_grace_period_secs=120 if cluster.task.is_alone else 2,
   )
 

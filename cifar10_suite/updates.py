@@ -1,4 +1,9 @@
-"""Updates of the variables with the gradients of one or more towers."""
+"""Updates of the variables with the gradients of one or more towers.
+
+A tower is one of several copies of the network in a graph, each on a device of
+its own. Towers share all variables. A network that is not built in the name
+scope of a tower counts as a single copy.
+"""
 
 import contextlib
 import re
@@ -21,11 +26,12 @@ def update(
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Build one step of training.
 
-  With several towers, each gradient is computed on the device of its loss. The
-  averages are computed on the CPU, where the variables are.
+  With several towers, the gradients of each are computed on the device of its
+  loss, and averaged on the CPU, where the variables are.
 
   Args:
-    optimizer: updates the variables and values derived from them.
+    optimizer: updates the variables, and whatever belongs to an update besides,
+      such as their moving averages.
     total_losses: one float32 [] per tower, from `cifar10.loss`.
     global_step: integer [], incremented by each step.
 
@@ -74,20 +80,23 @@ def average_gradients(towers: list[Gradients]) -> Gradients:
 
 
 def make_global_step() -> tf.Variable:
-  """Return the global step, int64 [], as a resource variable."""
+  """Return the graph's global step, int64 [].
+
+  The first call creates it, as a resource variable.
+  """
   with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
     return tf.train.get_or_create_global_step()
 
 
 def mean_losses(total_losses: list[tf.Tensor]) -> list[tuple[str, tf.Tensor]]:
-  """Return the components of the total loss, followed by the total loss.
+  """Return the mean over the towers of each component and of the total loss.
 
   Args:
     total_losses: one float32 [] per tower, from `cifar10.loss`.
 
   Returns:
-    (name, loss) pairs. Names omit the prefix of the tower; losses are means
-    over the towers.
+    (name, mean loss) pairs: the weight decays and the cross entropy, then the
+    total loss. Names omit the prefix of the tower.
   """
   towers = []
   for total_loss in total_losses:
@@ -103,19 +112,20 @@ def mean_losses(total_losses: list[tf.Tensor]) -> list[tuple[str, tf.Tensor]]:
 
 
 def average_losses(losses: list[tuple[str, tf.Tensor]]) -> tf.Operation:
-  """Add summaries of each loss and its moving average (decay 0.9).
+  """Add summaries of each loss and its moving average over the steps.
 
-  The averages start at the first loss, also when training resumes, since they
-  are in no checkpoint and no collection of variables.
+  The averages (decay 0.9) start at the first loss, also when training resumes:
+  they are in no collection of variables, and so in no checkpoint.
 
   Args:
     losses: (tag, loss) pairs; each loss is float32 [].
 
   Returns:
-    The operation that updates the averages.
+    The operation that updates the averages, to run in every step.
   """
   values = tf.stack([value for _, value in losses])
-  with tf.colocate_with(values):  # separate averages in each worker
+  # Next to the losses: in a cluster, each worker averages its own.
+  with tf.colocate_with(values):
     averages = tf.Variable(
       tf.zeros([len(losses)]),
       trainable=False,
@@ -143,13 +153,13 @@ def apply_gradients(
   *,
   after: tf.Operation,
 ) -> tf.Operation:
-  """Add summaries of variables and gradients, and build the update.
+  """Build the update, with summaries of the variables and their gradients.
 
   Args:
     optimizer: optimizer that applies the gradients.
     gradients: (gradient, variable) pairs, from `compute_gradients`.
     global_step: integer [], incremented by each step.
-    after: operation that must run before the update.
+    after: operation to run first; the gradients are applied after it.
 
   Returns:
     The operation that runs the update and adapts the loss scale.
@@ -159,9 +169,10 @@ def apply_gradients(
     if gradient is not None:
       summaries.histogram(f'{variable.op.name}/gradients', gradient)
   gradients, adapt_loss_scale = precision.without_overflow(gradients)
-  # Only the gradients depend on `after`, not the operations of the optimizer:
-  # in a cluster, these include the chief's updates, which must not run the
-  # network of this worker again.
+  # Only the gradients depend on `after`, not the operations that the optimizer
+  # adds. In a cluster, some of these run in the chief's thread for updates
+  # (`sync.SyncOptimizer`); if they depended on `after`, which depends on the
+  # loss, that thread would run the network once more for each update.
   with tf.control_dependencies([after]):
     gradients = [(g if g is None else tf.identity(g), v) for g, v in gradients]
   update = optimizer.apply_gradients(gradients, global_step)
