@@ -232,7 +232,7 @@ def first_filters(data_dir: str) -> np.ndarray:
 
 
 def run(
-  build_graph: GraphBuilder,
+  builder: GraphBuilder,
   settings: TrainSettings,
   config: tf.ConfigProto,
   num_towers: int = 1,
@@ -240,7 +240,7 @@ def run(
   """Train on one machine, or run this process's task of a cluster.
 
   Args:
-    build_graph: builds the training graph.
+    builder: builds the training graph.
     settings: settings from the flags.
     config: configuration of the session.
     num_towers: number of batches that this process handles per step.
@@ -272,12 +272,12 @@ def run(
     if settings.seed is not None:
       tf.set_random_seed(settings.seed + task.number)
     with tf.device(workers.device_setter()):
-      loss, train_op = build_graph(workers)
-    # After the graph, because building it fails if a data file is unusable,
-    # which must not cost the user the earlier run.
+      loss, train_op = builder(workers)
+    workers.join(config, settings.cluster_timeout_secs)
+    # Only now: an unusable data file or a port in use must not cost the user
+    # the earlier run.
     if settings.restart and task.is_chief:
       ownership.remove_earlier_run(settings.train_dir)
-    workers.join(config, settings.cluster_timeout_secs)
     training.run_training(
       loss,
       train_op,

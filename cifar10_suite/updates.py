@@ -54,7 +54,7 @@ def update(
   with tf.device('/cpu:0') if in_towers else contextlib.nullcontext():
     losses = mean_losses(total_losses)
     train_op = apply_gradients(
-      optimizer, gradients, global_step, after=average_losses(losses)
+      optimizer, gradients, global_step, first=summarize_losses(losses)
     )
   _, mean_total_loss = losses[-1]
   return mean_total_loss, train_op
@@ -111,7 +111,7 @@ def mean_losses(total_losses: list[tf.Tensor]) -> list[tuple[str, tf.Tensor]]:
   ]
 
 
-def average_losses(losses: list[tuple[str, tf.Tensor]]) -> tf.Operation:
+def summarize_losses(losses: list[tuple[str, tf.Tensor]]) -> tf.Operation:
   """Add summaries of each loss and its moving average over the steps.
 
   The averages (decay 0.9) start at the first loss, also when training resumes:
@@ -151,7 +151,7 @@ def apply_gradients(
   gradients: Gradients,
   global_step: tf.Variable,
   *,
-  after: tf.Operation,
+  first: tf.Operation,
 ) -> tf.Operation:
   """Build the update, with summaries of the variables and their gradients.
 
@@ -159,7 +159,7 @@ def apply_gradients(
     optimizer: optimizer that applies the gradients.
     gradients: (gradient, variable) pairs, from `compute_gradients`.
     global_step: integer [], incremented by each step.
-    after: operation to run first; the gradients are applied after it.
+    first: operation to run first; the gradients are applied after it.
 
   Returns:
     The operation that runs the update and adapts the loss scale.
@@ -169,11 +169,11 @@ def apply_gradients(
     if gradient is not None:
       summaries.histogram(f'{variable.op.name}/gradients', gradient)
   gradients, adapt_loss_scale = precision.without_overflow(gradients)
-  # Only the gradients depend on `after`, not the operations that the optimizer
+  # Only the gradients depend on `first`, not the operations that the optimizer
   # adds. In a cluster, some of these run in the chief's thread for updates
-  # (`sync.SyncOptimizer`); if they depended on `after`, which depends on the
+  # (`sync.SyncOptimizer`); if they depended on `first`, which depends on the
   # loss, that thread would run the network once more for each update.
-  with tf.control_dependencies([after]):
+  with tf.control_dependencies([first]):
     gradients = [(g if g is None else tf.identity(g), v) for g, v in gradients]
   update = optimizer.apply_gradients(gradients, global_step)
   return tf.group(update, adapt_loss_scale)

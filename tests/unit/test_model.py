@@ -360,7 +360,7 @@ class TestLossScaling:
       optimizer,
       gradients,
       tf.train.get_or_create_global_step(),
-      after=tf.no_op(),
+      first=tf.no_op(),
     )
     with tf.Session() as session:
       session.run(tf.global_variables_initializer())
