@@ -206,6 +206,8 @@ def _newest_good(
 def _later_checkpoints(
   directory: str, interval_secs: float, last: str | None
 ) -> Iterator[str]:
+  # `tf.train.checkpoints_iterator` would follow the paths in the state file,
+  # which lead out of a directory that was copied.
   while True:
     latest = checkpoints.latest(directory)
     if latest in (None, last):

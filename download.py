@@ -525,7 +525,7 @@ def main() -> None:
   args = parser.parse_args()
   try:
     is_cifar10 = maybe_download_and_extract(args.data_dir, repair=args.repair)
-  except DownloadError as error:
+  except UserError as error:
     sys.exit(f'{error}')
   except KeyboardInterrupt:
     sys.exit('Interrupted; the next run resumes from here.')

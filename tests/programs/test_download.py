@@ -797,6 +797,9 @@ class TestOwnData:
     before = world.contents()
     with pytest.raises(UserError, match='.download.lock is not a lock'):
       world.fetch()
+    process = world.start_program()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and 'Traceback' not in errors
     assert world.contents() == before
 
 
