@@ -25,7 +25,7 @@ def test_a_file_of_somebody_else_is_not_written_over(tmp_path):
   path = tmp_path / 'picture.png'
   files.write_unless_taken(str(path), b'one')
   files.write_unless_taken(str(path), b'one')  # the same again
-  with pytest.raises(UserError, match='picture.png is there already'):
+  with pytest.raises(UserError, match='picture.png already exists'):
     files.write_unless_taken(str(path), b'two')
   path.write_bytes(b'marked as ours')
   files.write_unless_taken(str(path), b'two', mark=b'ours')
@@ -49,7 +49,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
 
   monkeypatch.setattr(fcntl, 'flock', refuse)
   with (
-    pytest.raises(UserError, match='Cannot lock .* has locks'),
+    pytest.raises(UserError, match='Cannot lock .* supports locks'),
     files.locked_dir('--train_dir', str(tmp_path)),
   ):
     pass
