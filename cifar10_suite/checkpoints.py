@@ -48,6 +48,14 @@ def files_of(checkpoint: str) -> list[str]:
   ]
 
 
+def names_in(checkpoint: str) -> set[str] | None:
+  """Return the names of a checkpoint's variables; None if it is unreadable."""
+  try:
+    return {name for name, _ in tf.train.list_variables(checkpoint)}
+  except (tf.errors.OpError, ValueError):
+    return None
+
+
 def latest(directory: str) -> str | None:
   """Return the path of the latest checkpoint according to the state file.
 
@@ -221,7 +229,8 @@ def find_start(train_dir: str, keep: int) -> int:
   own = [
     other
     for other in saved_in(train_dir)
-    if _step_in_name(other) < step and _is_of_network(other, set(variables))
+    if _step_in_name(other) < step
+    and set(variables) <= (names_in(other) or set())
   ]
   surplus = own[: max(len(own) + 1 - keep, 0)] if keep else []
   for name in itertools.chain(*map(files_of, surplus)):
@@ -244,23 +253,12 @@ def write_state(directory: str, checkpoints: list[str]) -> None:
   tf.train.update_checkpoint_state(os.path.abspath(directory), names[-1], names)
 
 
-def _is_of_network(path: str, variables: set[str]) -> bool:
-  """Return whether a checkpoint's index lists all of the variables."""
-  try:
-    return variables <= {name for name, _ in tf.train.list_variables(path)}
-  except (tf.errors.OpError, ValueError):
-    return False
-
-
 def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
   """Refuse to resume if the latest checkpoint used a different optimizer."""
   path = latest(train_dir)
-  if path is None:
-    return
-  try:
-    there = {name for name, _ in tf.train.list_variables(path)}
-  except (tf.errors.OpError, ValueError):
-    return  # unreadable, so training will not resume from it
+  there = names_in(path) if path else None
+  if there is None:
+    return  # missing or unreadable, so training will not resume from it
   slots = {n for n in names | there if n.endswith(f'/{MuonOptimizer.NAME}')}
   if slots & names != slots & there:
     raise UserError(

@@ -64,7 +64,7 @@ def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   if x.shape.as_list()[-1] >= many and frequencies_are_faster(x.dtype):
     with tf.name_scope('by_frequencies'):
       return _convolution_by_frequencies(x, kernel)
-  return tf.nn.conv2d(x, kernel, strides=1, padding='SAME')
+  return precision.direct_convolution(x, kernel)
 
 
 @functools.cache
@@ -83,7 +83,7 @@ def frequencies_are_faster(dtype: tf.DType) -> bool:
       functools.partial(precision.convolution_and_gradients, operation, dtype)
     )
     for operation in (
-      lambda x, kernel: tf.nn.conv2d(x, kernel, strides=1, padding='SAME'),
+      precision.direct_convolution,
       _convolution_by_frequencies,
     )
   )

@@ -86,9 +86,9 @@ def locked(path: str, waiting: str | None = None) -> Iterator[None]:
         raise
       print(waiting, flush=True)
       lock.acquire()
+  except filelock.Timeout:  # an OSError, too
+    raise
   except (OSError, NotImplementedError) as error:
-    if isinstance(error, filelock.Timeout):
-      raise
     raise UserError(
       f'Cannot lock {path}: {error}. Choose a directory on a file system that '
       'supports locks.'

@@ -10,8 +10,7 @@ import re
 import shutil
 import stat
 
-import tensorflow.compat.v1 as tf
-
+from cifar10_suite import checkpoints
 from cifar10_suite.errors import UserError
 from cifar10_suite.files import LOCK, is_lock
 
@@ -38,11 +37,12 @@ def refuse_to_overwrite(train_dir: str) -> None:
   """
   graph = os.path.join(train_dir, 'graph.pbtxt')
   state = os.path.join(train_dir, 'checkpoint')
-  begun = bool(_is_ours(graph)) or any(
+  graph_is_ours = bool(_is_ours(graph))
+  begun = graph_is_ours or any(
     re.fullmatch(rf'{_CHECKPOINT}\.index', name)
     for name in os.listdir(train_dir)
   )
-  for path, is_ours in ((graph, _is_ours(graph)), (state, begun)):
+  for path, is_ours in ((graph, graph_is_ours), (state, begun)):
     if _has_content(path) and not (is_ours and os.path.isfile(path)):
       raise UserError(
         f'{path} is not from this network, and training would overwrite it. '
@@ -125,11 +125,8 @@ def _is_ours(path: str) -> bool | None:
 def _is_our_checkpoint(prefix: str) -> bool | None:
   if os.path.isfile(f'{prefix}.meta') and _has_content(f'{prefix}.meta'):
     return _VARIABLE.encode() in _read(f'{prefix}.meta')
-  try:
-    names = {name for name, _ in tf.train.list_variables(prefix)}
-  except (tf.errors.OpError, ValueError):
-    return None
-  return _VARIABLE in names
+  names = checkpoints.names_in(prefix)
+  return None if names is None else _VARIABLE in names
 
 
 def _has_content(path: str) -> bool:

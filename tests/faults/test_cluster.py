@@ -1,7 +1,6 @@
 """Test training in a cluster of processes, and failures of its tasks."""
 
 import contextlib
-import json
 import os
 import queue
 import re
@@ -13,29 +12,14 @@ import time
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from support.cluster import addresses_of, environment
 from support.data import SMALL_RATE
 from support.programs import ROOT, TIMEOUT, Program, run, summaries
 
 from cifar10_suite import cluster as clusters
-from examples.cluster import free_ports
-
-EXAMPLES = 8  # per worker
-
 
 KINDS = ['ps 0', 'chief 0', 'worker 0']
 HOSTS = ['ps', 'chief', 'worker']
-
-
-def addresses_of(ps=1, workers=2):
-  """Return a cluster on this machine, with the first worker as chief."""
-  ports = [f'localhost:{port}' for port in free_ports(ps + workers)]
-  cluster = {'ps': ports[:ps], 'chief': ports[ps : ps + 1]}
-  return cluster | ({'worker': ports[ps + 1 :]} if workers > 1 else {})
-
-
-def environment(addresses, kind, index=0):
-  task = {'type': kind, 'index': index}
-  return {'TF_CONFIG': json.dumps({'cluster': addresses, 'task': task})}
 
 
 @pytest.fixture

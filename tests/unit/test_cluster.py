@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from support.cluster import addresses_of, environment
 from support.programs import TIMEOUT
 
 import cifar10
@@ -18,21 +19,8 @@ from cifar10_suite import cluster as clusters
 from cifar10_suite import updates
 from cifar10_suite.recipes import FAST, TUTORIAL
 from cifar10_suite.training import TrainSettings
-from examples.cluster import free_ports
 
 EXAMPLES = 8  # per worker
-
-
-def addresses_of(ps=1, workers=2):
-  """Return a cluster on this machine, with the first worker as chief."""
-  ports = [f'localhost:{port}' for port in free_ports(ps + workers)]
-  cluster = {'ps': ports[:ps], 'chief': ports[ps : ps + 1]}
-  return cluster | ({'worker': ports[ps + 1 :]} if workers > 1 else {})
-
-
-def environment(addresses, kind, index=0):
-  task = {'type': kind, 'index': index}
-  return {'TF_CONFIG': json.dumps({'cluster': addresses, 'task': task})}
 
 
 class TestTask:
