@@ -84,10 +84,8 @@ def maybe_download_and_extract() -> None:
 
 def compute_type() -> tf.DType:
   """Return the compute type selected by `--use_fp16` and `--use_bf16`."""
-  if FLAGS.use_bf16:
-    dtype = tf.bfloat16
-  else:
-    dtype = tf.float16 if FLAGS.use_fp16 else tf.float32
+  dtype = tf.float16 if FLAGS.use_fp16 else tf.float32
+  dtype = tf.bfloat16 if FLAGS.use_bf16 else dtype
   if not precision.is_fast(dtype):
     print(f'{dtype.name} is slower than float32 on this processor.')
   return dtype
@@ -292,31 +290,15 @@ def learning_rate(
     recipe: the initial or peak learning rate, and the schedule.
   """
   steps_per_epoch = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN / examples_per_step
-  if recipe.linear:
-    rate = schedules.triangle(
-      global_step, recipe.learning_rate, recipe.max_steps
-    )
-  else:
-    rate = schedules.staircase(
-      global_step,
-      recipe.learning_rate,
-      LEARNING_RATE_DECAY_FACTOR,
-      decay_steps=int(steps_per_epoch * NUM_EPOCHS_PER_DECAY),
-    )
+  decay_steps = int(steps_per_epoch * NUM_EPOCHS_PER_DECAY)
+  rate = schedules.of_recipe(
+    global_step, recipe, LEARNING_RATE_DECAY_FACTOR, decay_steps
+  )
   if scale != 1:
     steps = NUM_EPOCHS_OF_WARM_UP * steps_per_epoch
     rate *= schedules.warm_up(global_step, scale, steps)
   summaries.scalar('learning_rate', rate)
   return rate
-
-
-def variables_to_restore() -> dict[str, tf.Variable]:
-  """Return the variables that evaluation restores, by checkpoint name.
-
-  Trainable variables map to the names of their moving averages.
-  """
-  averages = tf.train.ExponentialMovingAverage(MOVING_AVERAGE_DECAY)
-  return averages.variables_to_restore()
 
 
 def _convolution(
@@ -326,13 +308,11 @@ def _convolution(
 
   The caller adds the biases, after pooling where that saves work.
   """
-  if filters is None:
-    shape = [5, 5, x.shape.as_list()[-1], channels]
-    kernel = _variable_with_weight_decay('weights', shape, stddev=0.05, wd=None)
-  else:
-    kernel = _variable(
-      'weights', filters.shape, tf.constant_initializer(filters)
-    )
+  initializer = tf.truncated_normal_initializer(stddev=0.05)
+  if filters is not None:
+    initializer = tf.constant_initializer(filters)
+  shape = [5, 5, x.shape.as_list()[-1], channels]
+  kernel = _variable('weights', shape, initializer)
   biases = _variable('biases', [channels], tf.constant_initializer(bias))
   kernel = precision.enter_compute_type(kernel, x.dtype)
   biases = precision.enter_compute_type(biases, x.dtype)
@@ -342,9 +322,17 @@ def _convolution(
 def _dense(
   x: tf.Tensor, units: int, stddev: float, bias: float, wd: float | None
 ) -> tf.Tensor:
-  """Apply a fully connected layer, without activation, to x [batch, n]."""
+  """Apply a fully connected layer, without activation, to x [batch, n].
+
+  The weight decay, `wd` times the L2 loss of the weights, is added to the
+  collection 'losses'.
+  """
   shape = [x.shape.as_list()[-1], units]
-  weights = _variable_with_weight_decay('weights', shape, stddev, wd)
+  initializer = tf.truncated_normal_initializer(stddev=stddev)
+  weights = _variable('weights', shape, initializer)
+  if wd:
+    weight_decay = tf.multiply(tf.nn.l2_loss(weights), wd, name='weight_loss')
+    tf.add_to_collection('losses', weight_decay)
   biases = _variable('biases', [units], tf.constant_initializer(bias))
   weights = precision.enter_compute_type(weights, x.dtype)
   biases = precision.enter_compute_type(biases, x.dtype)
@@ -365,28 +353,6 @@ def _variable(
       name, shape, tf.float32, initializer, use_resource=True
     )
   return tf.convert_to_tensor(variable)
-
-
-def _variable_with_weight_decay(
-  name: str, shape: list[int], stddev: float, wd: float | None
-) -> tf.Tensor:
-  """Get a variable with truncated normal initialization and weight decay.
-
-  Args:
-    name: name of the variable.
-    shape: shape of the variable.
-    stddev: standard deviation of the initial values before truncation.
-    wd: factor of the L2 loss added to the collection 'losses'; None or 0 adds
-      none.
-
-  Returns:
-    The variable's value.
-  """
-  value = _variable(name, shape, tf.truncated_normal_initializer(stddev=stddev))
-  if wd:
-    weight_decay = tf.multiply(tf.nn.l2_loss(value), wd, name='weight_loss')
-    tf.add_to_collection('losses', weight_decay)
-  return value
 
 
 def _activation_summary(x: tf.Tensor) -> None:

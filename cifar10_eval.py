@@ -26,7 +26,7 @@ import tensorflow.compat.v1 as tf
 
 import cifar10
 import cifar10_input
-from cifar10_suite import checkpoints, dataset, files, report, views
+from cifar10_suite import checkpoints, dataset, files, optimizers, report, views
 from cifar10_suite import scores as scoring
 from cifar10_suite.errors import UserError
 
@@ -156,7 +156,7 @@ def build_evaluation() -> Evaluation:
     num_views=num_views,
   )
   logits = cifar10.inference(tf.cast(images, cifar10.compute_type()))
-  variables = cifar10.variables_to_restore()
+  variables = optimizers.variables_to_restore()
   scaffold = tf.train.Scaffold(
     saver=tf.train.Saver(variables), summary_op=tf.summary.merge_all()
   )

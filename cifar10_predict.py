@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import cifar10
-from cifar10_suite import checkpoints, dataset, pictures, views
+from cifar10_suite import checkpoints, dataset, optimizers, pictures, views
 from cifar10_suite.errors import UserError
 from cifar10_suite.pictures import SIZE
 
@@ -116,7 +116,7 @@ def restore(checkpoint_dir: str) -> tf.Session:
   Raises:
     CheckpointError: if there is no checkpoint, or it does not match the graph.
   """
-  variables = cifar10.variables_to_restore()
+  variables = optimizers.variables_to_restore()
   found = checkpoints.newest_good(checkpoint_dir, variables)
   if found is None:
     raise checkpoints.CheckpointError(

@@ -57,6 +57,15 @@ class AveragingOptimizer(tf.train.Optimizer):
       return averages.apply(tf.trainable_variables())
 
 
+def variables_to_restore() -> dict[str, tf.Variable]:
+  """Return the variables that evaluation restores, by checkpoint name.
+
+  Trainable variables map to the names of their moving averages.
+  """
+  # The names do not depend on the decay.
+  return tf.train.ExponentialMovingAverage(decay=1.0).variables_to_restore()
+
+
 class MuonOptimizer(tf.train.Optimizer):
   """Muon: momentum with orthogonalized updates of weight matrices.
 

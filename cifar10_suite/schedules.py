@@ -7,6 +7,23 @@ from cifar10_suite.recipes import Recipe
 _RISING_FRACTION = 0.05  # warm-up of a triangular schedule
 
 
+def of_recipe(
+  global_step: tf.Variable, recipe: Recipe, factor: float, decay_steps: int
+) -> tf.Tensor:
+  """Return the learning rate of a recipe, float32 [].
+
+  Args:
+    global_step: integer [], the number of completed steps.
+    recipe: the initial or peak learning rate, and the schedule.
+    factor: factor of each drop of a stepwise schedule.
+    decay_steps: number of steps between drops.
+  """
+  rate = recipe.learning_rate
+  if recipe.linear:
+    return triangle(global_step, rate, recipe.max_steps)
+  return staircase(global_step, rate, factor, decay_steps)
+
+
 def staircase(
   global_step: tf.Variable, initial: float, factor: float, decay_steps: int
 ) -> tf.Tensor:
