@@ -147,15 +147,13 @@ def inference(
     # first gives the same result for a quarter of the work. The summary shows
     # the activations before pooling, as in the tutorial; they are computed only
     # in steps that write summaries.
-    pooled = convolution.max_pool(sums, name='pool1')
-    pool1 = tf.nn.relu(tf.nn.bias_add(pooled, biases))
-  norm1 = lrn.local_response_normalization(pool1, name='norm1')
+    pool1 = convolution.max_pool(sums, name='pool1')
+  norm1 = lrn.relu_and_normalize(pool1, biases, name='norm1')
 
   with tf.variable_scope('conv2'):
     sums, biases = _convolution(norm1, 64, bias=0.1)
-    conv2 = tf.nn.relu(tf.nn.bias_add(sums, biases))
-    _activation_summary(conv2)
-  norm2 = lrn.local_response_normalization(conv2, name='norm2')
+    _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
+  norm2 = lrn.relu_and_normalize(sums, biases, name='norm2')
   pool2 = convolution.max_pool(norm2, name='pool2')
 
   height, width, depth = pool2.shape.as_list()[1:]
@@ -306,7 +304,7 @@ def _convolution(
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Convolve with 5x5 filters; return the sums and, separately, the biases.
 
-  The caller adds the biases, after pooling where that saves work.
+  `lrn.relu_and_normalize` adds the biases.
   """
   initializer = tf.truncated_normal_initializer(stddev=0.05)
   if filters is not None:

@@ -43,46 +43,65 @@ def build_training(count, dtype=tf.float32):
   return loss, train_op
 
 
-class TestLocalResponseNormalization:
+# XLA compiles for known shapes only; otherwise, operations run one by one.
+@pytest.mark.parametrize('batch_is_known', [True, False])
+class TestReluAndNormalize:
+  def build(self, x, biases, dy, batch_is_known, dtype=tf.float32):
+    """Return y and the gradients of x and the biases, as float32."""
+    shape = [None, *x.shape[1:]]
+    x, dy = (tf.constant(value, tf.float32) for value in (x, dy))
+    if not batch_is_known:
+      x, dy = (tf.placeholder_with_default(value, shape) for value in (x, dy))
+    x, dy = tf.cast(x, dtype), tf.cast(dy, dtype)
+    biases = tf.cast(biases, dtype)
+    y = lrn.relu_and_normalize(x, biases, name='norm')
+    results = [y, *tf.gradients(y, [x, biases], dy)]
+    assert {result.dtype for result in results} == {dtype}
+    return [tf.cast(result, tf.float32) for result in results]
+
   @pytest.mark.parametrize('shape', [[2, 3, 4, 64], [1, 1, 5, 7], [2, 2, 2, 1]])
-  def test_equals_numpy(self, graph, shape):
-    x = 30 * np.random.RandomState(0).randn(*shape)
+  def test_equals_numpy(self, graph, shape, batch_is_known):
+    rng = np.random.RandomState(0)
+    x, biases = 30 * rng.randn(*shape), rng.randn(shape[-1])
+    relu = np.maximum(x + biases, 0)
     expected = np.empty(shape)
     for channel in range(shape[-1]):
-      window = x[..., max(0, channel - 4) : channel + 5]
+      window = relu[..., max(0, channel - 4) : channel + 5]
       sums = 1.0 + 0.001 / 9.0 * np.square(window).sum(axis=-1)
-      expected[..., channel] = x[..., channel] / sums**0.75
-    y = lrn.local_response_normalization(
-      tf.constant(x, tf.float32), name='norm'
-    )
+      expected[..., channel] = relu[..., channel] / sums**0.75
+    y, _, _ = self.build(x, biases, x, batch_is_known)
     with tf.Session() as session:
-      np.testing.assert_allclose(session.run(y), expected, rtol=1e-5)
+      np.testing.assert_allclose(session.run(y), expected, rtol=1e-5, atol=1e-6)
 
-  def test_equals_tensorflows_and_its_gradient(self, graph):
+  def test_equals_tensorflows_and_its_gradient(self, graph, batch_is_known):
     rng = np.random.RandomState(0)
-    x = tf.constant(20 * rng.randn(3, 5, 6, 64), tf.float32)
-    dy = tf.constant(rng.randn(3, 5, 6, 64), tf.float32)
-    ours = lrn.local_response_normalization(x, name='norm')
-    theirs = tf.nn.lrn(x, 4, bias=1.0, alpha=0.001 / 9.0, beta=0.75)
+    x, dy = 20 * rng.randn(3, 5, 6, 64), rng.randn(3, 5, 6, 64)
+    b = rng.randn(64)
+    ours = self.build(x, b, dy, batch_is_known)
+    x, b, dy = (tf.constant(value, tf.float32) for value in (x, b, dy))
+    relu = tf.nn.relu(tf.nn.bias_add(x, b))
+    y = tf.nn.lrn(relu, 4, bias=1.0, alpha=0.001 / 9.0, beta=0.75)
     with tf.Session() as session:
-      got, expected = session.run(
-        [[y, tf.gradients(y, x, dy)[0]] for y in (ours, theirs)]
-      )
-    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-6)
+      got, expected = session.run([ours, [y, *tf.gradients(y, [x, b], dy)]])
+    for mine, theirs in zip(got, expected, strict=True):
+      np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
   @pytest.mark.parametrize('dtype', [tf.float16, tf.bfloat16])
-  def test_short_floats_keep_their_precision(self, graph, dtype):
-    x = tf.cast(300 * np.random.RandomState(0).randn(2, 3, 4, 64), dtype)
-    x32 = tf.cast(x, tf.float32)
-    y = lrn.local_response_normalization(x, name='norm')
-    y32 = lrn.local_response_normalization(x32, name='norm32')
-    assert y.dtype == dtype
-    dx, dx32 = tf.gradients(y, x)[0], tf.gradients(y32, x32)[0]
-    assert dx.dtype == dtype
+  def test_short_floats_keep_their_precision(
+    self, graph, dtype, batch_is_known
+  ):
+    rng = np.random.RandomState(0)
+    arguments = 300 * rng.randn(2, 3, 4, 64), rng.randn(64)
+    # The values of the type itself, so that only the results are rounded.
+    arguments = [
+      tf.cast(tf.cast(value, dtype), tf.float32) for value in arguments
+    ]
     with tf.Session() as session:
-      for short, exact in [(y, y32), (dx, dx32)]:
-        got, expected = session.run([tf.cast(short, tf.float32), exact])
+      x, b = session.run(arguments)
+      dy = np.ones_like(x)
+      exact = self.build(x, b, dy, batch_is_known)
+      short = self.build(x, b, dy, batch_is_known, dtype)
+      for got, expected in zip(*session.run([short, exact]), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-3)
 
 
@@ -444,7 +463,7 @@ class TestStep:
     build_program(batches_dir)
     types = {op.type for op in graph.get_operations()}
     assert types.isdisjoint({'LRN', 'LRNGrad', 'ReaderReadV2'})
-    assert {'ReaderReadUpToV2', 'CropAndResize'} <= types
+    assert {'ReaderReadUpToV2', 'PartitionedCall'} <= types
 
   @pytest.mark.slow
   def test_takes_one_run(self, batches_dir, tmp_path, monkeypatch):

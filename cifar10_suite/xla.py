@@ -1,0 +1,50 @@
+"""Functions that XLA compiles.
+
+TensorFlow runs a chain of small operations one by one, and each reads and
+writes all of its data in memory. XLA compiles the chain into one kernel.
+"""
+
+import functools
+from collections.abc import Callable
+
+import tensorflow.compat.v1 as tf
+
+from cifar10_suite import precision
+
+
+def compiled(function: Callable) -> Callable:
+  """Decorate a function of tensors so that XLA compiles it, where it can.
+
+  Otherwise, TensorFlow runs its operations one by one, with the same results up
+  to rounding. Random operations do not belong in the function: XLA ignores
+  their seeds.
+  """
+  kernel = tf.function(function, jit_compile=True, autograph=False)
+
+  @functools.wraps(function)
+  def call(*arguments: object) -> object:
+    tensors = [value for value in arguments if tf.is_tensor(value)]
+    return (kernel if can_compile(*tensors) else function)(*arguments)
+
+  return call
+
+
+def can_compile(*tensors: tf.Tensor) -> bool:
+  """Return whether XLA can compile a function of these tensors.
+
+  XLA compiles for fixed shapes, so all must be known. On GPUs, TensorFlow's own
+  kernels serve well, and XLA may lack a part of its toolchain.
+  """
+  on_cpu = not tf.config.list_physical_devices('GPU') or all(
+    'CPU' in tensor.device.upper() for tensor in tensors
+  )
+  shapes_are_known = all(tensor.shape.is_fully_defined() for tensor in tensors)
+  return on_cpu and shapes_are_known and _is_available()
+
+
+@functools.cache
+def _is_available() -> bool:
+  """Return whether this build of TensorFlow can compile for the CPU."""
+  function = tf.function(tf.negative, jit_compile=True, autograph=False)
+  seconds = precision.seconds(lambda: [function(tf.ones([1])).op])
+  return seconds < float('inf')
