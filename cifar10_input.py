@@ -14,7 +14,7 @@ import dataclasses
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import dataset, views
+from cifar10_suite import dataset, views, xla
 from cifar10_suite.recipes import TUTORIAL
 
 # Height and width of the network's input in pixels, from 8 to 32.
@@ -25,6 +25,7 @@ NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN = 50000
 NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = 10000
 
 # Default strength of the distortions.
+MAX_BRIGHTNESS = 63  # bound of the random number that is added
 CONTRAST = TUTORIAL.contrast  # bounds of the random factor
 CROP_MARGIN = TUTORIAL.crop_margin[0]  # 1: crops from anywhere in the image
 
@@ -98,16 +99,18 @@ def distorted_batches(
   count: int,
   contrast: tuple[float, float] = CONTRAST,
   crop_margin: float | tf.Tensor = CROP_MARGIN,
+  dtype: tf.DType = tf.float32,
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
   """Build several training batches per step from one input pipeline.
 
   Args:
     data_dir, batch_size: as for `distorted_inputs`.
     count: number of batches per step.
-    contrast, crop_margin: as for `distort`.
+    contrast, crop_margin, dtype: as for `distort`.
 
   Returns:
-    A list of `count` (images, labels) pairs, as from `distorted_inputs`.
+    A list of `count` (images, labels) pairs, as from `distorted_inputs`, with
+    images in the given dtype.
 
   Raises:
     DataError: as for `distorted_inputs`.
@@ -134,8 +137,10 @@ def distorted_batches(
       min_after_dequeue=min_queue_examples,
       enqueue_many=True,
     )
-    images, labels = _images_and_labels(batch)
-    queue = _ready_batches(distort(images, contrast, crop_margin), labels)
+    planes, labels = _planes_and_labels(batch)
+    queue = _ready_batches(
+      distort(planes, contrast, crop_margin, dtype), labels
+    )
     batches = [queue.dequeue() for _ in range(count)]
   _image_summary(batches[0][0])
   return batches
@@ -190,112 +195,105 @@ def inputs(
 
 
 def distort(
-  images: tf.Tensor,
+  planes: tf.Tensor,
   contrast: tuple[float, float] = CONTRAST,
   crop_margin: float | tf.Tensor = CROP_MARGIN,
+  dtype: tf.DType = tf.float32,
 ) -> tf.Tensor:
   """Apply a random crop, flip, brightness and contrast, then standardize.
 
   Args:
-    images: uint8 [n, 32, 32, 3].
+    planes: uint8 [n, 3, 32, 32], depth-major as in the files.
     contrast: bounds of the random contrast factor.
     crop_margin: maximum offset of a crop, a number or float32 [] from 0 (centre
       only) to 1 (anywhere in the image). If the margin is not a whole number of
       pixels, the outermost crops are less frequent.
+    dtype: type of the result.
 
   Returns:
-    float32 [n, 24, 24, 3]; the distortions of the images are independent.
+    [n, 24, 24, 3]; the distortions of the images are independent.
   """
-  images = random_crop_and_flip(images, crop_margin)
-  images = random_brightness(images, max_delta=63)
-  lower, upper = contrast
-  images = random_contrast(images, lower=lower, upper=upper)
-  return tf.image.per_image_standardization(images)
+  count, _, height, width = planes.shape.as_list()
+  count = tf.shape(planes)[0] if count is None else count
+  planes = crop_and_flip(
+    planes,
+    _random_offsets(count, height, crop_margin),
+    _random_offsets(count, width, crop_margin),
+    tf.random.uniform([count]) < 0.5,
+  )
+  return adjust_and_standardize(
+    planes,
+    tf.random.uniform([count, 1, 1, 1], -MAX_BRIGHTNESS, MAX_BRIGHTNESS),
+    tf.random.uniform([count, 1, 1, 1], *contrast),
+    dtype,
+  )
 
 
-def random_crop_and_flip(
-  images: tf.Tensor, margin: float | tf.Tensor = CROP_MARGIN
+@xla.compiled
+def crop_and_flip(
+  planes: tf.Tensor, tops: tf.Tensor, lefts: tf.Tensor, flips: tf.Tensor
 ) -> tf.Tensor:
-  """Crop a random 24x24 window from each image and mirror it half of the time.
+  """Crop a 24x24 window from each image and mirror some of them.
 
   Args:
-    images: [n, height, width, channels].
-    margin: as `crop_margin` in `distort`.
+    planes: uint8 [n, channels, height, width].
+    tops, lefts: int32 [n], the windows' first rows and columns.
+    flips: bool [n], whether to mirror.
 
   Returns:
-    float32 [n, 24, 24, channels]; pixel values are unchanged.
+    uint8 [n, channels, 24, 24].
   """
-  count = tf.shape(images)[0]
-  height, width = images.shape.as_list()[1:3]
-  top, bottom = _random_ends(count, height, margin)
-  left, right = _random_ends(count, width, margin)
-  mirrored = tf.random.uniform([count]) < 0.5
-  # A box from right to left mirrors the crop.
-  boxes = tf.stack(
-    [
-      top,
-      tf.where(mirrored, right, left),
-      bottom,
-      tf.where(mirrored, left, right),
-    ],
-    axis=1,
+  channels, height, width = planes.shape.as_list()[1:]
+  window = tf.range(IMAGE_SIZE)
+  rows = tops[:, tf.newaxis] + window
+  columns = lefts[:, tf.newaxis] + tf.where_v2(
+    flips[:, tf.newaxis], IMAGE_SIZE - 1 - window, window
   )
-  return tf.image.crop_and_resize(
-    images,
-    boxes,
-    box_indices=tf.range(count),
-    crop_size=[IMAGE_SIZE, IMAGE_SIZE],
-    method='nearest',
+  first_rows = height * tf.reshape(
+    tf.range(tf.shape(planes)[0] * channels), [-1, channels, 1, 1]
   )
+  rows = rows[:, tf.newaxis, :, tf.newaxis] + first_rows
+  columns = columns[:, tf.newaxis, tf.newaxis, :]
+  return tf.gather(tf.reshape(planes, [-1]), rows * width + columns)
 
 
-def random_brightness(images: tf.Tensor, max_delta: float) -> tf.Tensor:
-  """Add a random number from [-max_delta, max_delta) to each image."""
-  return images + _random_per_image(images, -max_delta, max_delta)
-
-
-def random_contrast(images: tf.Tensor, lower: float, upper: float) -> tf.Tensor:
-  """Scale the contrast of each image by a random factor.
+@xla.compiled
+def adjust_and_standardize(
+  planes: tf.Tensor,
+  brightness: tf.Tensor,
+  contrast: tf.Tensor,
+  dtype: tf.DType,
+) -> tf.Tensor:
+  """Adjust the brightness and contrast of each image, then standardize it.
 
   Args:
-    images: float32 [n, height, width, channels].
-    lower, upper: bounds of the uniformly distributed factor.
+    planes: numbers [n, channels, height, width].
+    brightness: float32 [n, 1, 1, 1], added to the image.
+    contrast: float32 [n, 1, 1, 1], factor of the contrast: the deviations of
+      pixels from the mean of their channel.
+    dtype: type of the result.
 
   Returns:
-    (images - mean) * factor + mean, in the shape of `images`, where mean is the
-    mean of each channel over height and width.
+    [n, height, width, channels], with mean 0 and standard deviation 1.
   """
-  # Arithmetic with one number per channel is faster in depth-major order.
-  planes = tf.transpose(images, [0, 3, 1, 2])
+  planes = tf.cast(planes, tf.float32) + brightness
   means = tf.reduce_mean(planes, axis=[2, 3], keepdims=True)
-  planes = (planes - means) * _random_per_image(planes, lower, upper) + means
-  return tf.transpose(planes, [0, 2, 3, 1])
+  planes = (planes - means) * contrast + means
+  images = tf.transpose(planes, [0, 2, 3, 1])
+  return tf.cast(tf.image.per_image_standardization(images), dtype)
 
 
-def _random_ends(
-  count: tf.Tensor, length: int, margin: float | tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-  """Draw start and end of crops along one axis, for `crop_and_resize`.
-
-  Its coordinates run from 0, the centre of the first pixel, to 1, the centre of
-  the last one.
-  """
+def _random_offsets(
+  count: int | tf.Tensor, length: int, margin: float | tf.Tensor
+) -> tf.Tensor:
+  """Draw the starts of crops along one axis, int32 [count]."""
   last = length - IMAGE_SIZE
   centre = last // 2
   before, after = margin * centre, margin * (last - centre)
   offsets = tf.random.uniform([count], -before - 0.5, after + 0.5)
   # Rounding may exceed the bounds at the ends of the interval.
   starts = tf.clip_by_value(centre + tf.round(offsets), 0, last)
-  # Shrink boxes slightly: samples that rounding moves outside would be black.
-  inwards = 0.001
-  ends = starts + (IMAGE_SIZE - 1 - inwards)
-  return (starts + inwards) / (length - 1), ends / (length - 1)
-
-
-def _random_per_image(
-  images: tf.Tensor, lower: float, upper: float
-) -> tf.Tensor:
-  return tf.random.uniform([tf.shape(images)[0], 1, 1, 1], lower, upper)
+  return tf.cast(starts, tf.int32)
 
 
 def _check_image_size() -> None:
@@ -334,22 +332,24 @@ def _decode(keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.identity(records)
 
 
-def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Split records, uint8 [n, 3073], into images and labels.
+def _planes_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Split records, uint8 [n, 3073], into depth-major images and labels.
 
   Returns:
-    images: uint8 [n, 32, 32, 3].
+    planes: uint8 [n, 3, 32, 32].
     labels: int32 [n].
   """
   labels = tf.cast(records[:, 0], tf.int32)
-  planes = tf.reshape(
-    records[:, 1:], [-1, dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
-  )
-  images = tf.transpose(planes, [0, 2, 3, 1])
-  images.set_shape(
-    [records.shape[0], dataset.HEIGHT, dataset.WIDTH, dataset.DEPTH]
-  )
-  return images, labels
+  shape = [dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
+  planes = tf.reshape(records[:, 1:], [-1, *shape])
+  planes.set_shape([records.shape[0], *shape])
+  return planes, labels
+
+
+def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Split records, uint8 [n, 3073], into images [n, 32, 32, 3] and labels."""
+  planes, labels = _planes_and_labels(records)
+  return tf.transpose(planes, [0, 2, 3, 1]), labels
 
 
 def _ready_batches(images: tf.Tensor, labels: tf.Tensor) -> tf.QueueBase:
@@ -367,4 +367,4 @@ def _ready_batches(images: tf.Tensor, labels: tf.Tensor) -> tf.QueueBase:
 
 def _image_summary(images: tf.Tensor) -> None:
   with tf.device('/cpu:0'), tf.name_scope(None):
-    tf.summary.image('images', images)
+    tf.summary.image('images', tf.cast(images, tf.float32))

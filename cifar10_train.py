@@ -197,17 +197,14 @@ def distorted_batches(
     the compute type, and labels, int32 [batch_size].
   """
   recipe = settings.recipe
-  batches = cifar10_input.distorted_batches(
+  return cifar10_input.distorted_batches(
     os.path.join(settings.data_dir, dataset.BATCHES_DIR),
     recipe.batch_size,
     count,
     recipe.contrast,
     schedules.crop_margin(updates.make_global_step(), recipe),
+    settings.dtype,
   )
-  with tf.device('/cpu:0'):
-    return [
-      (tf.cast(images, settings.dtype), labels) for images, labels in batches
-    ]
 
 
 def build_loss(

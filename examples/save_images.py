@@ -126,7 +126,8 @@ def save_distorted(
 ) -> None:
   """Write a sheet that shows images next to distorted versions."""
   with tf.Graph().as_default(), tf.Session() as session:
-    copies = np.repeat(images, _DISTORTIONS, axis=0)
+    planes = np.transpose(images, [0, 3, 1, 2])
+    copies = np.repeat(planes, _DISTORTIONS, axis=0)
     distorted = session.run(cifar10_input.distort(tf.constant(copies)))
   # Inputs of the network have mean 0 and standard deviation 1. For display, map
   # two standard deviations on either side to 0..255.

@@ -1,5 +1,6 @@
 """Test the input module against NumPy, and its random numbers with SciPy."""
 
+import itertools
 import os
 
 import numpy as np
@@ -76,46 +77,71 @@ class TestReadCifar10:
     assert f'[{path}:1] [200]' in caught.value.message
 
 
-class TestRandomCropAndFlip:
+def position_planes(count):
+  """Images whose pixels tell their row, 1 to 32, and their column."""
+  rows, columns = np.mgrid[1:33, 1:33]
+  planes = np.stack([rows, columns, 0 * rows]).astype(np.uint8)
+  return tf.tile(planes[np.newaxis], [count, 1, 1, 1])
+
+
+def windows_of(images):
+  """Return (row, column, is mirrored) of distorted `position_planes`.
+
+  The last channel, which is zero, and the first one, whose rows rise by one,
+  undo the standardization.
+  """
+  scale = images[:, 1:2, :1, :1] - images[:, :1, :1, :1]
+  pixels = (images - images[..., 2:]) / scale
+  rows = np.rint(pixels[:, 0, 0, 0]).astype(int)
+  columns = np.rint(pixels[..., 1].min(axis=(1, 2))).astype(int)
+  mirrored = pixels[:, 0, 0, 1] > pixels[:, 0, -1, 1]
+  size = images.shape[1]
+  for crop, row, column, is_mirrored in zip(
+    pixels, rows, columns, mirrored, strict=True
+  ):
+    line = np.arange(column, column + size)[:: -1 if is_mirrored else 1]
+    np.testing.assert_allclose(crop[..., 1] - line, 0, atol=0.01)
+    down = np.arange(row, row + size)[:, np.newaxis]
+    np.testing.assert_allclose(crop[..., 0] - down, 0, atol=0.01)
+  return np.stack([rows - 1, columns - 1, mirrored], axis=1)
+
+
+def distorted_positions(count, **kwargs):
+  """Return `position_planes`, distorted; contrast is unchanged by default."""
+  kwargs = {'contrast': (1.0, 1.0), **kwargs}
+  with tf.Session() as session:
+    return session.run(cifar10_input.distort(position_planes(count), **kwargs))
+
+
+def without_static_batch(array):
+  """Return a tensor whose batch size is unknown when the graph is built."""
+  return tf.placeholder_with_default(array, [None, *array.shape[1:]])
+
+
+# XLA compiles for known shapes only; otherwise, operations run one by one.
+compiled_or_not = pytest.mark.parametrize(
+  'as_tensor', [tf.constant, without_static_batch]
+)
+
+
+class TestRandomCrops:
   @pytest.fixture
   def windows(self, graph):
-    """(row, column, is mirrored) of many crops of one image."""
-    image = random_images(1)[0]
-    known = {}
-    for row in range(9):
-      for column in range(9):
-        window = image[row : row + 24, column : column + 24].astype(np.float32)
-        known[window.tobytes()] = (row, column, False)
-        known[window[:, ::-1].tobytes()] = (row, column, True)
-    copies = tf.tile(image[np.newaxis], [8100, 1, 1, 1])
-    crops = cifar10_input.random_crop_and_flip(copies)
-    assert crops.dtype == tf.float32
-    with tf.Session() as session:
-      got = session.run(crops)
-    # Each crop is in `known` only if its pixels are exact.
-    return np.array([known[crop.tobytes()] for crop in got])
+    return windows_of(distorted_positions(8100))
 
-  def test_reaches_all_corners_equally_often(self, windows):
+  def test_reach_all_corners_equally_often(self, windows):
     corners = windows[:, 0] * 9 + windows[:, 1]
     counts = np.bincount(corners, minlength=81)
     assert counts.min() > 0
     assert scipy.stats.chisquare(counts).pvalue > P_VALUE
 
-  def test_stays_within_a_quarter_of_the_margin(self, graph):
-    image = random_images(1)[0]
-    copies = tf.tile(image[np.newaxis], [500, 1, 1, 1])
-    with tf.Session() as session:
-      crops = session.run(cifar10_input.random_crop_and_flip(copies, 0.25))
-    possible = {
-      window[:, ::direction].tobytes()
-      for row in range(3, 6)
-      for column in range(3, 6)
-      for direction in (1, -1)
-      for window in [image[row : row + 24, column : column + 24].astype('f4')]
-    }
-    assert {crop.tobytes() for crop in crops} == possible
+  def test_stay_within_a_quarter_of_the_margin(self, graph):
+    windows = windows_of(distorted_positions(500, crop_margin=0.25))
+    assert {tuple(window) for window in windows} == set(
+      itertools.product(range(3, 6), range(3, 6), [0, 1])
+    )
 
-  def test_mirrors_half_of_them(self, windows):
+  def test_mirror_half_of_them(self, windows):
     mirrored = int(windows[:, 2].sum())
     assert scipy.stats.binomtest(mirrored, len(windows)).pvalue > P_VALUE
 
@@ -134,91 +160,82 @@ class TestRandomCropAndFlip:
       assert scipy.stats.chi2_contingency(table).pvalue > P_VALUE
 
 
-class TestRandomBrightness:
-  def test_adds_one_uniform_number_to_each_image(self, graph):
-    images = random_images(5000).astype(np.float32)[:, :2, :2]
-    brightened = cifar10_input.random_brightness(tf.constant(images), 63)
-    with tf.Session() as session:
-      added = (session.run(brightened) - images).reshape(5000, -1)
-    np.testing.assert_allclose(added, added[:, :1].repeat(12, 1), atol=1e-4)
-    deltas = added[:, 0]
-    assert deltas.min() >= -63 and deltas.max() < 63
-    uniform = scipy.stats.uniform(-63, 126)
-    assert scipy.stats.kstest(deltas, uniform.cdf).pvalue > P_VALUE
-    neighbours = scipy.stats.pearsonr(deltas[:-1], deltas[1:])
-    assert neighbours.pvalue > P_VALUE
+@compiled_or_not
+def test_crop_and_flip_equals_slicing(graph, as_tensor):
+  planes = random_images(4).transpose(0, 3, 1, 2)
+  tops, lefts, flips = [0, 8, 3, 8], [8, 0, 5, 8], [False, True, True, False]
+  crops = cifar10_input.crop_and_flip(
+    as_tensor(planes), tf.constant(tops), tf.constant(lefts), tf.constant(flips)
+  )
+  with tf.Session() as session:
+    got = session.run(crops)
+  assert got.dtype == np.uint8
+  for crop, plane, top, left, flip in zip(
+    got, planes, tops, lefts, flips, strict=True
+  ):
+    window = plane[:, top : top + 24, left : left + 24]
+    np.testing.assert_array_equal(crop, window[..., ::-1] if flip else window)
 
 
-class TestRandomContrast:
-  def test_scales_about_each_channels_mean(self, graph):
-    images = random_images(5000).astype(np.float32)[:, :4, :4]
-    contrasted = cifar10_input.random_contrast(tf.constant(images), 0.2, 1.8)
-    with tf.Session() as session:
-      got = session.run(contrasted)
-    means = images.mean(axis=(1, 2), keepdims=True)
-    deviations = images - means
-    factors = (got - means).std(axis=(1, 2, 3)) / deviations.std(axis=(1, 2, 3))
-    np.testing.assert_allclose(
-      got, deviations * factors[:, None, None, None] + means, atol=1e-2
-    )
-    assert factors.min() >= 0.2 - 1e-5 and factors.max() < 1.8 + 1e-5
-    uniform = scipy.stats.uniform(0.2, 1.6)
-    assert scipy.stats.kstest(factors, uniform.cdf).pvalue > P_VALUE
-    neighbours = scipy.stats.pearsonr(factors[:-1], factors[1:])
-    assert neighbours.pvalue > P_VALUE
+@compiled_or_not
+@pytest.mark.parametrize(
+  ('dtype', 'tolerance'), [(tf.float32, 1e-5), (tf.bfloat16, 2**-7)]
+)
+def test_adjust_and_standardize_equals_numpy(
+  graph, as_tensor, dtype, tolerance
+):
+  planes = random_images(3).transpose(0, 3, 1, 2)
+  brightness = np.array([-63, 0, 40], np.float32).reshape(3, 1, 1, 1)
+  contrast = np.array([0.2, 1, 1.8], np.float32).reshape(3, 1, 1, 1)
+  images = cifar10_input.adjust_and_standardize(
+    as_tensor(planes), tf.constant(brightness), tf.constant(contrast), dtype
+  )
+  assert images.dtype == dtype
+  with tf.Session() as session:
+    got = session.run(tf.cast(images, tf.float32))
+  bright = planes.astype(np.float64) + brightness
+  means = bright.mean(axis=(2, 3), keepdims=True)
+  expected = (bright - means) * contrast + means
+  expected = standardize(expected.transpose(0, 2, 3, 1))
+  np.testing.assert_allclose(got, expected, rtol=tolerance, atol=1e-5)
 
 
 class TestDistort:
   def test_standardizes_each_image(self, graph):
-    distorted = cifar10_input.distort(tf.constant(random_images(50)))
+    planes = random_images(50).transpose(0, 3, 1, 2)
+    distorted = cifar10_input.distort(tf.constant(planes))
     with tf.Session() as session:
       got = session.run(distorted)
     assert got.shape == (50, 24, 24, 3)
     np.testing.assert_allclose(got.mean(axis=(1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(got.std(axis=(1, 2, 3)), 1, atol=1e-4)
 
-  def test_steps_and_their_ranges(self, graph, monkeypatch):
-    """Watch the calls, since standardization hides earlier distortions."""
-    calls = []
-
-    def watch(name):
-      original = getattr(cifar10_input, name)
-
-      def watched(images, *args, **kwargs):
-        calls.append((name, args, kwargs))
-        return original(images, *args, **kwargs)
-
-      monkeypatch.setattr(cifar10_input, name, watched)
-
-    for name in (
-      'random_crop_and_flip',
-      'random_brightness',
-      'random_contrast',
-    ):
-      watch(name)
-    images = tf.constant(random_images(2))
-    cifar10_input.distort(images)
-    assert calls == [
-      ('random_crop_and_flip', (1,), {}),
-      ('random_brightness', (), {'max_delta': 63}),
-      ('random_contrast', (), {'lower': 0.2, 'upper': 1.8}),
-    ]
-    cifar10_input.distort(images, contrast=(0.8, 1.2), crop_margin=0.5)
-    assert calls[3] == ('random_crop_and_flip', (0.5,), {})
-    assert calls[5][2] == {'lower': 0.8, 'upper': 1.2}
+  def test_contrast_is_uniform(self, graph):
+    images = distorted_positions(5000, crop_margin=0.0, contrast=(0.2, 1.8))
+    # The channels' means do not change, but for the standardization.
+    mean = np.arange(5, 29).mean()
+    unit = (images[..., 0].mean(axis=(1, 2)) - images[:, 0, 0, 2]) / mean
+    factors = (images[:, 1, 0, 0] - images[:, 0, 0, 0]) / unit
+    assert factors.min() >= 0.2 - 1e-4 and factors.max() < 1.8 + 1e-4
+    uniform = scipy.stats.uniform(0.2, 1.6)
+    assert scipy.stats.kstest(factors, uniform.cdf).pvalue > P_VALUE
+    neighbours = scipy.stats.pearsonr(factors[:-1], factors[1:])
+    assert neighbours.pvalue > P_VALUE
 
   def test_a_plain_image_becomes_zero(self, graph):
-    plain = np.full([2, 32, 32, 3], 200, np.uint8)
+    plain = np.full([2, 3, 32, 32], 200, np.uint8)
     distorted = cifar10_input.distort(tf.constant(plain))
     with tf.Session() as session:
       np.testing.assert_allclose(session.run(distorted), 0, atol=0.02)
 
-  def test_distorts_equal_images_differently(self, graph):
-    image = random_images(1)[0]
-    distorted = cifar10_input.distort(tf.tile(image[np.newaxis], [20, 1, 1, 1]))
-    with tf.Session() as session:
-      got = session.run(distorted).reshape(20, -1)
-    assert len(np.unique(got, axis=0)) == 20
+  def test_a_seed_repeats_the_distortions(self, graph):
+    """XLA would ignore the seed of random operations that it compiles."""
+    results = []
+    for _ in range(2):
+      with tf.Graph().as_default():
+        tf.set_random_seed(7)
+        results.append(distorted_positions(20, contrast=(0.2, 1.8)))
+    np.testing.assert_array_equal(*results)
 
 
 class TestImageSize:
@@ -231,19 +248,13 @@ class TestImageSize:
 
   @pytest.mark.parametrize('margin', [0, 0.5, 1])
   def test_no_crop_leaves_the_image(self, graph, size, margin):
-    # Each pixel encodes its row and column.
-    rows, columns = np.mgrid[1:33, 1:33]
-    image = np.stack([rows, columns, rows], axis=2).astype(np.uint8)
-    copies = tf.tile(image[np.newaxis], [3000, 1, 1, 1])
-    with tf.Session() as session:
-      crops = session.run(cifar10_input.random_crop_and_flip(copies, margin))
-    assert crops.shape == (3000, size, size, 3) and crops.min() >= 1
+    windows = windows_of(distorted_positions(3000, crop_margin=margin))
     free = 32 - size
     centre = free // 2
     reach = [int(margin * most + 0.5) for most in (centre, free - centre)]
     possible = range(centre - reach[0], centre + reach[1] + 1)
-    for corner in (crops[..., 0].min(axis=(1, 2)), crops[..., 1].min((1, 2))):
-      starts, counts = np.unique(corner - 1, return_counts=True)
+    for corner in (windows[:, 0], windows[:, 1]):
+      starts, counts = np.unique(corner, return_counts=True)
       assert list(starts) == list(possible)
       if margin == 1 and len(counts) > 1:
         assert scipy.stats.chisquare(counts).pvalue > P_VALUE
