@@ -4,9 +4,9 @@
   make bench ARGS=--inputs
 
 The contestants run in turn, each in a separate process, for several rounds. The
-program prints a table of medians. It writes results/bench.json after each
-contestant, so that an interruption loses nothing, and finally the bar chart
-results/bench.png.
+program prints a table of medians. After each contestant, so that an
+interruption loses nothing, it writes results/bench.json, which has an entry for
+each kind of processor. Finally, it draws the bar chart results/bench.png.
 
 If a contestant fails, the program prints the last line of its error output and
 does not try it again. The others continue, and the exit status is 1.
@@ -36,6 +36,7 @@ sys.path.insert(0, _ROOT)
 from cifar10_suite import processor  # noqa: E402
 
 _RESULTS = os.path.join(_ROOT, 'results')
+_FIGURES = os.path.join(_RESULTS, 'bench.json')
 _BATCHES_DIR = os.path.join(_ROOT, 'cifar10_data', 'cifar-10-batches-bin')
 # Python of the suite and Keras; PyTorch runs in this program's environment.
 _SUITE_PYTHON = os.path.join(_ROOT, '.venv', 'bin', 'python')
@@ -100,7 +101,7 @@ def main() -> None:
   medians = {name: _medians(results) for name, results in rounds.items()}
   print('\n' + _table(medians, failures), flush=True)
   if not args.only and any(medians.values()):
-    _draw_chart(medians)
+    _draw_chart()
   if is_interrupted:
     sys.exit(130)
   if failures:
@@ -285,18 +286,28 @@ def _tutorial() -> Figures:
     return _child(_SUITE_PYTHON, 'tutorial.py', _BATCHES_DIR, train_dir)
 
 
+def _keras(*arguments: str) -> Callable[[], Figures]:
+  return _suite('keras_peer.py', *arguments, _BATCHES_DIR)
+
+
 CONTESTANTS: dict[str, Callable[[], Figures]] = {
   'matrix product, float32': _suite('matmul.py', 'float32'),
   'matrix product, bfloat16': _suite('matmul.py', 'bfloat16'),
   'this suite, float32': _train,
   'this suite, bfloat16': lambda: _train('--use_bf16'),
-  'its step alone, float32': _suite('step_alone.py', 'float32'),
-  'its step alone, bfloat16': _suite('step_alone.py', 'bfloat16'),
+  'its step alone, float32': _suite('step_alone.py', 'float32', 'tutorial'),
+  'its step alone, bfloat16': _suite('step_alone.py', 'bfloat16', 'tutorial'),
   'its input alone': _suite('inputs.py', _BATCHES_DIR),
   'its evaluation': _evaluate,
+  'recipe fast, float32': lambda: _train('--recipe=fast', '--nouse_bf16'),
+  'recipe fast, bfloat16': lambda: _train('--recipe=fast', '--use_bf16'),
+  'its step alone, fast, float32': _suite('step_alone.py', 'float32', 'fast'),
+  'its step alone, fast, bfloat16': _suite('step_alone.py', 'bfloat16', 'fast'),
   "the tutorial's way": _tutorial,
-  'Keras, float32': _suite('keras_peer.py', 'float32', _BATCHES_DIR),
-  'Keras, bfloat16': _suite('keras_peer.py', 'bf16', _BATCHES_DIR),
+  'Keras, float32': _keras('float32', 'plain'),
+  'Keras compiled, float32': _keras('float32', 'compiled'),
+  'Keras, bfloat16': _keras('bf16', 'plain'),
+  'Keras compiled, bfloat16': _keras('bf16', 'compiled'),
   'PyTorch, float32, no input': _torch('float32', 'eager'),
   'PyTorch compiled, float32, no input': _torch('float32', 'compiled'),
   'PyTorch, bfloat16, no input': _torch('bf16', 'eager'),
@@ -354,39 +365,50 @@ def _table(medians: dict[str, Figures], failures: dict[str, str]) -> str:
 def _write_figures(
   rounds: dict[str, list[Figures]], failures: dict[str, str]
 ) -> None:
-  """Write results/bench.json atomically."""
+  """Write this kind of processor's entry of results/bench.json, atomically."""
   os.makedirs(_RESULTS, exist_ok=True)
-  contents = {
-    'machine': {
-      'processor': processor.describe(),
-      'cores': os.cpu_count(),
-      'python': platform.python_version(),
-    },
+  contents = _read_figures()
+  contents[processor.describe()] = {
+    'date': datetime.date.today().isoformat(),
+    'python': platform.python_version(),
     'rounds': {name: results for name, results in rounds.items() if results},
     'failures': failures,
   }
-  path = os.path.join(_RESULTS, 'bench.json')
-  with open(f'{path}.tmp', 'w') as file:
+  with open(f'{_FIGURES}.tmp', 'w') as file:
     json.dump(contents, file, indent=1)
-  os.replace(f'{path}.tmp', path)
+  os.replace(f'{_FIGURES}.tmp', _FIGURES)
 
 
-def _draw_chart(medians: dict[str, Figures]) -> None:
-  """Draw results/bench.png, a bar chart of the training rates."""
+def _read_figures() -> dict[str, dict]:
+  """Return the entries of results/bench.json by processor."""
+  try:
+    with open(_FIGURES) as file:
+      return json.load(file)
+  except FileNotFoundError:
+    return {}
+
+
+def _draw_chart() -> None:
+  """Draw results/bench.png: the training rates on each kind of processor."""
   import matplotlib.pyplot as plt  # imported here: not needed with --only
 
-  bars = {
-    name: figures['examples_per_sec']
-    for name, figures in medians.items()
-    if 'examples_per_sec' in figures and 'alone' not in name
-  }
-  figure, axes = plt.subplots(figsize=(8, 4))
-  bar = axes.barh(list(bars), list(bars.values()), color='tab:orange')
-  axes.bar_label(bar, fmt='%.0f', padding=3)
-  axes.invert_yaxis()
-  axes.set_xlabel('training examples/sec')
-  axes.spines[['top', 'right']].set_visible(False)
-  figure.suptitle(processor.describe(), fontsize='small')
+  entries = _read_figures()
+  figure, panels = plt.subplots(
+    len(entries), figsize=(8, 3.5 * len(entries)), squeeze=False
+  )
+  for axes, (name, entry) in zip(panels[:, 0], entries.items(), strict=True):
+    medians = {
+      contestant: _medians(results).get('examples_per_sec')
+      for contestant, results in entry['rounds'].items()
+      if 'alone' not in contestant
+    }
+    bars = {key: value for key, value in medians.items() if value}
+    bar = axes.barh(list(bars), list(bars.values()), color='tab:orange')
+    axes.bar_label(bar, fmt='%.0f', padding=3)
+    axes.invert_yaxis()
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_title(f'{name}, {entry["date"]}', fontsize='small')
+  panels[-1, 0].set_xlabel('training examples/sec')
   figure.tight_layout()
   figure.savefig(os.path.join(_RESULTS, 'bench.png'), dpi=120)
   plt.close(figure)

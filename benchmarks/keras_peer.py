@@ -77,7 +77,7 @@ class Rate(keras.callbacks.Callback):
       self.model.stop_training = True
 
 
-def main(precision, batches_dir):
+def main(precision, mode, batches_dir):
   if precision == 'bf16':
     keras.mixed_precision.set_global_policy('mixed_bfloat16')
   model = keras.Sequential(
@@ -98,6 +98,7 @@ def main(precision, batches_dir):
   model.compile(
     keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9999),
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    jit_compile=mode == 'compiled',
   )
   model.fit(
     data_set(batches_dir),

@@ -10,32 +10,43 @@ from cifar10_suite import cli
 cli.quiet_tensorflow()
 
 import tensorflow.compat.v1 as tf
-from timing import BATCH_SIZE, report_steps
+from timing import report_steps
 
 import cifar10
 from cifar10_suite import training
+from cifar10_suite.recipes import RECIPES
 
 
-def main(dtype):
+def main(dtype, recipe_name):
+  recipe = RECIPES[recipe_name]
+  count = recipe.batch_size
   tf.disable_v2_behavior()
   tf.app.flags.FLAGS(sys.argv[:1])
   images = tf.get_local_variable(
     'images',
-    initializer=tf.random.normal([BATCH_SIZE, 24, 24, 3]),
+    initializer=tf.random.normal([count, 24, 24, 3]),
     use_resource=True,
   )
   labels = tf.get_local_variable(
     'labels',
-    initializer=tf.random.uniform([BATCH_SIZE], maxval=10, dtype=tf.int32),
+    initializer=tf.random.uniform([count], maxval=10, dtype=tf.int32),
     use_resource=True,
   )
-  loss = cifar10.loss(cifar10.inference(tf.cast(images, dtype)), labels)
-  train_op = cifar10.train(loss, tf.train.get_or_create_global_step())
+  logits = cifar10.inference(
+    tf.cast(images, dtype), is_training=True, recipe=recipe
+  )
+  loss = cifar10.loss(logits, labels, label_smoothing=recipe.label_smoothing)
+  train_op = cifar10.train(
+    loss,
+    tf.train.get_or_create_global_step(),
+    recipe=recipe,
+    examples_per_step=count,
+  )
   with tf.train.MonitoredSession(
     tf.train.ChiefSessionCreator(config=training.session_config())
   ) as session:
-    report_steps(lambda: session.run(train_op))
+    report_steps(lambda: session.run(train_op), count)
 
 
 if __name__ == '__main__':
-  main(sys.argv[1])
+  main(*sys.argv[1:])

@@ -15,11 +15,14 @@ def report(**figures: float) -> None:
   print(json.dumps(figures), flush=True)
 
 
-def report_steps(run_step: Callable[[], object]) -> None:
+def report_steps(
+  run_step: Callable[[], object], batch_size: int = BATCH_SIZE
+) -> None:
   """Run a step repeatedly and report its throughput.
 
   Args:
-    run_step: runs one step on BATCH_SIZE examples and waits for its completion.
+    run_step: runs one step and waits for its completion.
+    batch_size: number of examples per step.
   """
   for _ in range(WARM_UP_STEPS):
     run_step()
@@ -28,7 +31,7 @@ def report_steps(run_step: Callable[[], object]) -> None:
     run_step()
     steps += 1
   seconds = time.perf_counter() - start
-  examples = steps * BATCH_SIZE
+  examples = steps * batch_size
   report(
     examples_per_sec=examples / seconds,
     cpu_us_per_example=(sum(os.times()[:2]) - cpu_start) / examples * 1e6,

@@ -136,11 +136,11 @@ def _descended(
   return value - rate * (update + decay * value)
 
 
-# Of all triples of polynomials a x + b x^3 + c x^5, one applied after the other,
-# these bring the interval [0.01, 1] closest to 1: to 0.73 to 1.27. Each is the
-# best uniform approximation of 1 on the range of the one before, as in Amsel,
-# Persson, Musco and Gower, "The Polar Express: Optimal Matrix Sign Methods and
-# Their Application to the Muon Algorithm" (2025).
+# Polynomials a x + b x^3 + c x^5. One after the other, they map [0.01, 1] to
+# [0.73, 1.27], which no other three bring closer to 1: each is the best uniform
+# approximation of 1 on the range of the one before (Amsel, Persson, Musco and
+# Gower, "The Polar Express: Optimal Matrix Sign Methods and Their Application
+# to the Muon Algorithm", 2025).
 _POLYNOMIALS = (
   (8.0934, -23.6204, 17.4462),
   (3.6366, -2.7219, 0.5365),

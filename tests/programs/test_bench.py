@@ -80,9 +80,13 @@ class Suite:
     except FileNotFoundError:
       return []
 
-  def results(self):
+  def all_results(self):
     with open(self._root / 'results/bench.json') as file:
       return json.load(file)
+
+  def results(self):
+    """Return the entry of this processor."""
+    return self.all_results()[processor.describe()]
 
   def has_chart(self):
     return (self._root / 'results/bench.png').exists()
@@ -133,15 +137,15 @@ def test_all_contestants_report(suite, run):
   assert status == 0
   assert lines[0] == f'On {processor.describe()}'
   names = [line.split(': ')[0] for line in lines if line.startswith('round ')]
-  assert len(names) == 2 * 15 and len(set(names)) == len(names)
+  assert len(names) == 2 * 21 and len(set(names)) == len(names)
 
   rate, times_tutorial, gflop, peak_mib, _ = row(lines, KERAS)[1:]
   assert (rate, times_tutorial, gflop) == ('30', '1.20', '3')
   assert int(peak_mib) > 1
   results = suite.results()
   assert results['failures'] == {}
-  assert results['machine']['processor'] == processor.describe()
-  assert len(results['rounds']) == 15
+  assert results['python'] == platform.python_version()
+  assert len(results['rounds']) == 21
   keras = results['rounds'][KERAS]
   assert [figures['examples_per_sec'] for figures in keras] == [30, 30]
   (trained, _) = results['rounds']['this suite, float32']
@@ -198,7 +202,7 @@ def test_a_failure_costs_the_others_nothing(suite, run, code, failure):
     'else:\n'
     """  print('{"examples_per_sec": 30}')""",
   )
-  status, lines = run('--rounds=2', names=['Keras', 'PyTorch, bfloat16'])
+  status, lines = run('--rounds=2', names=['Keras, ', 'PyTorch, bfloat16'])
   assert status == 1
   rounds = [line for line in lines if line.startswith('round ')]
   assert len(rounds) == 3 + 2  # the failed one is not repeated
@@ -268,9 +272,21 @@ def test_the_programs_may_fail_too(suite, run, program, code, failure, failed):
   assert status == 1
   results = suite.results()
   assert results['failures'] == dict.fromkeys(failed, failure)
-  assert len(results['rounds']) == 5 - len(failed)
+  assert len(results['rounds']) == 7 - len(failed)
   for name in failed:
     assert row(lines, name)[-1] == f'failed: {failure}'
+
+
+def test_other_processors_keep_their_entries(suite, run):
+  os.makedirs(os.path.dirname(suite.bench) + '/../results')
+  other = {'date': '2026-01-01', 'rounds': {'Keras': [{'peak_mib': 1}]}}
+  with open(os.path.dirname(suite.bench) + '/../results/bench.json', 'w') as f:
+    json.dump({'Other processor': other}, f)
+  status, _ = run('--rounds=1', names=['Keras'])
+  assert status == 0
+  assert suite.all_results()['Other processor'] == other
+  assert len(suite.results()['rounds']) == 4
+  assert suite.has_chart()
 
 
 def test_a_missing_interpreter_is_a_failure(suite, run, monkeypatch, tmp_path):
@@ -385,7 +401,7 @@ def test_figures_survive_an_interruption(suite, number):
   lines += output.splitlines()
 
   results = suite.results()
-  assert len(results['rounds']) == 11 and results['failures'] == {}
+  assert len(results['rounds']) == 17 and results['failures'] == {}
   assert results['rounds'][KERAS][0]['examples_per_sec'] == 30
   assert 'Traceback' not in errors
   if number == 'SIGKILL':
