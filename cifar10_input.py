@@ -12,6 +12,7 @@ image, each with 32x32 pixels in row order.
 
 import dataclasses
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import dataset, views, xla
@@ -274,13 +275,18 @@ def adjust_and_standardize(
     dtype: type of the result.
 
   Returns:
-    [n, height, width, channels], with mean 0 and standard deviation 1.
+    [n, height, width, channels]: as from `tf.image.per_image_standardization`,
+    of mean 0 and standard deviation 1, unless the image is almost plain.
   """
   planes = tf.cast(planes, tf.float32) + brightness
   means = tf.reduce_mean(planes, axis=[2, 3], keepdims=True)
   planes = (planes - means) * contrast + means
-  images = tf.transpose(planes, [0, 2, 3, 1])
-  return tf.cast(tf.image.per_image_standardization(images), dtype)
+  # Contrast leaves the means of the channels, and so that of the image.
+  planes -= tf.reduce_mean(means, axis=1, keepdims=True)
+  variance = tf.reduce_mean(tf.square(planes), axis=[1, 2, 3], keepdims=True)
+  size = np.prod(planes.shape.as_list()[1:])
+  planes /= tf.maximum(tf.sqrt(variance), size**-0.5)
+  return tf.cast(tf.transpose(planes, [0, 2, 3, 1]), dtype)
 
 
 def _random_offsets(
