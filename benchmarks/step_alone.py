@@ -45,7 +45,8 @@ def main(dtype, recipe_name):
   with tf.train.MonitoredSession(
     tf.train.ChiefSessionCreator(config=training.session_config())
   ) as session:
-    report_steps(lambda: session.run(train_op), count)
+    options = training.step_options()
+    report_steps(lambda: session.run(train_op, options=options), count)
 
 
 if __name__ == '__main__':

@@ -101,7 +101,7 @@ def run_training(
       ) as session,
     ):
       while not session.should_stop() and not signals:
-        session.run(train_op)
+        session.run(train_op, options=step_options())
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
     hooks.explain(error, log_hook.step, where)
@@ -180,6 +180,17 @@ def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
     # Run one operation at a time on all cores, which then share their caches.
     config.inter_op_parallelism_threads = 1
   return config
+
+
+def step_options() -> tf.RunOptions | None:
+  """Return the options for running a training step.
+
+  Without a GPU, the calling thread runs the operations of the step, so that
+  those of the input run at the same time in the session's thread.
+  """
+  if tf.config.list_physical_devices('GPU'):
+    return None
+  return tf.RunOptions(inter_op_thread_pool=-1)
 
 
 @contextlib.contextmanager
