@@ -68,8 +68,6 @@ NUM_EPOCHS_OF_WARM_UP = 5.0  # for a learning rate scaled for several towers
 TOWER_NAME = updates.TOWER_NAME
 DATA_URL = dataset.DATA_URL
 
-_IMAGES_IN_HISTOGRAM = 16
-
 
 def maybe_download_and_extract() -> None:
   """Download CIFAR-10 to `--data_dir` unless it contains a data set.
@@ -354,10 +352,7 @@ def _variable(
 
 
 def _activation_summary(x: tf.Tensor) -> None:
-  """Add summaries of a layer's activations and their sparsity.
-
-  Histograms are slow, so they cover only the first images of the batch.
-  """
+  """Add summaries of a layer's activations and their sparsity."""
   layer = tf.get_variable_scope().name
-  summaries.histogram(f'{layer}/activations', x[:_IMAGES_IN_HISTOGRAM])
+  summaries.histogram(f'{layer}/activations', x)
   summaries.scalar(f'{layer}/sparsity', tf.nn.zero_fraction(x))

@@ -9,7 +9,14 @@ import tensorflow.compat.v1 as tf
 
 import cifar10
 import cifar10_input
-from cifar10_suite import convolution, lrn, precision, training, updates
+from cifar10_suite import (
+  convolution,
+  lrn,
+  precision,
+  summaries,
+  training,
+  updates,
+)
 from cifar10_suite.recipes import TUTORIAL
 
 FLAGS = tf.app.flags.FLAGS
@@ -340,6 +347,21 @@ class TestTrain:
       summary = tf.Summary.FromString(session.run(merged))
     tags = [value.tag for value in summary.value]
     assert sorted(tags) == sorted(expected)
+
+
+@pytest.mark.parametrize('shape', [[7], [3, 5], [2304, 384], [128, 24, 24, 64]])
+def test_a_histogram_samples_all_rows_and_columns(graph, shape):
+  """Otherwise, one channel might stand for all."""
+  columns = tf.range(shape[-1], dtype=tf.float32)
+  summaries.histogram('columns', tf.zeros(shape) + columns)
+  with tf.Session() as session:
+    text = session.run(tf.summary.merge_all())
+  histogram = tf.Summary.FromString(text).value[0].histo
+  size = np.prod(shape)
+  assert histogram.num == size if size < 1e4 else 1e4 < histogram.num < 4e4
+  assert (histogram.min, histogram.max) == (0, shape[-1] - 1)
+  mean = histogram.sum / histogram.num
+  np.testing.assert_allclose(mean, (shape[-1] - 1) / 2, rtol=0.01)
 
 
 class TestTowers:
