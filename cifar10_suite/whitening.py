@@ -42,7 +42,9 @@ def whitening_filters(
   patches = patches.transpose(0, 1, 2, 4, 5, 3).reshape(
     -1, size**2 * dataset.DEPTH
   )
-  variances, components = np.linalg.eigh(np.cov(patches, rowvar=False))
+  variances, components = np.linalg.eigh(
+    np.cov(patches, rowvar=False, dtype=np.float32)
+  )
   components /= np.sqrt(variances + 0.01)  # avoids amplifying noise
   first = 0.2 * components[:, : -count // 2 - 1 : -1]
   filters = np.concatenate([first, -first], axis=1).astype(np.float32)

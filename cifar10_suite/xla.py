@@ -11,6 +11,8 @@ import tensorflow.compat.v1 as tf
 
 from cifar10_suite import precision
 
+_MIN_SIZE = 100000  # elements of the largest tensor
+
 
 def compiled(function: Callable) -> Callable:
   """Decorate a function of tensors so that XLA compiles it, where it can.
@@ -30,16 +32,19 @@ def compiled(function: Callable) -> Callable:
 
 
 def can_compile(*tensors: tf.Tensor) -> bool:
-  """Return whether XLA can compile a function of these tensors.
+  """Return whether XLA can compile a function of these tensors, and should.
 
-  XLA compiles for fixed shapes, so all must be known. On GPUs, TensorFlow's own
-  kernels serve well, and XLA may lack a part of its toolchain.
+  XLA compiles for fixed shapes, so all must be known. It takes a tenth of a
+  second, which small tensors do not repay. On GPUs, TensorFlow's own kernels
+  serve well, and XLA may lack a part of its toolchain.
   """
   on_cpu = not tf.config.list_physical_devices('GPU') or all(
     'CPU' in tensor.device.upper() for tensor in tensors
   )
-  shapes_are_known = all(tensor.shape.is_fully_defined() for tensor in tensors)
-  return on_cpu and shapes_are_known and _is_available()
+  sizes = [tensor.shape.num_elements() for tensor in tensors]
+  return (
+    on_cpu and None not in sizes and max(sizes) >= _MIN_SIZE and _is_available()
+  )
 
 
 @functools.cache

@@ -118,7 +118,8 @@ def without_static_batch(array):
   return tf.placeholder_with_default(array, [None, *array.shape[1:]])
 
 
-# XLA compiles for known shapes only; otherwise, operations run one by one.
+# XLA compiles for known shapes and large tensors, as of 100 images; otherwise,
+# operations run one by one.
 compiled_or_not = pytest.mark.parametrize(
   'as_tensor', [tf.constant, without_static_batch]
 )
@@ -162,8 +163,9 @@ class TestRandomCrops:
 
 @compiled_or_not
 def test_crop_and_flip_equals_slicing(graph, as_tensor):
-  planes = random_images(4).transpose(0, 3, 1, 2)
-  tops, lefts, flips = [0, 8, 3, 8], [8, 0, 5, 8], [False, True, True, False]
+  planes = random_images(100).transpose(0, 3, 1, 2)
+  tops, lefts = [0, 8, 3, 8, 1] * 20, [8, 0, 5, 8] * 25
+  flips = [False, True, True, False, True] * 20
   crops = cifar10_input.crop_and_flip(
     as_tensor(planes), tf.constant(tops), tf.constant(lefts), tf.constant(flips)
   )
@@ -184,9 +186,9 @@ def test_crop_and_flip_equals_slicing(graph, as_tensor):
 def test_adjust_and_standardize_equals_numpy(
   graph, as_tensor, dtype, tolerance
 ):
-  planes = random_images(3).transpose(0, 3, 1, 2)
-  brightness = np.array([-63, 0, 40], np.float32).reshape(3, 1, 1, 1)
-  contrast = np.array([0.2, 1, 1.8], np.float32).reshape(3, 1, 1, 1)
+  planes = random_images(100).transpose(0, 3, 1, 2)
+  brightness = np.linspace(-63, 63, 100, dtype='f4').reshape(-1, 1, 1, 1)
+  contrast = np.linspace(1.8, 0.2, 100, dtype='f4').reshape(-1, 1, 1, 1)
   images = cifar10_input.adjust_and_standardize(
     as_tensor(planes), tf.constant(brightness), tf.constant(contrast), dtype
   )
@@ -234,7 +236,7 @@ class TestDistort:
     for _ in range(2):
       with tf.Graph().as_default():
         tf.set_random_seed(7)
-        results.append(distorted_positions(20, contrast=(0.2, 1.8)))
+        results.append(distorted_positions(100, contrast=(0.2, 1.8)))
     np.testing.assert_array_equal(*results)
 
 

@@ -50,6 +50,9 @@ def build_training(count, dtype=tf.float32):
   return loss, train_op
 
 
+LARGE = [8, 14, 15, 64]  # XLA compiles for large tensors
+
+
 # XLA compiles for known shapes only; otherwise, operations run one by one.
 @pytest.mark.parametrize('batch_is_known', [True, False])
 class TestReluAndNormalize:
@@ -66,7 +69,9 @@ class TestReluAndNormalize:
     assert {result.dtype for result in results} == {dtype}
     return [tf.cast(result, tf.float32) for result in results]
 
-  @pytest.mark.parametrize('shape', [[2, 3, 4, 64], [1, 1, 5, 7], [2, 2, 2, 1]])
+  @pytest.mark.parametrize(
+    'shape', [LARGE, [2, 3, 4, 64], [1, 1, 5, 7], [2, 2, 2, 1]]
+  )
   def test_equals_numpy(self, graph, shape, batch_is_known):
     rng = np.random.RandomState(0)
     x, biases = 30 * rng.randn(*shape), rng.randn(shape[-1])
@@ -82,7 +87,7 @@ class TestReluAndNormalize:
 
   def test_equals_tensorflows_and_its_gradient(self, graph, batch_is_known):
     rng = np.random.RandomState(0)
-    x, dy = 20 * rng.randn(3, 5, 6, 64), rng.randn(3, 5, 6, 64)
+    x, dy = 20 * rng.randn(*LARGE), rng.randn(*LARGE)
     b = rng.randn(64)
     ours = self.build(x, b, dy, batch_is_known)
     x, b, dy = (tf.constant(value, tf.float32) for value in (x, b, dy))
@@ -98,7 +103,7 @@ class TestReluAndNormalize:
     self, graph, dtype, batch_is_known
   ):
     rng = np.random.RandomState(0)
-    arguments = 300 * rng.randn(2, 3, 4, 64), rng.randn(64)
+    arguments = 300 * rng.randn(*LARGE), rng.randn(64)
     # The values of the type itself, so that only the results are rounded.
     arguments = [
       tf.cast(tf.cast(value, dtype), tf.float32) for value in arguments
@@ -485,7 +490,7 @@ class TestStep:
     build_program(batches_dir)
     types = {op.type for op in graph.get_operations()}
     assert types.isdisjoint({'LRN', 'LRNGrad', 'ReaderReadV2'})
-    assert {'ReaderReadUpToV2', 'PartitionedCall'} <= types
+    assert 'ReaderReadUpToV2' in types
 
   @pytest.mark.slow
   def test_takes_one_run(self, batches_dir, tmp_path, monkeypatch):

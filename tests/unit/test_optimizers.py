@@ -51,7 +51,8 @@ class TestOrthogonalized:
 
 def test_muon_steps_as_by_hand(graph):
   rng = np.random.RandomState(2)
-  values = [rng.normal(size=shape) for shape in ([5, 5, 3, 8], [20, 6], [7])]
+  shapes = [5, 5, 3, 8], [20, 6], [4000, 30], [7]
+  values = [rng.normal(size=shape) for shape in shapes]
   variables = [
     tf.get_variable(
       f'v{k}',
@@ -63,7 +64,7 @@ def test_muon_steps_as_by_hand(graph):
   feeds = [tf.placeholder(tf.float32, value.shape) for value in values]
   optimizer = optimizers.MuonOptimizer(0.1, 0.9, weight_decay=0.5)
   step = optimizer.apply_gradients(zip(feeds, variables, strict=True))
-  names = {f'v{k}/Muon' for k in range(3)}
+  names = {f'v{k}/Muon' for k in range(4)}
   assert names < {v.op.name for v in tf.global_variables()}
   momenta = [np.zeros_like(value) for value in values]
   with tf.Session() as session:
