@@ -84,7 +84,7 @@ def compute_type() -> tf.DType:
   """Return the compute type selected by `--use_fp16` and `--use_bf16`."""
   dtype = tf.float16 if FLAGS.use_fp16 else tf.float32
   dtype = tf.bfloat16 if FLAGS.use_bf16 else dtype
-  if not precision.is_fast(dtype):
+  if not convolution.is_fast(dtype):
     print(f'{dtype.name} is slower than float32 on this processor.')
   return dtype
 

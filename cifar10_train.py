@@ -27,10 +27,10 @@ import cifar10_input
 import download
 from cifar10_suite import (
   cluster,
+  convolution,
   dataset,
   files,
   ownership,
-  precision,
   schedules,
   training,
   updates,
@@ -136,7 +136,7 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
     if FLAGS[name].present
   }
   if recipe.bfloat16 and not FLAGS.use_fp16 and not FLAGS['use_bf16'].present:
-    FLAGS.set_default('use_bf16', precision.prefers_bfloat16())
+    FLAGS.set_default('use_bf16', convolution.prefers_bfloat16())
   return TrainSettings(
     recipe=dataclasses.replace(recipe, **changes),
     dtype=cifar10.compute_type(),

@@ -12,6 +12,6 @@ cli.quiet_tensorflow()
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import precision
+from cifar10_suite import convolution
 
-print(json.dumps({'bfloat16': bool(precision.is_fast(tf.bfloat16))}))
+print(json.dumps({'bfloat16': bool(convolution.is_fast(tf.bfloat16))}))

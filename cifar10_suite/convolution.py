@@ -7,10 +7,12 @@ in types for which TensorFlow has no fast kernels are computed in float32.
 import functools
 from collections.abc import Callable
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import precision
+from cifar10_suite import frequencies, measurement
+
+_MIN_SPEEDUP = 1.2  # over float32, to justify the loss of precision
+_TOO_SLOW = 20  # times slower than float32: stop measuring after one run
 
 
 def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -53,7 +55,7 @@ def _in_a_fast_type(
   would do.
   """
   dtype = tensors[0].dtype
-  if precision.is_fast(dtype):
+  if is_fast(dtype):
     return operation(*tensors)
   wide = operation(*(tf.cast(tensor, tf.float32) for tensor in tensors))
   return tf.cast(wide, dtype)
@@ -62,9 +64,45 @@ def _in_a_fast_type(
 def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   many = 16  # channels; with fewer, transforms cost more than they save
   if x.shape.as_list()[-1] >= many and frequencies_are_faster(x.dtype):
-    with tf.name_scope('by_frequencies'):
-      return _convolution_by_frequencies(x, kernel)
-  return precision.direct_convolution(x, kernel)
+    return frequencies.convolution(x, kernel)
+  return _direct_convolution(x, kernel)
+
+
+def _direct_convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+  return tf.nn.conv2d(x, kernel, strides=1, padding='SAME')
+
+
+@functools.cache
+def is_fast(dtype: tf.DType) -> bool:
+  """Return whether TensorFlow is faster in a type than in float32 here.
+
+  Processor flags are not a reliable guide: with avx512_fp16, TensorFlow's
+  forward convolution in float16 is fast, but its filter gradient and matrix
+  products loop over single numbers, a hundred times slower than in float32.
+  float16 therefore always counts as slow on CPUs. bfloat16 is measured once per
+  process, which takes some tenths of a second.
+
+  Args:
+    dtype: float32, float16 or bfloat16.
+  """
+  if dtype == tf.float32 or tf.config.list_physical_devices('GPU'):
+    return True
+  if dtype != tf.bfloat16:
+    return False
+  # A small batch tells kernels from loops over single numbers.
+  small = 8
+  wide = _direct_seconds(tf.float32, small)
+  if _direct_seconds(dtype, small, limit=_TOO_SLOW * wide) > wide:
+    return False
+  wide = _fastest_seconds(tf.float32) + _product_seconds(tf.float32)
+  short = _fastest_seconds(dtype) + _product_seconds(dtype)
+  return wide / short > _MIN_SPEEDUP
+
+
+def prefers_bfloat16() -> bool:
+  """Return whether training runs on a CPU that is fast in bfloat16."""
+  on_gpu = tf.config.list_physical_devices('GPU')
+  return not on_gpu and is_fast(tf.bfloat16)
 
 
 @functools.cache
@@ -76,140 +114,41 @@ def frequencies_are_faster(dtype: tf.DType) -> bool:
   """
   if tf.config.list_physical_devices('GPU'):
     return False
-  if dtype == tf.float32:
-    return True
-  direct, by_frequencies = (
-    precision.seconds(
-      functools.partial(precision.convolution_and_gradients, operation, dtype)
-    )
-    for operation in (
-      precision.direct_convolution,
-      _convolution_by_frequencies,
-    )
-  )
-  return by_frequencies < direct
-
-
-def _convolution_by_frequencies(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-  """Convolve in the frequency domain.
-
-  By the convolution theorem, a convolution is a product of Fourier transforms,
-  as in Mathieu, Henaff and LeCun, "Fast Training of Convolutional Networks
-  through FFTs" (2013). For a 5x5 kernel on 12x12 pixels, this takes 7 * 14 * 3
-  = 294 products per pair of channels instead of 5 * 5 * 12 * 12 = 3600. The
-  transforms along height and width are products with small constant matrices,
-  which all channels share.
-  """
-  height, width, channels = x.shape.as_list()[1:]
-  size, _, _, outputs = kernel.shape.as_list()
-  of_column, of_kernel_column, to_column = _of_columns(height, size)
-  of_row, of_kernel_row, to_row = _of_rows(width, size)
-  rows = len(of_column) // 2  # frequencies of columns
-  columns = len(of_row)  # three for each frequency of rows
-
-  def by(matrix: np.ndarray, values: tf.Tensor) -> tf.Tensor:
-    return tf.matmul(tf.cast(matrix, values.dtype), values)
-
-  def transform(
-    column: np.ndarray, row: np.ndarray, values: tf.Tensor
-  ) -> tf.Tensor:
-    """Transform [h, w, n, channels] to [rows * columns, n, channels]."""
-    h, w, n, depth = values.shape.as_list()
-    values = by(column, tf.reshape(values, [h, -1]))
-    # Real parts of a row, then imaginary parts.
-    values = by(row, tf.reshape(values, [rows, 2 * w, -1]))
-    return tf.reshape(values, [rows * columns, n or -1, depth])
-
-  products = tf.matmul(
-    transform(of_column, of_row, tf.transpose(x, [1, 2, 0, 3])),
-    transform(of_kernel_column, of_kernel_row, kernel),
-  )
-  y = by(to_row, tf.reshape(products, [rows, columns, -1]))
-  y = by(to_column, tf.reshape(y, [2 * rows, -1]))
-  return tf.transpose(tf.reshape(y, [height, width, -1, outputs]), [2, 0, 1, 3])
-
-
-# A product of two complex numbers takes three real products (C. F. Gauss): of
-# the real parts, of the imaginary parts, and of the sums of both.
-_TO_FACTORS = [[1, 0], [0, 1], [1, 1]]  # from real and imaginary part
-_FROM_PRODUCTS = [[1, -1, 0], [-1, -1, 1]]  # to real and imaginary part
-
-
-def _of_rows(
-  length: int, kernel_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Return matrices to convolve rows of complex numbers.
-
-  With them, y = to_row @ ((of_row @ x) * (of_kernel @ kernel)), where x, kernel
-  and y are real parts followed by imaginary parts.
-
-  Returns:
-    of_row: float32 [3 * n, 2 * length].
-    of_kernel: float32 [3 * n, 2 * kernel_size].
-    to_row: float32 [2 * length, 3 * n].
-  """
-  of_row, of_kernel, to_row = _frequencies(length, kernel_size)
-
-  def on_parts(z: np.ndarray) -> np.ndarray:
-    return np.block([[z.real, -z.imag], [z.imag, z.real]])
-
-  identity = np.eye(len(of_row))
-  to_factors = np.kron(_TO_FACTORS, identity)
-  from_products = np.kron(_FROM_PRODUCTS, identity)
-  return (
-    (to_factors @ on_parts(of_row)).astype(np.float32),
-    (to_factors @ on_parts(of_kernel)).astype(np.float32),
-    (on_parts(to_row) @ from_products).astype(np.float32),
+  return dtype == tf.float32 or (
+    _seconds_by_frequencies(dtype) < _direct_seconds(dtype)
   )
 
 
-def _of_columns(
-  length: int, kernel_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Return matrices to convolve columns of real numbers.
-
-  They compute one frequency of each conjugate pair, as a real part followed by
-  an imaginary part. Otherwise, they correspond to those of `_of_rows`.
-
-  Returns:
-    of_column: float32 [n, length].
-    of_kernel: float32 [n, kernel_size].
-    to_column: float32 [length, n].
-  """
-  of_column, of_kernel, to_column = _frequencies(length, kernel_size)
-  half = len(of_column) // 2
-
-  def parts(z: np.ndarray) -> np.ndarray:
-    pairs = np.stack([z.real, z.imag], axis=1)
-    return pairs[:half].reshape(2 * half, -1).astype(np.float32)
-
-  # The real part of a sum over all frequencies is twice that over one of each
-  # pair.
-  return parts(of_column), parts(of_kernel), parts(2 * to_column.T.conj()).T
+def _fastest_seconds(dtype: tf.DType) -> float:
+  if frequencies_are_faster(dtype):
+    return _seconds_by_frequencies(dtype)
+  return _direct_seconds(dtype)
 
 
-def _frequencies(
-  length: int, kernel_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Return the transforms for convolution along one axis.
+_BATCH_SIZE = 128  # in measurements
 
-  They treat a line as one period of an infinite one that changes its sign from
-  period to period. Then no frequency is real, so that all can be computed
-  alike. Up to the period's length, the line is padded with zeros, fewer than
-  the kernel needs to be wide: what reaches into the next period, and so wraps
-  around, stays outside the first `length` results.
 
-  Returns:
-    of_line: complex [n, length], n even. Rows k and n - 1 - k are conjugates.
-    of_kernel: complex [n, kernel_size].
-    to_line: complex [length, n].
-  """
-  period = length + kernel_size // 2
-  period += period % 2
-  frequencies = np.arange(period) + 0.5
-  waves = np.exp(-2j * np.pi / period * np.outer(frequencies, range(period)))
-  of_line = waves[:, :length]
-  # As usual in networks, the kernel is centred and not mirrored.
-  centred = np.arange(kernel_size) - kernel_size // 2
-  of_kernel = np.exp(2j * np.pi / period * np.outer(frequencies, centred))
-  return of_line, of_kernel, of_line.T.conj() / period
+@functools.cache
+def _direct_seconds(
+  dtype: tf.DType, batch_size: int = _BATCH_SIZE, limit: float = float('inf')
+) -> float:
+  shapes = [[batch_size, 12, 12, 64], [5, 5, 64, 64]]  # of the second layer
+  return measurement.seconds(
+    lambda: measurement.with_gradients(_direct_convolution, shapes, dtype),
+    limit,
+  )
+
+
+@functools.cache
+def _seconds_by_frequencies(dtype: tf.DType) -> float:
+  shapes = [[_BATCH_SIZE, 12, 12, 64], [5, 5, 64, 64]]
+  return measurement.seconds(
+    lambda: measurement.with_gradients(frequencies.convolution, shapes, dtype)
+  )
+
+
+def _product_seconds(dtype: tf.DType) -> float:
+  shapes = [[_BATCH_SIZE, 2304], [2304, 384]]
+  return measurement.seconds(
+    lambda: measurement.with_gradients(tf.matmul, shapes, dtype)
+  )

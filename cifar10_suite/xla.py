@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import precision
+from cifar10_suite import measurement
 
 _MIN_SIZE = 100000  # elements of the largest tensor
 
@@ -51,5 +51,5 @@ def can_compile(*tensors: tf.Tensor) -> bool:
 def _is_available() -> bool:
   """Return whether this build of TensorFlow can compile for the CPU."""
   function = tf.function(tf.negative, jit_compile=True, autograph=False)
-  seconds = precision.seconds(lambda: [function(tf.ones([1])).op])
+  seconds = measurement.seconds(lambda: [function(tf.ones([1])).op])
   return seconds < float('inf')
