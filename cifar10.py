@@ -124,6 +124,7 @@ def inference(
   is_training: bool = False,
   recipe: Recipe = TUTORIAL,
   first_filters: np.ndarray | None = None,
+  num_classes: int = NUM_CLASSES,
 ) -> tf.Tensor:
   """Build the network from images to logits.
 
@@ -134,9 +135,10 @@ def inference(
     recipe: the weight decay and the dropout.
     first_filters: float32 [5, 5, 3, 64], initial filters of the first
       convolution; random by default.
+    num_classes: number of classes.
 
   Returns:
-    The logits, float32 [batch, 10].
+    The logits, float32 [batch, num_classes].
   """
   with tf.variable_scope('conv1'):
     sums, biases = _convolution(images, 64, bias=0.0, filters=first_filters)
@@ -167,7 +169,7 @@ def inference(
     _activation_summary(local4)
   with tf.variable_scope('softmax_linear'):
     wide = precision.leave_compute_type(local4)
-    logits = _dense(wide, NUM_CLASSES, stddev=1 / 192.0, bias=0.0, wd=None)
+    logits = _dense(wide, num_classes, stddev=1 / 192.0, bias=0.0, wd=None)
     _activation_summary(logits)
   return logits
 
@@ -178,8 +180,8 @@ def loss(
   """Add the cross entropy to the collection 'losses' and return the total.
 
   Args:
-    logits: float32 [batch, 10].
-    labels: integers [batch], in 0..9.
+    logits: float32 [batch, num_classes].
+    labels: integers [batch], less than `num_classes`.
     label_smoothing: probability moved from the label to a uniform distribution
       over all classes.
 
@@ -235,6 +237,7 @@ def train_towers(
   *,
   examples_per_step: int,
   recipe: Recipe = TUTORIAL,
+  examples_per_epoch: int = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
   learning_rate_scale: float = 1.0,
   synchronize: Callable[[tf.train.Optimizer], tf.train.Optimizer] | None = None,
 ) -> tuple[tf.Tensor, tf.Operation]:
@@ -246,6 +249,7 @@ def train_towers(
     global_step: integer [], incremented by each step.
     examples_per_step: number of images per step, over all towers and workers.
     recipe: the learning rate schedule and the optimizer.
+    examples_per_epoch: number of training images.
     learning_rate_scale: factor of the learning rate, reached linearly over five
       epochs.
     synchronize: wraps the optimizer for synchronous updates in a cluster.
@@ -256,7 +260,11 @@ def train_towers(
   """
   with tf.device('/cpu:0'):
     rate = learning_rate(
-      global_step, examples_per_step, scale=learning_rate_scale, recipe=recipe
+      global_step,
+      examples_per_step,
+      examples_per_epoch=examples_per_epoch,
+      scale=learning_rate_scale,
+      recipe=recipe,
     )
   optimizer = optimizers.AveragingOptimizer(
     optimizers.of_recipe(rate, recipe), MOVING_AVERAGE_DECAY
@@ -270,6 +278,7 @@ def learning_rate(
   global_step: tf.Variable,
   examples_per_step: int,
   *,
+  examples_per_epoch: int = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
   scale: float = 1.0,
   recipe: Recipe = TUTORIAL,
 ) -> tf.Tensor:
@@ -282,11 +291,13 @@ def learning_rate(
   Args:
     global_step: integer [], the number of completed steps.
     examples_per_step: number of images per step.
+    examples_per_epoch: number of training images.
     scale: factor of the rate, reached linearly over five epochs.
     recipe: the initial or peak learning rate, and the schedule.
   """
-  steps_per_epoch = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN / examples_per_step
-  decay_steps = int(steps_per_epoch * NUM_EPOCHS_PER_DECAY)
+  steps_per_epoch = examples_per_epoch / examples_per_step
+  # Of a tiny data set, many epochs may be less than a step.
+  decay_steps = max(int(steps_per_epoch * NUM_EPOCHS_PER_DECAY), 1)
   rate = schedules.of_recipe(
     global_step, recipe, LEARNING_RATE_DECAY_FACTOR, decay_steps
   )

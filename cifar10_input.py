@@ -31,6 +31,7 @@ CONTRAST = TUTORIAL.contrast  # bounds of the random factor
 CROP_MARGIN = TUTORIAL.crop_margin[0]  # 1: crops from anywhere in the image
 
 _RECORDS_PER_READ = 200
+_MAX_READERS = 5  # each reads a different file
 # Shuffling draws from at least this fraction of an epoch.
 _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE = 0.4
 _READY_BATCHES = 4  # enough to keep steps from waiting for input
@@ -101,6 +102,8 @@ def distorted_batches(
   contrast: tuple[float, float] = CONTRAST,
   crop_margin: float | tf.Tensor = CROP_MARGIN,
   dtype: tf.DType = tf.float32,
+  num_classes: int = NUM_CLASSES,
+  num_examples: int = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
   """Build several training batches per step from one input pipeline.
 
@@ -108,6 +111,8 @@ def distorted_batches(
     data_dir, batch_size: as for `distorted_inputs`.
     count: number of batches per step.
     contrast, crop_margin, dtype: as for `distort`.
+    num_classes: number of classes; higher labels are an error.
+    num_examples: number of training images; shuffling draws from 40% of them.
 
   Returns:
     A list of `count` (images, labels) pairs, as from `distorted_inputs`, with
@@ -117,20 +122,21 @@ def distorted_batches(
     DataError: as for `distorted_inputs`.
   """
   _check_image_size()
-  filenames = dataset.data_files(data_dir, dataset.TRAINING_FILES)
+  filenames = dataset.evaluation_files(False, data_dir)
   for name in filenames:
     tf.add_to_collection(dataset.DATA_FILES, name)
-  min_queue_examples = int(
-    NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN * _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE
-  )
+  min_queue_examples = int(num_examples * _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE)
   print(
     f'Filling queue with {min_queue_examples} CIFAR images before starting to '
     'train.'
   )
   with tf.device('/cpu:0'), tf.name_scope('input/'):
     filename_queue = tf.train.string_input_producer(filenames)
-    # One reader per file, so that even the first batch mixes all files.
-    records = tf.concat([_read_many(filename_queue) for _ in filenames], axis=0)
+    # Several readers, so that even the first batch mixes files.
+    readers = range(min(len(filenames), _MAX_READERS))
+    records = tf.concat(
+      [_read_many(filename_queue, num_classes) for _ in readers], axis=0
+    )
     batch = tf.train.shuffle_batch(
       [records],
       batch_size,
@@ -153,6 +159,7 @@ def inputs(
   batch_size: int,
   num_epochs: int | None = None,
   num_views: int = 1,
+  num_classes: int = NUM_CLASSES,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Build batches of undistorted images, in file order.
 
@@ -165,6 +172,7 @@ def inputs(
       `OutOfRangeError`. Passes are counted in a local variable, which the
       caller must initialize.
     num_views: number of windows per image, as in `views.cut`.
+    num_classes: number of classes; higher labels are an error.
 
   Returns:
     images: float32 [batch_size * num_views, 24, 24, 3], standardized.
@@ -181,7 +189,7 @@ def inputs(
       filenames, num_epochs=num_epochs, shuffle=False
     )
     batch = tf.train.batch(
-      [_read_many(filename_queue)],
+      [_read_many(filename_queue, num_classes)],
       batch_size,
       capacity=_READY_BATCHES * batch_size,
       enqueue_many=True,
@@ -315,21 +323,24 @@ def _reader() -> tf.FixedLengthRecordReader:
   return tf.FixedLengthRecordReader(record_bytes=dataset.RECORD_BYTES)
 
 
-def _read_many(filename_queue: tf.QueueBase) -> tf.Tensor:
+def _read_many(filename_queue: tf.QueueBase, num_classes: int) -> tf.Tensor:
   """Read up to _RECORDS_PER_READ records of one file as uint8 [n, 3073]."""
-  return _decode(*_reader().read_up_to(filename_queue, _RECORDS_PER_READ))
+  keys, values = _reader().read_up_to(filename_queue, _RECORDS_PER_READ)
+  return _decode(keys, values, num_classes)
 
 
-def _decode(keys: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-  """Decode n records into uint8 [n, 3073]; fail at a label above 9."""
+def _decode(
+  keys: tf.Tensor, values: tf.Tensor, num_classes: int = NUM_CLASSES
+) -> tf.Tensor:
+  """Decode n records into uint8 [n, 3073]; fail at an unknown label."""
   records = tf.decode_raw(values, tf.uint8)
   records.set_shape([keys.shape[0], dataset.RECORD_BYTES])
   labels = records[:, 0]
-  wrong = labels >= NUM_CLASSES
+  wrong = tf.cast(labels, tf.int32) >= num_classes  # which may be 256
   check = tf.debugging.Assert(
     tf.logical_not(tf.reduce_any(wrong)),
     [
-      f'{dataset.BAD_LABEL}; <file>:<record> and label:',
+      f'{dataset.BAD_LABEL} {num_classes - 1}; <file>:<record> and label:',
       tf.boolean_mask(keys, wrong),
       tf.boolean_mask(labels, wrong),
     ],

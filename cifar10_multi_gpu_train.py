@@ -46,7 +46,9 @@ def main() -> None:
   devices, config = tower_devices(FLAGS.num_gpus, FLAGS.log_device_placement)
   cifar10_train.run(
     functools.partial(
-      build_graph, settings, devices, FLAGS.scale_learning_rate
+      build_graph,
+      devices=devices,
+      scale_learning_rate=FLAGS.scale_learning_rate,
     ),
     settings,
     config,
@@ -85,9 +87,10 @@ def tower_devices(
 
 def build_graph(
   settings: TrainSettings,
+  workers: Cluster,
+  *,
   devices: list[str],
   scale_learning_rate: bool,
-  workers: Cluster,
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Build the input pipeline and a training step on several devices."""
   batches = cifar10_train.distorted_batches(settings, len(devices))
@@ -136,6 +139,7 @@ def train_towers(
     losses,
     global_step,
     examples_per_step=num_towers * settings.recipe.batch_size,
+    examples_per_epoch=settings.data_set.num_training_images,
     recipe=settings.recipe,
     learning_rate_scale=num_towers if scale_learning_rate else 1.0,
     synchronize=workers.synchronized,

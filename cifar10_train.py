@@ -112,16 +112,16 @@ FLAGS = tf.app.flags.FLAGS
 # Builds training in the default graph for a worker of a cluster; a process that
 # trains alone is the only worker. Returns the loss and the operation that runs
 # a step.
-GraphBuilder = Callable[[cluster.Cluster], tuple[tf.Tensor, tf.Operation]]
+GraphBuilder = Callable[
+  [TrainSettings, cluster.Cluster], tuple[tf.Tensor, tf.Operation]
+]
 
 
 def main(recipe: Recipe | None = None) -> None:
   """Train with a recipe, by default the one that `--recipe` names."""
   settings = settings_from_flags(recipe or RECIPES[FLAGS.recipe])
   run(
-    functools.partial(build_graph, settings),
-    settings,
-    training.session_config(FLAGS.log_device_placement),
+    build_graph, settings, training.session_config(FLAGS.log_device_placement)
   )
 
 
@@ -178,6 +178,7 @@ def build_graph(
     [loss],
     global_step,
     examples_per_step=workers.gradients_per_step * settings.recipe.batch_size,
+    examples_per_epoch=settings.data_set.num_training_images,
     recipe=settings.recipe,
     synchronize=workers.synchronized,
   )
@@ -204,6 +205,8 @@ def distorted_batches(
     recipe.contrast,
     schedules.crop_margin(updates.make_global_step(), recipe),
     settings.dtype,
+    len(settings.data_set.class_names),
+    settings.data_set.num_training_images,
   )
 
 
@@ -214,7 +217,11 @@ def build_loss(
   recipe = settings.recipe
   filters = first_filters(settings.data_dir) if recipe.whitened else None
   logits = cifar10.inference(
-    images, is_training=True, recipe=recipe, first_filters=filters
+    images,
+    is_training=True,
+    recipe=recipe,
+    first_filters=filters,
+    num_classes=len(settings.data_set.class_names),
   )
   return cifar10.loss(logits, labels, label_smoothing=recipe.label_smoothing)
 
@@ -263,13 +270,16 @@ def run(
       else:
         ownership.refuse_to_overwrite(settings.train_dir)
     download.maybe_download_and_extract(settings.data_dir)
+    settings = dataclasses.replace(
+      settings, data_set=dataset.load(settings.data_dir)
+    )
     if task.is_chief:
       stack.enter_context(files.locked_dir('--train_dir', settings.train_dir))
     stack.enter_context(tf.Graph().as_default())
     if settings.seed is not None:
       tf.set_random_seed(settings.seed + task.number)
     with tf.device(workers.device_setter()):
-      loss, train_op = builder(workers)
+      loss, train_op = builder(settings, workers)
     workers.join(config, settings.cluster_timeout_secs)
     # Only now: an unusable data file or a port in use must not cost the user
     # the earlier run.

@@ -4,7 +4,9 @@ A record has 3,073 bytes: the label, then the red, green and blue planes of the
 image, each with 32x32 pixels in row order.
 """
 
+import dataclasses
 import os
+import re
 
 import numpy as np
 
@@ -45,11 +47,11 @@ DEFAULT_DATA_DIR = os.path.join(
   os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'cifar10_data'
 )
 
-TRAINING_FILES = [f'data_batch_{i}.bin' for i in range(1, 6)]
-TEST_FILES = ['test_batch.bin']
+TEST_FILE = 'test_batch.bin'
+MAX_CLASSES = 256  # a label is a byte
 
 # Prefix of the error message for an invalid label.
-BAD_LABEL = f'Damaged file: a label is above {len(CLASS_NAMES) - 1}'
+BAD_LABEL = 'Damaged file: a label is above'
 
 # Graph collection with the paths of the training files.
 DATA_FILES = 'data_files'
@@ -57,6 +59,108 @@ DATA_FILES = 'data_files'
 
 class DataError(UserError, ValueError):
   """Missing or damaged data file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+  """A data set, as `load` finds it.
+
+  Attributes:
+    class_names: name of each label.
+    num_training_images: number of images in the training files.
+  """
+
+  class_names: tuple[str, ...]
+  num_training_images: int
+
+
+CIFAR10 = DataSet(tuple(CLASS_NAMES), 50000)
+
+
+def load(data_dir: str) -> DataSet:
+  """Check the data set in `<data_dir>/cifar-10-batches-bin` and describe it.
+
+  Raises:
+    DataError: if a file is missing or damaged, or if labels and class names do
+      not agree.
+  """
+  batches_dir = os.path.join(data_dir, BATCHES_DIR)
+  names = class_names(batches_dir)
+  training_paths = evaluation_files(False, batches_dir)
+  training_labels = [_labels(path) for path in training_paths]
+  test_paths = evaluation_files(True, batches_dir)
+  _check_labels(
+    dict(zip(training_paths, training_labels, strict=True))
+    | {path: _labels(path) for path in test_paths},
+    names,
+  )
+  counts = np.bincount(np.concatenate(training_labels), minlength=len(names))
+  if not counts.all():
+    name = names[int(np.argmin(counts))]
+    raise DataError(
+      f'{batches_dir} has no training images of class {name!r}. Remove it from '
+      f'{CLASS_NAMES_FILE}, or add some.'
+    )
+  return DataSet(names, int(counts.sum()))
+
+
+def class_names(batches_dir: str) -> tuple[str, ...]:
+  """Return the names in the directory's `batches.meta.txt`, one per line.
+
+  Raises:
+    DataError: if the file is missing, or does not have 2 to 256 names.
+  """
+  path = os.path.join(batches_dir, CLASS_NAMES_FILE)
+  try:
+    with open(path, encoding='utf-8') as file:
+      names = [line.strip() for line in file if line.strip()]
+  except FileNotFoundError as error:
+    raise DataError(
+      f'Failed to find file: {path}. Write the name of each class into it, one '
+      'per line, in the order of the labels.'
+    ) from error
+  except UnicodeDecodeError as error:
+    raise DataError(f'Damaged file: {path} is not text in UTF-8.') from error
+  if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):
+    raise DataError(
+      f'{path} must have 2 to {MAX_CLASSES} different names, one per line. It '
+      f'has {len(names)}, of which {len(set(names))} differ.'
+    )
+  return tuple(names)
+
+
+def _labels(path: str) -> np.ndarray:
+  """Return the labels of a data file, uint8 [n]."""
+  return np.array(np.memmap(path, np.uint8, 'r')[::RECORD_BYTES])
+
+
+def _check_labels(
+  labels: dict[str, np.ndarray], names: tuple[str, ...]
+) -> None:
+  """Check that there is a name for each label.
+
+  Args:
+    labels: labels of each file, by path.
+    names: the class names.
+  """
+  count = len(names)
+  lowest, highest = (
+    bound(bound(some) for some in labels.values()) for bound in (min, max)
+  )
+  if highest < count:
+    return
+  path = next(path for path, some in labels.items() if max(some) >= count)
+  record = int(np.argmax(labels[path] >= count))
+  problem = (
+    f'{BAD_LABEL} {count - 1}; {path}:{record} has label {labels[path][record]}'
+  )
+  if lowest == 1 and highest == count:
+    raise DataError(
+      f'{problem}. Labels must count from 0, not from 1: subtract 1 from each.'
+    )
+  raise DataError(
+    f'{problem}, but {CLASS_NAMES_FILE} next to it names {count} classes.'
+  )
 
 
 def data_files(batches_dir: str, names: list[str]) -> list[str]:
@@ -90,8 +194,26 @@ def data_files(batches_dir: str, names: list[str]) -> list[str]:
 
 
 def evaluation_files(eval_data: bool, batches_dir: str) -> list[str]:
-  """Return the paths of the test file or of the training files."""
-  return data_files(batches_dir, TEST_FILES if eval_data else TRAINING_FILES)
+  """Return the paths of the test file or of the training files.
+
+  Training files are `data_batch_1.bin`, `data_batch_2.bin` and so on.
+
+  Raises:
+    DataError: if a file is missing or damaged.
+  """
+  if eval_data:
+    return data_files(batches_dir, [TEST_FILE])
+  there = os.listdir(batches_dir) if os.path.isdir(batches_dir) else []
+  numbers = [
+    int(match[1])
+    for name in there
+    if (match := re.fullmatch(r'data_batch_([1-9]\d*)\.bin', name))
+  ]
+  names = [
+    f'data_batch_{number}.bin'
+    for number in range(1, max(numbers, default=1) + 1)
+  ]
+  return data_files(batches_dir, names)
 
 
 def count_images(eval_data: bool, batches_dir: str) -> int:

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 
 from cifar10_suite import checkpoints, cli, hooks
 from cifar10_suite.cluster import ALONE, Cluster
+from cifar10_suite.dataset import CIFAR10, DataSet
 from cifar10_suite.recipes import Recipe
 
 
@@ -21,6 +22,7 @@ class TrainSettings:
     recipe: hyperparameters, including batch size and number of steps.
     train_dir: directory for checkpoints and event files.
     data_dir: directory of the data set.
+    data_set: its classes and number of images.
     dtype: compute type.
     log_frequency: steps between lines on the console.
     save_checkpoint_secs: seconds between checkpoints.
@@ -35,6 +37,7 @@ class TrainSettings:
   recipe: Recipe
   train_dir: str
   data_dir: str = ''
+  data_set: DataSet = CIFAR10
   dtype: tf.DType = tf.float32
   log_frequency: int = 100
   save_checkpoint_secs: int = 600

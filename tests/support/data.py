@@ -21,6 +21,8 @@ def make_data_set(data_dir, records_per_file=100):
   os.makedirs(batches_dir)
   # Coarse patterns look similar in all crops.
   pictures = rng.randint(0, 256, [10, 4, 4, 3]).repeat(8, 1).repeat(8, 2)
+  with open(os.path.join(batches_dir, dataset.CLASS_NAMES_FILE), 'w') as file:
+    file.writelines(f'{name}\n' for name in dataset.CLASS_NAMES)
   for name in dataset.FILE_SHA256:
     labels = rng.randint(0, 10, [records_per_file])
     noise = rng.randint(-20, 21, [records_per_file, 32, 32, 3])
