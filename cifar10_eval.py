@@ -26,7 +26,15 @@ import tensorflow.compat.v1 as tf
 
 import cifar10
 import cifar10_input
-from cifar10_suite import checkpoints, dataset, files, optimizers, report, views
+from cifar10_suite import (
+  checkpoints,
+  dataset,
+  files,
+  optimizers,
+  report,
+  runs,
+  views,
+)
 from cifar10_suite import scores as scoring
 from cifar10_suite.errors import UserError
 
@@ -84,7 +92,7 @@ class Evaluation(NamedTuple):
   Attributes:
     labels: int32 [batch]; raises `OutOfRangeError` after one pass over the
       images.
-    log_probabilities: float32 [batch, 10], for the same images.
+    log_probabilities: float32 [batch, classes], for the same images.
     variables: the variables to restore, by checkpoint name.
     scaffold: holds the saver that restores a checkpoint, and the summary_op to
       run with the first batch.
@@ -108,6 +116,7 @@ def main() -> None:
     cli.prepare_dir('--report', os.path.dirname(FLAGS.report) or '.')
     report.refuse_to_overwrite(FLAGS.report)
   cifar10.maybe_download_and_extract()
+  data_set = dataset.load(FLAGS.data_dir)
   some = False
   with (
     files.locked_dir('--eval_dir', FLAGS.eval_dir),
@@ -117,14 +126,14 @@ def main() -> None:
       FLAGS.eval_dir,
       settings={
         'eval_data': FLAGS.eval_data,
-        'num_examples': FLAGS.num_examples,
+        'num_examples': num_examples(data_set),
         'num_views': int(FLAGS.num_views),
       },
     )
-    network = build_evaluation()
+    network = build_evaluation(data_set)
     for checkpoint in checkpoints_to_score(network.variables):
       try:
-        score(checkpoint, network, scores)
+        score(checkpoint, network, scores, data_set)
         some = True
       except checkpoints.CheckpointError as error:
         print(f'Skipped: {error}')
@@ -134,28 +143,42 @@ def main() -> None:
     print(f'Wrote {cli.short_path(FLAGS.report)}.')
 
 
-def build_evaluation() -> Evaluation:
-  """Build the evaluation specified by the flags in the default graph.
+def num_examples(data_set: dataset.DataSet) -> int:
+  """Return the number of images to score.
+
+  The default of `--num_examples` is for CIFAR-10; of other data sets, all test
+  images are scored.
 
   Raises:
     UserError: if there are fewer images than `--num_examples`.
   """
   eval_data = FLAGS.eval_data == 'test'
-  num_views = int(FLAGS.num_views)
   count = dataset.count_images(eval_data, _batches_dir())
+  if data_set != dataset.CIFAR10 and not FLAGS['num_examples'].present:
+    return count if eval_data else min(count, FLAGS.num_examples)
   if count < FLAGS.num_examples:
     raise UserError(
       f'There are {count} images to score, not the {FLAGS.num_examples} of '
       '--num_examples.'
     )
+  return FLAGS.num_examples
+
+
+def build_evaluation(data_set: dataset.DataSet) -> Evaluation:
+  """Build the evaluation specified by the flags in the default graph."""
+  num_views = int(FLAGS.num_views)
+  num_classes = len(data_set.class_names)
   images, labels = cifar10_input.inputs(
-    eval_data,
+    FLAGS.eval_data == 'test',
     _batches_dir(),
     FLAGS.batch_size,
     num_epochs=1,
     num_views=num_views,
+    num_classes=num_classes,
   )
-  logits = cifar10.inference(tf.cast(images, cifar10.compute_type()))
+  logits = cifar10.inference(
+    tf.cast(images, cifar10.compute_type()), num_classes=num_classes
+  )
   variables = optimizers.variables_to_restore()
   scaffold = tf.train.Scaffold(
     saver=tf.train.Saver(variables), summary_op=tf.summary.merge_all()
@@ -218,28 +241,39 @@ def _later_checkpoints(
       time.sleep(interval_secs)
 
 
-def score(checkpoint: str, network: Evaluation, scores: scoring.Scores) -> None:
+def score(
+  checkpoint: str,
+  network: Evaluation,
+  scores: scoring.Scores,
+  data_set: dataset.DataSet,
+) -> None:
   """Evaluate a checkpoint, print its precision and record its score.
 
   Raises:
     CheckpointError: if the checkpoint is unusable.
+    UserError: if it was trained on other classes.
   """
   known = scores.find(checkpoints.digest(checkpoint))
   if known and not FLAGS.run_once:
     print(f'{cli.short_path(checkpoint)} has already been scored.')
     return
   with checkpoints.copied(checkpoint, FLAGS.eval_dir) as copy:
+    runs.refuse_other_classes(
+      os.path.dirname(checkpoint),
+      data_set.class_names,
+      'Name the data set with --data_dir.',
+    )
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(
-      copy, network, FLAGS.num_examples, evaluation_config(FLAGS.device)
+      copy, network, num_examples(data_set), evaluation_config(FLAGS.device)
     )
     record = scores.make_record(
       copy,
       step,
       is_latest=not FLAGS.all_checkpoints,
-      measures=scoring.measure(labels, log_probabilities),
+      measures=scoring.measure(labels, log_probabilities, data_set.class_names),
     )
-    wrong = _draw_wrong_images(labels, log_probabilities)
+    wrong = _draw_wrong_images(labels, log_probabilities, data_set.class_names)
     if not known:
       summary = summarize(record, wrong, summary)
       scores.add(record, copy, summary, tf.get_default_graph())
@@ -264,7 +298,7 @@ def evaluate(
 
   Returns:
     labels: int32 [num_examples].
-    log_probabilities: float32 [num_examples, 10].
+    log_probabilities: float32 [num_examples, classes].
     summary: a serialized `tf.Summary` of the first batch.
   """
   fetches = [network.labels, network.log_probabilities]
@@ -327,9 +361,13 @@ def summarize(
       if accuracy is not None
     },
   }
+  if 'precision_at_5' in record:
+    scalars['Precision @ 5'] = record['precision_at_5']
   for tag, value in scalars.items():
     summary.value.add(tag=tag, simple_value=value)
-  matrix = report.draw_confusion_matrix(record['confusion_matrix'])
+  matrix = report.draw_confusion_matrix(
+    record['confusion_matrix'], list(record['class_accuracy'])
+  )
   pictures = {'confusion_matrix': matrix, 'wrong_images': wrong_images}
   for tag, png in pictures.items():
     width, height = PIL.Image.open(io.BytesIO(png)).size
@@ -342,7 +380,9 @@ def summarize(
 
 
 def _draw_wrong_images(
-  labels: np.ndarray, log_probabilities: np.ndarray
+  labels: np.ndarray,
+  log_probabilities: np.ndarray,
+  class_names: tuple[str, ...],
 ) -> bytes:
   wrong = scoring.most_confidently_wrong(
     labels, log_probabilities, report.WRONG_IMAGES
@@ -352,6 +392,7 @@ def _draw_wrong_images(
     labels[wrong],
     np.argmax(log_probabilities[wrong], axis=1),
     np.exp(np.max(log_probabilities[wrong], axis=1)),
+    class_names,
   )
 
 
@@ -362,6 +403,8 @@ def _print(record: scoring.Record) -> None:
     f'  step {record["step"]}: {record["right"]} of {record["num_examples"]} '
     f'right, 95% interval {low:.3f} to {high:.3f}, loss {record["loss"]:.3f}'
   )
+  if 'precision_at_5' in record:
+    print(f'  precision @ 5 = {record["precision_at_5"]:.3f}')
 
 
 def _batches_dir() -> str:

@@ -24,7 +24,14 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import cifar10
-from cifar10_suite import checkpoints, dataset, optimizers, pictures, views
+from cifar10_suite import (
+  checkpoints,
+  dataset,
+  optimizers,
+  pictures,
+  runs,
+  views,
+)
 from cifar10_suite.errors import UserError
 from cifar10_suite.pictures import SIZE
 
@@ -35,7 +42,7 @@ tf.app.flags.DEFINE_string(
   'saved_model', None, 'Directory of an exported model to use for prediction.'
 )
 tf.app.flags.DEFINE_integer(
-  'top_k', 3, 'Number of classes to show.', lower_bound=1, upper_bound=10
+  'top_k', 3, 'Number of classes to show.', lower_bound=1
 )
 tf.app.flags.DEFINE_boolean('json', False, 'Print one JSON line per picture.')
 tf.app.flags.DEFINE_string(
@@ -43,8 +50,10 @@ tf.app.flags.DEFINE_string(
 )
 FLAGS = tf.app.flags.FLAGS
 
-# Maps pictures, uint8 [n, 32, 32, 3], to probabilities, float32 [n, 10].
+# Maps pictures, uint8 [n, 32, 32, 3], to probabilities, float32 [n, classes].
 Network = Callable[[np.ndarray], np.ndarray]
+
+_CLASS_NAMES = 'all_class_names'  # tensor in exported models
 
 
 def main(arguments: list[str]) -> None:
@@ -54,9 +63,9 @@ def main(arguments: list[str]) -> None:
   if not arguments:
     raise UserError('Name a picture, a folder or a pattern. See --help.')
   if FLAGS.saved_model:
-    network = load_saved_model(FLAGS.saved_model)
+    network, names = load_saved_model(FLAGS.saved_model)
   else:
-    network = load_checkpoint(FLAGS.checkpoint_dir, int(FLAGS.num_views))
+    network, names = load_checkpoint(FLAGS.checkpoint_dir, int(FLAGS.num_views))
   failed = False
   found = pictures.find(arguments)
   for paths, images, problems in pictures.batches(found):
@@ -65,48 +74,57 @@ def main(arguments: list[str]) -> None:
       print(problem, file=sys.stderr)
     if paths:
       for path, probabilities in zip(paths, network(images), strict=True):
-        print(describe(path, probabilities, FLAGS.top_k, FLAGS.json))
+        print(describe(path, probabilities, names, FLAGS.top_k, FLAGS.json))
   sys.exit(1 if failed else 0)
 
 
 def describe(
-  path: str, probabilities: np.ndarray, top_k: int, as_json: bool
+  path: str,
+  probabilities: np.ndarray,
+  class_names: tuple[str, ...],
+  top_k: int,
+  as_json: bool,
 ) -> str:
   """Return the output for one picture.
 
   Args:
     path: path of the picture.
-    probabilities: float [10].
+    probabilities: float [classes].
+    class_names: name of each class.
     top_k: number of most likely classes to show.
     as_json: whether to format the output as one line of JSON.
   """
   top = np.argsort(-probabilities, kind='stable')[:top_k]
-  names = [dataset.CLASS_NAMES[k] for k in top]
+  names = [class_names[k] for k in top]
   if as_json:
     classes = [
       {'id': int(k), 'name': name, 'probability': float(probabilities[k])}
       for k, name in zip(top, names, strict=True)
     ]
     return json.dumps({'picture': path, 'classes': classes})
+  width = max(10, *map(len, names))
   lines = [
-    f'  {name:<10} {probabilities[k]:6.1%}'
+    f'  {name:<{width}} {probabilities[k]:6.1%}'
     for k, name in zip(top, names, strict=True)
   ]
   return '\n'.join([path, *lines])
 
 
-def predict(images: tf.Tensor, num_views: int) -> tf.Tensor:
+def predict(images: tf.Tensor, num_views: int, num_classes: int) -> tf.Tensor:
   """Build the prediction network.
 
   Args:
     images: uint8 [n, 32, 32, 3].
     num_views: number of windows per image to average over: 1, 2 or 10.
+    num_classes: number of classes.
 
   Returns:
-    Probabilities, float32 [n, 10].
+    Probabilities, float32 [n, num_classes].
   """
   windows = views.cut(images, cifar10.IMAGE_SIZE, num_views)
-  logits = cifar10.inference(tf.image.per_image_standardization(windows))
+  logits = cifar10.inference(
+    tf.image.per_image_standardization(windows), num_classes=num_classes
+  )
   return tf.exp(views.average(logits, num_views))
 
 
@@ -128,21 +146,24 @@ def restore(checkpoint_dir: str) -> tf.Session:
   return session
 
 
-def load_checkpoint(checkpoint_dir: str, num_views: int) -> Network:
-  """Load the network from the latest checkpoint in a directory.
+def load_checkpoint(
+  checkpoint_dir: str, num_views: int
+) -> tuple[Network, tuple[str, ...]]:
+  """Load network and class names from the latest checkpoint in a directory.
 
   Raises:
     CheckpointError: if there is no usable checkpoint.
   """
+  names = runs.class_names(checkpoint_dir)
   with tf.Graph().as_default():
     images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3])
-    probabilities = predict(images, num_views)
+    probabilities = predict(images, num_views, len(names))
     session = restore(checkpoint_dir)
-  return lambda batch: session.run(probabilities, {images: batch})
+  return lambda batch: session.run(probabilities, {images: batch}), names
 
 
-def load_saved_model(directory: str) -> Network:
-  """Load the network of an exported model.
+def load_saved_model(directory: str) -> tuple[Network, tuple[str, ...]]:
+  """Load network and class names of an exported model.
 
   Raises:
     UserError: if the directory contains no exported model.
@@ -156,7 +177,12 @@ def load_saved_model(directory: str) -> Network:
   signature = model.signature_def['serving_default']
   images = signature.inputs['images'].name
   probabilities = signature.outputs['probabilities'].name
-  return lambda batch: session.run(probabilities, {images: batch})
+  try:
+    names = session.run(f'{_CLASS_NAMES}:0')
+    class_names = tuple(name.decode() for name in names)
+  except (KeyError, ValueError):  # exported by an earlier version
+    class_names = tuple(dataset.CLASS_NAMES)
+  return lambda batch: session.run(probabilities, {images: batch}), class_names
 
 
 def export(checkpoint_dir: str, export_dir: str, num_views: int) -> None:
@@ -165,7 +191,7 @@ def export(checkpoint_dir: str, export_dir: str, num_views: int) -> None:
   The signature 'serving_default' takes `images`, uint8 [n, 32, 32, 3]; the
   signature 'encoded' takes `encoded`, n strings with the contents of PNG or
   JPEG files. Both return `class_ids` (int64 [n]), `class_names` (string [n])
-  and `probabilities` (float32 [n, 10]).
+  and `probabilities` (float32 [n, classes]).
 
   Args:
     checkpoint_dir: directory of the checkpoint.
@@ -181,13 +207,15 @@ def export(checkpoint_dir: str, export_dir: str, num_views: int) -> None:
       f'--export_dir {export_dir} already exists: name a new directory.'
     )
   temporary = f'{export_dir.rstrip("/")}.{secrets.token_hex(4)}.tmp'
+  class_names = runs.class_names(checkpoint_dir)
   with tf.Graph().as_default():
+    names = tf.constant(class_names, name=_CLASS_NAMES)
     images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3], 'images')
     encoded = tf.placeholder(tf.string, [None], 'encoded')
     decoded = tf.map_fn(_decode, encoded, tf.uint8)
     signatures = {
-      'serving_default': _signature('images', images, images, num_views),
-      'encoded': _signature('encoded', encoded, decoded, num_views),
+      'serving_default': _signature('images', images, images, num_views, names),
+      'encoded': _signature('encoded', encoded, decoded, num_views, names),
     }
     try:
       with restore(checkpoint_dir) as session:
@@ -223,17 +251,21 @@ def _decode(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _signature(
-  name: str, argument: tf.Tensor, images: tf.Tensor, num_views: int
+  name: str,
+  argument: tf.Tensor,
+  images: tf.Tensor,
+  num_views: int,
+  class_names: tf.Tensor,
 ) -> object:
   """Return the signature of a prediction with input `argument`."""
   with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-    probabilities = predict(images, num_views)
+    probabilities = predict(images, num_views, class_names.shape[0])
   ids = tf.argmax(probabilities, axis=1)
   return tf.saved_model.predict_signature_def(
     {name: argument},
     {
       'class_ids': ids,
-      'class_names': tf.gather(tf.constant(dataset.CLASS_NAMES), ids),
+      'class_names': tf.gather(class_names, ids),
       'probabilities': probabilities,
     },
   )

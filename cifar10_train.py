@@ -289,9 +289,7 @@ def run(
       loss,
       train_op,
       settings,
-      examples_per_step=(
-        num_towers * settings.recipe.batch_size * workers.gradients_per_step
-      ),
+      num_towers=num_towers,
       config=config,
       cluster=workers,
     )

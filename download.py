@@ -22,6 +22,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -95,11 +96,14 @@ def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
     True if all six data files are CIFAR-10's, False otherwise.
 
   Raises:
-    DownloadError: if no source provides valid data, or they cannot be stored.
+    DownloadError: if no source provides valid data, or they cannot be stored,
+      or if a file is of another data set's format.
   """
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
   try:
     states = _inspect(batches_dir)
+    if not repair:
+      _refuse_other_formats(batches_dir, states)
     if _wanted(states, repair) or (
       repair and not _has_class_names(batches_dir)
     ):
@@ -139,6 +143,36 @@ def _state(path: str, right_digest: str) -> _State:
   if size > 0 and size % RECORD_BYTES == 0:
     return _State.OTHER
   return _State.DAMAGED
+
+
+def _refuse_other_formats(batches_dir: str, states: dict[str, _State]) -> None:
+  """Refuse files that are not damaged, but of another format."""
+  for name, state in states.items():
+    path = os.path.join(batches_dir, name)
+    if state is not _State.DAMAGED or not os.path.isfile(path):
+      continue
+    with open(path, 'rb') as file:
+      is_pickle = re.match(rb'\x80[\x02-\x05]', file.read(2))
+    if is_pickle:
+      raise DownloadError(
+        f'{path} is a pickle of the Python version. The binary version is '
+        'needed: move this file away, and run this again.'
+      )
+    if _is_cifar100(path):
+      raise DownloadError(
+        f"{path} has CIFAR-100's records of 3,074 bytes. Move it away, and "
+        'convert the archive: python cifar10_convert.py '
+        'cifar-100-binary.tar.gz --data_dir my_data'
+      )
+
+
+def _is_cifar100(path: str) -> bool:
+  """Return whether a file has records of a coarse label, a fine one, pixels."""
+  size = os.path.getsize(path)
+  if size == 0 or size % (RECORD_BYTES + 1):
+    return False
+  records = np.memmap(path, np.uint8, 'r').reshape(-1, RECORD_BYTES + 1)
+  return bool(records[:, 0].max() < 20 and records[:, 1].max() < 100)
 
 
 def _wanted(states: dict[str, _State], repair: bool) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import files
+from cifar10_suite import files, runs
 from cifar10_suite.errors import UserError
 from cifar10_suite.optimizers import MuonOptimizer
 
@@ -46,6 +46,12 @@ def files_of(checkpoint: str) -> list[str]:
     for path in glob.glob(f'{glob.escape(checkpoint)}.*')
     if _PART.fullmatch(path.removeprefix(checkpoint))
   ]
+
+
+def files_with_run(checkpoint: str) -> list[str]:
+  """Return the paths of a checkpoint's files and of the run.json beside it."""
+  run = os.path.join(os.path.dirname(checkpoint), runs.NAME)
+  return files_of(checkpoint) + ([run] if os.path.exists(run) else [])
 
 
 def names_in(checkpoint: str) -> set[str] | None:
@@ -179,6 +185,8 @@ def digest(path: str) -> str:
 def copied(path: str, directory: str) -> Iterator[str]:
   """Yield the path of a temporary copy of a checkpoint in `directory`.
 
+  The run.json next to it is copied, too.
+
   The trainer may delete a checkpoint at any time. If the original is still
   complete after copying, so is the copy.
 
@@ -186,10 +194,12 @@ def copied(path: str, directory: str) -> Iterator[str]:
     CheckpointError: if a file is unreadable or was deleted.
   """
   for left in glob.glob(os.path.join(glob.escape(directory), f'{_COPY}*')):
-    if all(_PART.search(name) for name in os.listdir(left)):
+    if all(
+      _PART.search(name) or name == runs.NAME for name in os.listdir(left)
+    ):
       shutil.rmtree(left, ignore_errors=True)  # left by a killed process
   with tempfile.TemporaryDirectory(prefix=_COPY, dir=directory) as folder:
-    for name in files_of(path):
+    for name in files_with_run(path):
       try:
         shutil.copy2(name, folder)
       except OSError as error:

@@ -10,14 +10,14 @@ import re
 import shutil
 import stat
 
-from cifar10_suite import checkpoints
+from cifar10_suite import checkpoints, runs
 from cifar10_suite.errors import UserError
 from cifar10_suite.files import LOCK, is_lock
 
 _VARIABLE = 'local3/weights'  # occurs in every file of this network
 _CHECKPOINT = r'model\.ckpt-\d+'
 _NAMES = re.compile(
-  r'checkpoint|graph\.pbtxt|\.lock|events\.out\.tfevents\..*'
+  r'checkpoint|graph\.pbtxt|run\.json|\.lock|events\.out\.tfevents\..*'
   rf'|{_CHECKPOINT}\.(index|meta|data-\d+-of-\d+)'
   rf'|(checkpoint|graph\.pbtxt)\.tmp.*|{_CHECKPOINT}\..*tempstate.*'
 )
@@ -42,7 +42,12 @@ def refuse_to_overwrite(train_dir: str) -> None:
     re.fullmatch(rf'{_CHECKPOINT}\.index', name)
     for name in os.listdir(train_dir)
   )
-  for path, is_ours in ((graph, graph_is_ours), (state, begun)):
+  run = os.path.join(train_dir, runs.NAME)
+  for path, is_ours in (
+    (graph, graph_is_ours),
+    (state, begun),
+    (run, _is_ours(run)),
+  ):
     if _has_content(path) and not (is_ours and os.path.isfile(path)):
       raise UserError(
         f'{path} is not from this network, and training would overwrite it. '
@@ -112,6 +117,8 @@ def _is_ours(path: str) -> bool | None:
     return None if is_lock(path) else False
   if not _has_content(path):
     return None
+  if name == runs.NAME:
+    return runs.is_ours(path)
   if name == 'graph.pbtxt' or name.startswith('events.'):
     content = _read(path)
     # A full disk may have truncated the graph.

@@ -12,6 +12,7 @@ class Recipe:
   """Training hyperparameters.
 
   Attributes:
+    name: value of `--recipe`.
     batch_size: number of images per batch.
     max_steps: step at which training ends.
     learning_rate: initial or peak learning rate.
@@ -38,6 +39,7 @@ class Recipe:
     bfloat16: whether to compute in bfloat16 if the CPU is fast in it.
   """
 
+  name: str
   batch_size: int
   max_steps: int
   learning_rate: float
@@ -56,6 +58,7 @@ class Recipe:
 
 
 TUTORIAL = Recipe(
+  name='tutorial',
   batch_size=128,
   max_steps=100000,
   learning_rate=0.1,
@@ -74,6 +77,7 @@ TUTORIAL = Recipe(
 )
 
 FAST = Recipe(
+  name='fast',
   batch_size=256,  # Muon's steps are costly; 128 is no better in equal time
   max_steps=6000,  # 31 epochs
   learning_rate=0.015,  # 0.012 and 0.02 are similar, 0.04 is too high
@@ -94,9 +98,10 @@ FAST = Recipe(
 # With this many steps, FAST would overfit. More variety prevents that.
 LONG = dataclasses.replace(
   FAST,
+  name='long',
   max_steps=33000,  # 169 epochs
   dropout=0.2,  # 0.3 is slightly worse
   crop_margin=(1, 0.5),  # evaluation with ten views includes the corners
 )
 
-RECIPES = {'tutorial': TUTORIAL, 'fast': FAST, 'long': LONG}
+RECIPES = {recipe.name: recipe for recipe in (TUTORIAL, FAST, LONG)}

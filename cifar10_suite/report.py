@@ -5,6 +5,7 @@ import contextlib
 import html
 import io
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,27 +16,36 @@ from cifar10_suite.errors import UserError
 WRONG_IMAGES = 25  # maximum number of images in `draw_wrong_images`
 
 _DPI = 100
-_TITLE = '<title>CIFAR-10: step'  # identifies reports
+_TITLE = '<title>CIFAR-10'  # identifies reports
+_MAX_NUMBERED = 20  # classes; with more, numbers in the matrix would not fit
 
 
-def draw_confusion_matrix(matrix: list[list[int]]) -> bytes:
+def draw_confusion_matrix(
+  matrix: list[list[int]], class_names: Sequence[str]
+) -> bytes:
   """Return a PNG of a confusion matrix.
 
   Args:
-    matrix: [10][10], number of images by true class (row) and predicted class
-      (column).
+    matrix: number of images by true class (row) and predicted class (column).
+    class_names: name of each class.
   """
   counts = np.array(matrix)
   shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-  figure = Figure(figsize=(7, 6.4), dpi=_DPI, layout='constrained')
+  count = len(class_names)
+  # Ten classes fill 7 inches; names of many need a ninth of an inch each.
+  side = 7 * max(min(count, 10) / 10, 0.6) if count <= 20 else 2 + count / 9
+  figure = Figure(figsize=(side, 0.92 * side), dpi=_DPI, layout='constrained')
   axes = figure.subplots()
   axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-  for (row, column), count in np.ndenumerate(counts):
-    colour = 'white' if shares[row, column] > 0.5 else 'black'
-    axes.text(column, row, count, ha='center', va='center', color=colour)
-  classes = range(len(dataset.CLASS_NAMES))
-  axes.set_xticks(classes, dataset.CLASS_NAMES, rotation=45, ha='right')
-  axes.set_yticks(classes, dataset.CLASS_NAMES)
+  if count <= _MAX_NUMBERED:
+    for (row, column), number in np.ndenumerate(counts):
+      colour = 'white' if shares[row, column] > 0.5 else 'black'
+      axes.text(column, row, number, ha='center', va='center', color=colour)
+    axes.set_xticks(range(count), class_names, rotation=45, ha='right')
+    axes.set_yticks(range(count), class_names)
+  else:
+    axes.set_xticks(range(count), class_names, rotation=90, fontsize=6)
+    axes.set_yticks(range(count), class_names, fontsize=6)
   axes.set_xlabel('predicted class')
   axes.set_ylabel('true class')
   return _png(figure)
@@ -46,6 +56,7 @@ def draw_wrong_images(
   labels: np.ndarray,
   predictions: np.ndarray,
   probabilities: np.ndarray,
+  class_names: Sequence[str],
 ) -> bytes:
   """Return a PNG of images with their true and predicted classes.
 
@@ -54,8 +65,8 @@ def draw_wrong_images(
     labels: integers [n], the true classes.
     predictions: integers [n], the predicted classes.
     probabilities: float [n], probabilities of the predicted classes.
+    class_names: name of each class.
   """
-  names = dataset.CLASS_NAMES
   figure = Figure(figsize=(8, 9), dpi=_DPI, layout='constrained')
   for axes in figure.subplots(5, 5).flat:
     axes.axis('off')
@@ -64,7 +75,8 @@ def draw_wrong_images(
   ):
     axes.imshow(image, interpolation='nearest')
     axes.set_title(
-      f'{names[label]},\ntaken for {names[prediction]}\n{probability:.2%}',
+      f'{class_names[label]},\ntaken for {class_names[prediction]}\n'
+      f'{probability:.2%}',
       fontsize=9,
     )
   return _png(figure)
@@ -106,26 +118,33 @@ def write_page(
     f'<tr><td>{html.escape(name)}<td>{_percent(accuracy)}'
     for name, accuracy in record['class_accuracy'].items()
   )
+  names = list(record['class_accuracy'])
+  is_cifar10 = names == dataset.CLASS_NAMES
+  kind = '' if is_cifar10 else ' suite'
+  heading = 'CIFAR-10' if is_cifar10 else f'{len(names)} classes'
+  at_5 = record.get('precision_at_5')  # missing in old records
+  top_5 = '' if at_5 is None else f'\nPrecision @ 5 is {_percent(at_5)}.'
+  matrix = draw_confusion_matrix(record['confusion_matrix'], names)
   page = f"""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
-{_TITLE} {record['step']}</title>
+{_TITLE}{kind}: step {record['step']}</title>
 <style>
   body {{ font-family: sans-serif; max-width: 52em; margin: 2em auto }}
   img {{ max-width: 100% }}
   td {{ padding: 0 1em }}
 </style>
-<h1>CIFAR-10 at step {record['step']}</h1>
+<h1>{heading} at step {record['step']}</h1>
 <p>Precision @ 1 is <strong>{_percent(record['precision'])}</strong>:
 {record['right']} of {record['num_examples']} images
 ({html.escape(record['eval_data'])}) are right. The 95% interval is
-{_percent(low)} to {_percent(high)}; the loss is {record['loss']:.3f}.
+{_percent(low)} to {_percent(high)}; the loss is {record['loss']:.3f}.{top_5}
 <h2>Learning curve</h2>
 {_image('learning curve', draw_learning_curve(records))}
 <h2>Confusion matrix</h2>
-{_image('confusion matrix', draw_confusion_matrix(record['confusion_matrix']))}
+{_image('confusion matrix', matrix)}
 <h2>Accuracy of each class</h2>
-<table>
+<table class="classes">
 {rows}
 </table>
 <h2>Most confidently wrong</h2>

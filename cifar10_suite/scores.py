@@ -20,10 +20,11 @@ import numpy as np
 import scipy.stats
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, dataset, files
+from cifar10_suite import checkpoints, files
 from cifar10_suite.errors import UserError
 
 PRECISION_TAG = 'Precision @ 1'
+_MANY = 10  # classes; with more, precision @ 5 counts, too
 
 
 class Settings(TypedDict):
@@ -34,8 +35,8 @@ class Settings(TypedDict):
   num_views: int
 
 
-class Measures(TypedDict):
-  """Results of `measure`."""
+class _Measures(TypedDict):
+  """Results of `measure` for any number of classes."""
 
   right: int
   num_examples: int
@@ -44,6 +45,12 @@ class Measures(TypedDict):
   loss: float
   class_accuracy: dict[str, float | None]
   confusion_matrix: list[list[int]]
+
+
+class Measures(_Measures, total=False):
+  """Results of `measure`; precision_at_5 is for more than ten classes."""
+
+  precision_at_5: float
 
 
 class Record(Measures):
@@ -73,14 +80,20 @@ class Best(TypedDict):
   step: int
   precision: float
   checkpoint: str
+  eval_data: str
 
 
-def measure(labels: np.ndarray, log_probabilities: np.ndarray) -> Measures:
+def measure(
+  labels: np.ndarray,
+  log_probabilities: np.ndarray,
+  class_names: tuple[str, ...],
+) -> Measures:
   """Compare predictions with labels.
 
   Args:
-    labels: integers [n], in 0..9.
-    log_probabilities: float [n, 10], natural logarithms.
+    labels: integers [n].
+    log_probabilities: float [n, classes], natural logarithms.
+    class_names: name of each class.
 
   Returns:
     right, num_examples: number of images whose most likely class is the label,
@@ -91,17 +104,19 @@ def measure(labels: np.ndarray, log_probabilities: np.ndarray) -> Measures:
     loss: mean cross entropy in nats.
     class_accuracy: fraction of correct predictions by class name; None for a
       class without images.
-    confusion_matrix: [10][10], number of images by true class (row) and
-      predicted class (column).
+    confusion_matrix: number of images by true class (row) and predicted class
+      (column).
+    precision_at_5: fraction of images whose label is among the five most likely
+      classes; only for more than ten classes.
   """
-  classes = len(dataset.CLASS_NAMES)
+  classes = len(class_names)
   predictions = np.argmax(log_probabilities, axis=1)
   matrix = np.zeros([classes, classes], int)
   np.add.at(matrix, (labels, predictions), 1)
   right, count = int(np.trace(matrix)), len(labels)
   interval = scipy.stats.binomtest(right, count).proportion_ci(method='wilson')
   likelihoods = log_probabilities[np.arange(count), labels]
-  return {
+  measures: Measures = {
     'right': right,
     'num_examples': count,
     'precision': right / count,
@@ -109,12 +124,14 @@ def measure(labels: np.ndarray, log_probabilities: np.ndarray) -> Measures:
     'loss': -float(np.mean(likelihoods, dtype=np.float64)),
     'class_accuracy': {
       name: float(row[k] / row.sum()) if row.any() else None
-      for k, (name, row) in enumerate(
-        zip(dataset.CLASS_NAMES, matrix, strict=True)
-      )
+      for k, (name, row) in enumerate(zip(class_names, matrix, strict=True))
     },
     'confusion_matrix': matrix.tolist(),
   }
+  if classes > _MANY:
+    fifth = np.sort(log_probabilities, axis=1)[:, -5]
+    measures['precision_at_5'] = float(np.mean(likelihoods >= fifth))
+  return measures
 
 
 def most_confidently_wrong(
@@ -123,8 +140,8 @@ def most_confidently_wrong(
   """Return the positions of wrong predictions, the most confident first.
 
   Args:
-    labels: integers [n], in 0..9.
-    log_probabilities: float [n, 10], natural logarithms.
+    labels: integers [n].
+    log_probabilities: float [n, classes], natural logarithms.
     count: maximum number of positions.
   """
   predictions = np.argmax(log_probabilities, axis=1)
@@ -297,7 +314,7 @@ class Scores:
       return
     best_dir = os.path.join(self._eval_dir, 'best')
     os.makedirs(best_dir, exist_ok=True)
-    for source in checkpoints.files_of(checkpoint):
+    for source in checkpoints.files_with_run(checkpoint):
       os.replace(source, os.path.join(best_dir, os.path.basename(source)))
     checkpoints.write_state(best_dir, [checkpoint])
     best = _best(record)
@@ -330,6 +347,7 @@ def _best(record: Record | Best) -> Best:
     'step': record['step'],
     'precision': record['precision'],
     'checkpoint': record['checkpoint'],
+    'eval_data': record.get('eval_data', 'test'),  # missing in old files
   }
 
 

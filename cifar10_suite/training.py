@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, cli, hooks
+from cifar10_suite import checkpoints, cli, hooks, runs
 from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.dataset import CIFAR10, DataSet
 from cifar10_suite.recipes import Recipe
@@ -53,7 +53,7 @@ def run_training(
   train_op: tf.Operation,
   settings: TrainSettings,
   *,
-  examples_per_step: int,
+  num_towers: int = 1,
   config: tf.ConfigProto | None = None,
   cluster: Cluster = ALONE,
 ) -> None:
@@ -66,7 +66,7 @@ def run_training(
     loss: float32 []; printed, and training stops if it is not finite.
     train_op: operation that runs one step and increments the global step.
     settings: directories, intervals and number of steps.
-    examples_per_step: number of images per step.
+    num_towers: number of batches that this process handles per step.
     config: configuration of the session; `session_config()` by default.
     cluster: workers that train together; only the chief uses `train_dir`.
 
@@ -78,6 +78,11 @@ def run_training(
   is_chief = cluster.task.is_chief
   start, max_steps = 0, settings.recipe.max_steps
   if is_chief:
+    runs.refuse_other_classes(
+      settings.train_dir,
+      settings.data_set.class_names,
+      'Choose another --train_dir, or start over with --restart.',
+    )
     start = checkpoints.find_start(
       settings.train_dir, settings.keep_checkpoint_max
     )
@@ -88,9 +93,22 @@ def run_training(
     # In a cluster, the chief continues: the workers wait for it to restore the
     # variables, and only then see that no step is left.
 
+  if is_chief:
+    runs.record_start(
+      settings.train_dir,
+      settings.data_set.class_names,
+      start,
+      runs.describe(
+        settings.recipe,
+        settings.dtype,
+        settings.seed,
+        len(cluster.task.workers),
+        num_towers,
+      ),
+    )
   log_hook = hooks.LogHook(
     loss,
-    examples_per_step,
+    num_towers * settings.recipe.batch_size * cluster.gradients_per_step,
     start,
     max_steps,
     settings.log_frequency,

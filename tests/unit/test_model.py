@@ -516,7 +516,6 @@ class TestStep:
             save_checkpoint_secs=1000,
             save_summaries_steps=1000,
           ),
-          examples_per_step=4,
         )
       return len(calls)
 

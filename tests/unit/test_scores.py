@@ -26,7 +26,9 @@ def test_measure():
   log_probabilities = scipy.special.log_softmax(logits, axis=1)
   labels = np.where(np.arange(60) % 3, np.argmax(logits, axis=1), 5)
   labels[labels == 9] = 0
-  measures = scores.measure(labels, log_probabilities)
+  measures = scores.measure(
+    labels, log_probabilities, tuple(dataset.CLASS_NAMES)
+  )
   right = np.sum(np.argmax(logits, axis=1) == labels)
   # Wilson's interval: all p with |p - right / n| <= z standard errors.
   p, n, z = right / 60, 60, 1.959964

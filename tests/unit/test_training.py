@@ -16,13 +16,12 @@ def train(train_dir, max_steps):
       tf.constant(2.5),
       tf.assign_add(step, 1).op,
       training.TrainSettings(
-        dataclasses.replace(TUTORIAL, max_steps=max_steps),
+        dataclasses.replace(TUTORIAL, batch_size=8, max_steps=max_steps),
         train_dir=str(train_dir),
         log_frequency=5,
         save_checkpoint_secs=1000,
         save_summaries_steps=1000,
       ),
-      examples_per_step=8,
     )
 
 

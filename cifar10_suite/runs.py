@@ -1,0 +1,156 @@
+"""`run.json` in a `--train_dir`: what a training run says of itself.
+
+  {"program": "cifar10_suite",
+   "class_names": ["airplane", ...],
+   "starts": [{"step": 0, "command": "cifar10_train.py --max_steps=5000",
+               "recipe": {"name": "tutorial", "batch_size": 128, ...}, ...}]}
+
+The file is written when training starts; each resume appends to `starts`.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from cifar10_suite import dataset, files, processor
+from cifar10_suite.errors import UserError
+from cifar10_suite.recipes import Recipe
+
+NAME = 'run.json'
+_PROGRAM = 'cifar10_suite'  # identifies the file as ours
+
+
+def describe(
+  recipe: Recipe, dtype: tf.DType, seed: int | None, workers: int, towers: int
+) -> dict[str, object]:
+  """Describe the start of a run.
+
+  Args:
+    recipe: all hyperparameters.
+    dtype: compute type.
+    seed: random seed, or None.
+    workers: number of processes that train together.
+    towers: number of towers of each worker.
+  """
+  return {
+    'time': datetime.datetime.now().isoformat(timespec='seconds'),
+    'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+    'recipe': dataclasses.asdict(recipe),
+    'compute_type': dtype.name,
+    'seed': seed,
+    'workers': workers,
+    'towers': towers,
+    'processor': processor.describe(),
+    'gpus': len(tf.config.list_physical_devices('GPU')),
+    'versions': {
+      'python': platform.python_version(),
+      'tensorflow': tf.__version__,
+      'numpy': np.__version__,
+    },
+  }
+
+
+def record_start(
+  train_dir: str,
+  class_names: tuple[str, ...],
+  step: int,
+  description: dict[str, object],
+) -> None:
+  """Write run.json, or append to it if training resumes.
+
+  Args:
+    train_dir: directory of the run.
+    class_names: classes of the data set.
+    step: step at which training starts or resumes.
+    description: from `describe`.
+  """
+  before = read(train_dir) if step else None
+  starts = before['starts'] if before else []
+  content = {
+    'program': _PROGRAM,
+    'class_names': list(class_names),
+    'starts': [*starts, {'step': step, **description}],
+  }
+  files.write_whole(
+    os.path.join(train_dir, NAME),
+    json.dumps(content, indent=1, ensure_ascii=False).encode() + b'\n',
+  )
+
+
+def class_names(directory: str) -> tuple[str, ...]:
+  """Return the classes of the run in a directory.
+
+  Without run.json, as in the tutorial's directories, these are CIFAR-10's.
+  """
+  run = read(directory)
+  return tuple(run['class_names'] if run else dataset.CLASS_NAMES)
+
+
+def refuse_other_classes(
+  directory: str, class_names: tuple[str, ...], remedy: str
+) -> None:
+  """Refuse a run of other classes.
+
+  Args:
+    directory: directory of the run; without run.json, nothing is refused.
+    class_names: the expected classes.
+    remedy: last sentence of the error message.
+
+  Raises:
+    UserError: if the run has other classes.
+  """
+  run = read(directory)
+  if run and tuple(run['class_names']) != class_names:
+    raise UserError(
+      f'{directory} was trained on other classes: '
+      f'{_listed(run["class_names"])}. The data set has '
+      f'{_listed(class_names)}. {remedy}'
+    )
+
+
+def is_ours(path: str) -> bool:
+  """Return whether a file is a run.json of this suite."""
+  try:
+    return read(os.path.dirname(path)) is not None
+  except UserError:
+    return False
+
+
+def read(directory: str) -> dict | None:
+  """Return the content of a directory's run.json, or None if there is none.
+
+  Raises:
+    UserError: if the file is not ours, or damaged.
+  """
+  path = os.path.join(directory, NAME)
+  try:
+    with open(path, encoding='utf-8') as file:
+      run = json.load(file)
+    if (
+      run['program'] == _PROGRAM
+      and len(run['class_names']) > 1
+      and all(isinstance(name, str) for name in run['class_names'])
+      and isinstance(run['starts'], list)
+    ):
+      return run
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, KeyError, TypeError):
+    pass
+  raise UserError(
+    f'{path} does not describe a training run. Move it, or restore it.'
+  )
+
+
+def _listed(names: tuple[str, ...] | list[str]) -> str:
+  """List the names in a message; of more than ten, only the first."""
+  if len(names) <= 10:
+    return ', '.join(names)
+  return f'{", ".join(names[:3])}, ... ({len(names)} classes)'
