@@ -130,6 +130,7 @@ def main() -> None:
         'num_views': int(FLAGS.num_views),
       },
     )
+    refuse_other_classes(FLAGS.checkpoint_dir, data_set)
     network = build_evaluation(data_set)
     for checkpoint in checkpoints_to_score(network.variables):
       try:
@@ -162,6 +163,13 @@ def num_examples(data_set: dataset.DataSet) -> int:
       '--num_examples.'
     )
   return FLAGS.num_examples
+
+
+def refuse_other_classes(directory: str, data_set: dataset.DataSet) -> None:
+  """Raise UserError if the run in a directory has other classes."""
+  runs.refuse_other_classes(
+    directory, data_set.class_names, 'Name the right one with --data_dir.'
+  )
 
 
 def build_evaluation(data_set: dataset.DataSet) -> Evaluation:
@@ -258,11 +266,7 @@ def score(
     print(f'{cli.short_path(checkpoint)} has already been scored.')
     return
   with checkpoints.copied(checkpoint, FLAGS.eval_dir) as copy:
-    runs.refuse_other_classes(
-      os.path.dirname(checkpoint),
-      data_set.class_names,
-      'Name the data set with --data_dir.',
-    )
+    refuse_other_classes(os.path.dirname(checkpoint), data_set)
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(
       copy, network, num_examples(data_set), evaluation_config(FLAGS.device)
