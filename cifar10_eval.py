@@ -48,7 +48,7 @@ tf.app.flags.DEFINE_string(
 tf.app.flags.DEFINE_enum(
   'eval_data',
   'test',
-  ['test', 'train_eval'],
+  ['test', 'train_eval', 'held_out'],
   'Images to score: those of the test file or of the training files.',
 )
 cli.define_checkpoint_flags(os.path.join(_HERE, 'cifar10_train'))
@@ -147,22 +147,44 @@ def main() -> None:
 def num_examples(data_set: dataset.DataSet) -> int:
   """Return the number of images to score.
 
-  The default of `--num_examples` is for CIFAR-10; of other data sets, all test
-  images are scored.
+  The default of `--num_examples` is for CIFAR-10; of other test images and of
+  those held out, all are scored.
 
   Raises:
     UserError: if there are fewer images than `--num_examples`.
   """
-  eval_data = FLAGS.eval_data == 'test'
-  count = dataset.count_images(eval_data, _batches_dir())
-  if data_set != dataset.CIFAR10 and not FLAGS['num_examples'].present:
-    return count if eval_data else min(count, FLAGS.num_examples)
+  if FLAGS.eval_data == 'held_out':
+    count = held_out()
+  else:
+    count = dataset.count_images(FLAGS.eval_data == 'test', _batches_dir())
+  if not FLAGS['num_examples'].present:
+    if FLAGS.eval_data == 'held_out':
+      return count
+    if data_set != dataset.CIFAR10:
+      is_test = FLAGS.eval_data == 'test'
+      return count if is_test else min(count, FLAGS.num_examples)
   if count < FLAGS.num_examples:
     raise UserError(
       f'There are {count} images to score, not the {FLAGS.num_examples} of '
       '--num_examples.'
     )
   return FLAGS.num_examples
+
+
+def held_out() -> int:
+  """Return how many images the run in `--checkpoint_dir` holds out.
+
+  Raises:
+    UserError: if it holds out none, or has not started yet.
+  """
+  run = runs.read(FLAGS.checkpoint_dir)
+  count = run['starts'][-1].get('hold_out', 0) if run else 0
+  if not count:
+    raise UserError(
+      f'--eval_data=held_out: {FLAGS.checkpoint_dir} has no run that holds out '
+      'images. Train with --hold_out first.'
+    )
+  return count
 
 
 def refuse_other_classes(directory: str, data_set: dataset.DataSet) -> None:
@@ -183,6 +205,7 @@ def build_evaluation(data_set: dataset.DataSet) -> Evaluation:
     num_epochs=1,
     num_views=num_views,
     num_classes=num_classes,
+    hold_out=held_out() if FLAGS.eval_data == 'held_out' else 0,
   )
   logits = cifar10.inference(
     tf.cast(images, cifar10.compute_type()), num_classes=num_classes
@@ -391,8 +414,11 @@ def _draw_wrong_images(
   wrong = scoring.most_confidently_wrong(
     labels, log_probabilities, report.WRONG_IMAGES
   )
+  positions = wrong
+  if FLAGS.eval_data == 'held_out':
+    positions = wrong + dataset.count_images(False, _batches_dir()) - held_out()
   return report.draw_wrong_images(
-    dataset.read_images(FLAGS.eval_data == 'test', _batches_dir(), wrong),
+    dataset.read_images(FLAGS.eval_data == 'test', _batches_dir(), positions),
     labels[wrong],
     np.argmax(log_probabilities[wrong], axis=1),
     np.exp(np.max(log_probabilities[wrong], axis=1)),

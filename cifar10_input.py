@@ -104,6 +104,7 @@ def distorted_batches(
   dtype: tf.DType = tf.float32,
   num_classes: int = NUM_CLASSES,
   num_examples: int = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
+  hold_out: int = 0,
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
   """Build several training batches per step from one input pipeline.
 
@@ -113,6 +114,7 @@ def distorted_batches(
     contrast, crop_margin, dtype: as for `distort`.
     num_classes: number of classes; higher labels are an error.
     num_examples: number of training images; shuffling draws from 40% of them.
+    hold_out: number of images at the end of the training files to leave out.
 
   Returns:
     A list of `count` (images, labels) pairs, as from `distorted_inputs`, with
@@ -122,7 +124,9 @@ def distorted_batches(
     DataError: as for `distorted_inputs`.
   """
   _check_image_size()
-  filenames = dataset.evaluation_files(False, data_dir)
+  filenames, boundary, first = dataset.split(data_dir, hold_out)
+  if boundary:
+    filenames = filenames[: filenames.index(boundary) + (first > 0)]
   for name in filenames:
     tf.add_to_collection(dataset.DATA_FILES, name)
   min_queue_examples = int(num_examples * _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE)
@@ -135,7 +139,11 @@ def distorted_batches(
     # Several readers, so that even the first batch mixes files.
     readers = range(min(len(filenames), _MAX_READERS))
     records = tf.concat(
-      [_read_many(filename_queue, num_classes) for _ in readers], axis=0
+      [
+        _read_many(filename_queue, num_classes, boundary, (0, first))
+        for _ in readers
+      ],
+      axis=0,
     )
     batch = tf.train.shuffle_batch(
       [records],
@@ -160,6 +168,7 @@ def inputs(
   num_epochs: int | None = None,
   num_views: int = 1,
   num_classes: int = NUM_CLASSES,
+  hold_out: int = 0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Build batches of undistorted images, in file order.
 
@@ -173,6 +182,8 @@ def inputs(
       caller must initialize.
     num_views: number of windows per image, as in `views.cut`.
     num_classes: number of classes; higher labels are an error.
+    hold_out: if not 0, read only this number of images, from the end of the
+      training files.
 
   Returns:
     images: float32 [batch_size * num_views, 24, 24, 3], standardized.
@@ -183,13 +194,17 @@ def inputs(
     DataError: if a file is missing or damaged (a subclass of ValueError).
   """
   _check_image_size()
+  boundary, first = '', 0
   filenames = dataset.evaluation_files(eval_data, data_dir)
+  if hold_out:
+    filenames, boundary, first = dataset.split(data_dir, hold_out)
+    filenames = filenames[filenames.index(boundary) :]
   with tf.device('/cpu:0'), tf.name_scope('input/'):
     filename_queue = tf.train.string_input_producer(
       filenames, num_epochs=num_epochs, shuffle=False
     )
     batch = tf.train.batch(
-      [_read_many(filename_queue, num_classes)],
+      [_read_many(filename_queue, num_classes, boundary, (first, None))],
       batch_size,
       capacity=_READY_BATCHES * batch_size,
       enqueue_many=True,
@@ -323,9 +338,34 @@ def _reader() -> tf.FixedLengthRecordReader:
   return tf.FixedLengthRecordReader(record_bytes=dataset.RECORD_BYTES)
 
 
-def _read_many(filename_queue: tf.QueueBase, num_classes: int) -> tf.Tensor:
-  """Read up to _RECORDS_PER_READ records of one file as uint8 [n, 3073]."""
+def _read_many(
+  filename_queue: tf.QueueBase,
+  num_classes: int,
+  path: str = '',
+  bounds: tuple[int, int | None] = (0, None),
+) -> tf.Tensor:
+  """Read up to _RECORDS_PER_READ records as uint8 [n, 3073].
+
+  Args:
+    filename_queue: queue of the names of the files to read.
+    num_classes: number of classes; higher labels are an error.
+    path: a file of which only some records are wanted.
+    bounds: the first of these records, and the one after the last; None is the
+      end of the file.
+  """
   keys, values = _reader().read_up_to(filename_queue, _RECORDS_PER_READ)
+  if path and bounds != (0, None):
+    # A key is '<filename>:<record number>'.
+    elsewhere = tf.not_equal(tf.strings.regex_replace(keys, r':\d+$', ''), path)
+    number = tf.strings.to_number(
+      tf.strings.regex_replace(keys, '^.*:', ''), tf.int64
+    )
+    first, end = bounds
+    wanted = number >= first
+    if end is not None:
+      wanted &= number < end
+    keep = elsewhere | wanted
+    keys, values = tf.boolean_mask(keys, keep), tf.boolean_mask(values, keep)
   return _decode(keys, values, num_classes)
 
 

@@ -82,6 +82,16 @@ tf.app.flags.DEFINE_integer(
   'save_summaries_steps', 100, 'Steps between summaries.', lower_bound=1
 )
 tf.app.flags.DEFINE_integer(
+  'hold_out',
+  0,
+  'Number of images at the end of the training files to leave out. '
+  'cifar10_eval.py scores them with --eval_data=held_out.',
+  lower_bound=0,
+)
+tf.app.flags.DEFINE_string(
+  'init_from', None, 'Directory of a run whose weights to start from.'
+)
+tf.app.flags.DEFINE_integer(
   'seed', None, 'Random seed; by default, each run differs.'
 )
 tf.app.flags.DEFINE_boolean(
@@ -145,6 +155,8 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
       for name in (
         'train_dir',
         'data_dir',
+        'hold_out',
+        'init_from',
         'log_frequency',
         'save_checkpoint_secs',
         'save_summaries_steps',
@@ -207,6 +219,7 @@ def distorted_batches(
     settings.dtype,
     len(settings.data_set.class_names),
     settings.data_set.num_training_images,
+    settings.hold_out,
   )
 
 
@@ -215,7 +228,9 @@ def build_loss(
 ) -> tf.Tensor:
   """Build the network for training and return the total loss, float32 []."""
   recipe = settings.recipe
-  filters = first_filters(settings.data_dir) if recipe.whitened else None
+  filters = None
+  if recipe.whitened:
+    filters = first_filters(settings.data_dir, settings.hold_out)
   logits = cifar10.inference(
     images,
     is_training=True,
@@ -227,11 +242,11 @@ def build_loss(
 
 
 @functools.cache
-def first_filters(data_dir: str) -> np.ndarray:
+def first_filters(data_dir: str, hold_out: int) -> np.ndarray:
   """Return whitening filters, float32 [5, 5, 3, 64], cached for all towers."""
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   return whitening.whitening_filters(
-    batches_dir, cifar10.IMAGE_SIZE, size=5, count=64
+    batches_dir, cifar10.IMAGE_SIZE, size=5, count=64, hold_out=hold_out
   )
 
 
@@ -271,7 +286,8 @@ def run(
         ownership.refuse_to_overwrite(settings.train_dir)
     download.maybe_download_and_extract(settings.data_dir)
     settings = dataclasses.replace(
-      settings, data_set=dataset.load(settings.data_dir)
+      settings,
+      data_set=dataset.load(settings.data_dir, settings.hold_out),
     )
     if task.is_chief:
       stack.enter_context(files.locked_dir('--train_dir', settings.train_dir))

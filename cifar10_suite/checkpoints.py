@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
 
@@ -248,6 +248,56 @@ def find_start(train_dir: str, keep: int) -> int:
   write_state(train_dir, [*own[len(surplus) :], path])
   print(f'Resuming from step {step}')
   return step
+
+
+def starting_from(
+  directory: str,
+) -> Callable[[tf.train.Scaffold, tf.Session], None]:
+  """Return a function that initializes variables from another run.
+
+  It is meant as `init_fn` of a scaffold, which calls it unless training
+  resumes. Weights start from their moving averages in the newest readable
+  checkpoint. Layers of another shape, such as the last one for another number
+  of classes, stay as they are. A message says which.
+
+  Raises:
+    CheckpointError: if there is no readable checkpoint of this network.
+  """
+  readers = (
+    (path, tf.train.load_checkpoint(path))
+    for path in reversed(saved_in(directory))
+    if 'conv1/weights' in (names_in(path) or ())
+  )
+  path, reader = next(readers, (None, None))
+  if reader is None:
+    raise CheckpointError(
+      f'--init_from {directory} has no readable checkpoint of this network.'
+    )
+  values = {}
+  fits: dict[str, bool] = {}
+  suffix = '/ExponentialMovingAverage'
+  for variable in tf.global_variables():
+    name = variable.op.name.removesuffix(suffix)
+    average = f'{name}{suffix}'
+    source = average if reader.has_tensor(average) else name
+    layer = name.rpartition('/')[0]
+    if not layer or not reader.has_tensor(source) or name.endswith('/Muon'):
+      continue
+    value = reader.get_tensor(source)
+    fits[layer] = list(value.shape) == variable.shape.as_list()
+    if fits[layer]:
+      values[variable] = value
+  others = [layer for layer, fit in fits.items() if not fit]
+  print(
+    f'Starting from {path}: {", ".join(k for k, fit in fits.items() if fit)}'
+    + (f'; {", ".join(others)} has another shape' if others else '')
+  )
+
+  def initialize(_: tf.train.Scaffold, session: tf.Session) -> None:
+    feeds = {v.initializer.inputs[1]: value for v, value in values.items()}
+    session.run([variable.initializer for variable in values], feeds)
+
+  return initialize
 
 
 def write_state(directory: str, checkpoints: list[str]) -> None:

@@ -67,7 +67,7 @@ class DataSet:
 
   Attributes:
     class_names: name of each label.
-    num_training_images: number of images in the training files.
+    num_training_images: number of images to train on.
   """
 
   class_names: tuple[str, ...]
@@ -77,12 +77,16 @@ class DataSet:
 CIFAR10 = DataSet(tuple(CLASS_NAMES), 50000)
 
 
-def load(data_dir: str) -> DataSet:
+def load(data_dir: str, hold_out: int = 0) -> DataSet:
   """Check the data set in `<data_dir>/cifar-10-batches-bin` and describe it.
+
+  Args:
+    data_dir: directory of the data set.
+    hold_out: number of images at the end of the training files to leave out.
 
   Raises:
     DataError: if a file is missing or damaged, or if labels and class names do
-      not agree.
+      not agree, or if no training images are left.
   """
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
   names = class_names(batches_dir)
@@ -94,11 +98,19 @@ def load(data_dir: str) -> DataSet:
     | {path: _labels(path) for path in test_paths},
     names,
   )
-  counts = np.bincount(np.concatenate(training_labels), minlength=len(names))
+  all_labels = np.concatenate(training_labels)
+  if hold_out >= len(all_labels):
+    raise DataError(
+      f'--hold_out={hold_out} must be less than the number of training images, '
+      f'{len(all_labels)}.'
+    )
+  labels = all_labels[: len(all_labels) - hold_out]
+  counts = np.bincount(labels, minlength=len(names))
   if not counts.all():
     name = names[int(np.argmin(counts))]
     raise DataError(
-      f'{batches_dir} has no training images of class {name!r}. Remove it from '
+      f'{batches_dir} has no training images of class {name!r}'
+      f'{" before those held out" if hold_out else ""}. Remove it from '
       f'{CLASS_NAMES_FILE}, or add some.'
     )
   return DataSet(names, int(counts.sum()))
@@ -224,6 +236,29 @@ def count_images(eval_data: bool, batches_dir: str) -> int:
   """
   paths = evaluation_files(eval_data, batches_dir)
   return sum(os.path.getsize(path) for path in paths) // RECORD_BYTES
+
+
+def split(batches_dir: str, hold_out: int) -> tuple[list[str], str, int]:
+  """Find where the held-out images begin.
+
+  Args:
+    batches_dir: directory of the data files.
+    hold_out: number of images at the end of the training files; less than the
+      number of images in them.
+
+  Returns:
+    paths: paths of the training files.
+    path: the file in which the first held-out image is; '' if there is none.
+    record: its record number in that file.
+  """
+  paths = evaluation_files(False, batches_dir)
+  left = count_images(False, batches_dir) - hold_out
+  for path in paths:
+    records = os.path.getsize(path) // RECORD_BYTES
+    if left < records:
+      return paths, path, left
+    left -= records
+  return paths, '', 0
 
 
 def read_images(

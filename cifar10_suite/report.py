@@ -124,7 +124,18 @@ def write_page(
   heading = 'CIFAR-10' if is_cifar10 else f'{len(names)} classes'
   at_5 = record.get('precision_at_5')  # missing in old records
   top_5 = '' if at_5 is None else f'\nPrecision @ 5 is {_percent(at_5)}.'
-  matrix = draw_confusion_matrix(record['confusion_matrix'], names)
+  are_many = len(names) > _MAX_NUMBERED
+  matrix = _image(
+    'confusion matrix',
+    draw_confusion_matrix(record['confusion_matrix'], names),
+  )
+  if are_many:
+    pairs = _most_often_confused(record['confusion_matrix'], names)
+    matrix = (
+      f'<div class=large>{matrix}</div>\n<h2>Most often confused</h2>{pairs}'
+    )
+  is_perfect = record['right'] == record['num_examples']
+  wrong = '<p>None.' if is_perfect else _image('wrong images', wrong_images)
   page = f"""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -133,6 +144,9 @@ def write_page(
   body {{ font-family: sans-serif; max-width: 52em; margin: 2em auto }}
   img {{ max-width: 100% }}
   td {{ padding: 0 1em }}
+  .many {{ columns: 15em }}
+  .large {{ overflow: auto }}
+  .large img {{ max-width: none }}
 </style>
 <h1>{heading} at step {record['step']}</h1>
 <p>Precision @ 1 is <strong>{_percent(record['precision'])}</strong>:
@@ -142,16 +156,34 @@ def write_page(
 <h2>Learning curve</h2>
 {_image('learning curve', draw_learning_curve(records))}
 <h2>Confusion matrix</h2>
-{_image('confusion matrix', matrix)}
+{matrix}
 <h2>Accuracy of each class</h2>
-<table class="classes">
+<div{' class=many' if are_many else ''}><table>
 {rows}
-</table>
+</table></div>
 <h2>Most confidently wrong</h2>
-{_image('wrong images', wrong_images)}
+{wrong}
 </html>
 """
   files.write_whole(path, page.encode())
+
+
+def _most_often_confused(
+  matrix: list[list[int]], class_names: Sequence[str]
+) -> str:
+  """Return an HTML table of the ten most frequent kinds of errors."""
+  counts = np.array(matrix)
+  np.fill_diagonal(counts, 0)
+  rows = []
+  for flat in np.argsort(-counts, axis=None, kind='stable')[:10]:
+    true, predicted = np.unravel_index(flat, counts.shape)
+    if counts[true, predicted]:
+      cells = class_names[true], f'taken for {class_names[predicted]}'
+      rows.append(
+        f'<tr><td>{html.escape(cells[0])}<td>{html.escape(cells[1])}'
+        f'<td>{counts[true, predicted]} times'
+      )
+  return '<table>\n' + '\n'.join(rows) + '\n</table>'
 
 
 def refuse_to_overwrite(path: str) -> None:

@@ -27,26 +27,18 @@ NAME = 'run.json'
 _PROGRAM = 'cifar10_suite'  # identifies the file as ours
 
 
-def describe(
-  recipe: Recipe, dtype: tf.DType, seed: int | None, workers: int, towers: int
-) -> dict[str, object]:
-  """Describe the start of a run.
+def describe(recipe: Recipe, dtype: tf.DType) -> dict[str, object]:
+  """Describe the start of a run: what, how, where, and with which versions.
 
   Args:
     recipe: all hyperparameters.
     dtype: compute type.
-    seed: random seed, or None.
-    workers: number of processes that train together.
-    towers: number of towers of each worker.
   """
   return {
     'time': datetime.datetime.now().isoformat(timespec='seconds'),
     'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
     'recipe': dataclasses.asdict(recipe),
     'compute_type': dtype.name,
-    'seed': seed,
-    'workers': workers,
-    'towers': towers,
     'processor': processor.describe(),
     'gpus': len(tf.config.list_physical_devices('GPU')),
     'versions': {
@@ -69,7 +61,7 @@ def record_start(
     train_dir: directory of the run.
     class_names: classes of the data set.
     step: step at which training starts or resumes.
-    description: from `describe`.
+    description: from `describe`, and more.
   """
   before = read(train_dir) if step else None
   starts = before['starts'] if before else []

@@ -23,6 +23,8 @@ class TrainSettings:
     train_dir: directory for checkpoints and event files.
     data_dir: directory of the data set.
     data_set: its classes and number of images.
+    hold_out: number of images at the end of the training files to leave out.
+    init_from: directory of a run whose weights to start from, or None.
     dtype: compute type.
     log_frequency: steps between lines on the console.
     save_checkpoint_secs: seconds between checkpoints.
@@ -38,6 +40,8 @@ class TrainSettings:
   train_dir: str
   data_dir: str = ''
   data_set: DataSet = CIFAR10
+  hold_out: int = 0
+  init_from: str | None = None
   dtype: tf.DType = tf.float32
   log_frequency: int = 100
   save_checkpoint_secs: int = 600
@@ -98,13 +102,14 @@ def run_training(
       settings.train_dir,
       settings.data_set.class_names,
       start,
-      runs.describe(
-        settings.recipe,
-        settings.dtype,
-        settings.seed,
-        len(cluster.task.workers),
-        num_towers,
-      ),
+      {
+        **runs.describe(settings.recipe, settings.dtype),
+        'hold_out': settings.hold_out,
+        'init_from': settings.init_from,
+        'seed': settings.seed,
+        'workers': len(cluster.task.workers),
+        'towers': num_towers,
+      },
     )
   log_hook = hooks.LogHook(
     loss,
@@ -155,7 +160,10 @@ def _session(
     saver = tf.train.Saver(
       max_to_keep=settings.keep_checkpoint_max, save_relative_paths=True
     )
-  scaffold = cluster.scaffold(config, saver=saver)
+  init_fn = None
+  if settings.init_from and cluster.task.is_chief:
+    init_fn = checkpoints.starting_from(settings.init_from)
+  scaffold = cluster.scaffold(config, saver=saver, init_fn=init_fn)
   session_hooks = [
     tf.train.StopAtStepHook(last_step=settings.recipe.max_steps),
     log_hook,

@@ -7,7 +7,7 @@ from cifar10_suite import dataset
 
 
 def whitening_filters(
-  batches_dir: str, image_size: int, size: int, count: int
+  batches_dir: str, image_size: int, size: int, count: int, hold_out: int = 0
 ) -> np.ndarray:
   """Compute filters whose outputs on training images are nearly uncorrelated.
 
@@ -22,12 +22,13 @@ def whitening_filters(
     image_size: height and width of the network's crops.
     size: height and width of a filter.
     count: number of filters.
+    hold_out: number of images at the end of the training files to leave out.
 
   Returns:
     float32 [size, size, 3, count]. The standard deviation of their outputs is
     at most 0.2, close to that of random initial filters.
   """
-  total = dataset.count_images(False, batches_dir)
+  total = dataset.count_images(False, batches_dir) - hold_out
   positions = np.arange(0, total, total // 1000 + 1)
   some = dataset.read_images(False, batches_dir, positions)
   start = (dataset.HEIGHT - image_size) // 2
