@@ -164,14 +164,15 @@ def _check_labels(
   path = next(path for path, some in labels.items() if max(some) >= count)
   record = int(np.argmax(labels[path] >= count))
   problem = (
-    f'{BAD_LABEL} {count - 1}; {path}:{record} has label {labels[path][record]}'
+    f'{BAD_LABEL} {count - 1}; <file>:<record> and label: '
+    f'[{path}:{record}] [{labels[path][record]}]'
   )
   if lowest == 1 and highest == count:
     raise DataError(
       f'{problem}. Labels must count from 0, not from 1: subtract 1 from each.'
     )
   raise DataError(
-    f'{problem}, but {CLASS_NAMES_FILE} next to it names {count} classes.'
+    f'{problem}. {CLASS_NAMES_FILE} next to it names {count} classes.'
   )
 
 

@@ -1,0 +1,213 @@
+"""Test the programs on a data set of the user's own classes."""
+
+import glob
+import json
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+from support.data import write_records
+from support.programs import run
+
+from cifar10_suite import dataset
+
+NAMES = ['oak tree', 'élan', 'zebra']
+
+
+def make(data_dir, names, records_per_file=90):
+  """Write two training files and a test file of one noisy picture per class."""
+  rng = np.random.RandomState(1)
+  batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
+  os.makedirs(batches_dir)
+  pictures = rng.randint(0, 256, [len(names), 4, 4, 3])
+  pictures = pictures.repeat(8, 1).repeat(8, 2)
+  labels = np.arange(records_per_file) % len(names)
+  for name in ('data_batch_1.bin', 'data_batch_2.bin', 'test_batch.bin'):
+    images = pictures[labels] + rng.randint(-20, 21, [len(labels), 32, 32, 3])
+    images = np.clip(images, 0, 255)
+    write_records(os.path.join(batches_dir, name), labels, images)
+  path = os.path.join(batches_dir, 'batches.meta.txt')
+  with open(path, 'w', encoding='utf-8') as file:
+    file.writelines(f'{name}\n' for name in names)
+  return str(data_dir), pictures
+
+
+def train(data_dir, train_dir, *flags, steps=60, **kwargs):
+  return run(
+    'cifar10_train.py',
+    f'--data_dir={data_dir}',
+    f'--train_dir={train_dir}',
+    '--recipe=fast',
+    '--batch_size=30',
+    f'--max_steps={steps}',
+    *flags,
+    **kwargs,
+  )
+
+
+def evaluate(data_dir, train_dir, eval_dir, *flags, **kwargs):
+  return run(
+    'cifar10_eval.py',
+    f'--data_dir={data_dir}',
+    f'--checkpoint_dir={train_dir}',
+    f'--eval_dir={eval_dir}',
+    '--run_once',
+    *flags,
+    **kwargs,
+  )
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """Directories of a data set of three classes, a run, and its scores."""
+  root = tmp_path_factory.mktemp('own')
+  data_dir, pictures = make(root / 'data', NAMES)
+  for k, picture in enumerate(pictures):
+    PIL.Image.fromarray(picture.astype(np.uint8)).save(root / f'{k}.png')
+  train(data_dir, root / 'train')
+  page = f'--report={root}/report.html'
+  lines, _ = evaluate(data_dir, root / 'train', root / 'eval', page)
+  assert any('precision @ 1 = 1.000' in line for line in lines)
+  return root
+
+
+def test_scores_and_report_have_its_class_names(trained):
+  with open(trained / 'eval/metrics.jsonl') as file:
+    record = json.loads(file.read())
+  assert list(record['class_accuracy']) == NAMES
+  assert np.array(record['confusion_matrix']).shape == (3, 3)
+  assert record['num_examples'] == 90
+  assert 'precision_at_5' not in record
+  page = (trained / 'report.html').read_text()
+  assert all(name in page for name in NAMES) and 'airplane' not in page
+  best = json.loads((trained / 'eval/best/best.json').read_text())
+  assert best['eval_data'] == 'test'
+
+
+@pytest.mark.parametrize('source', ['train', 'eval/best'])
+def test_predicts_and_exports_its_class_names(trained, tmp_path, source):
+  flag = f'--checkpoint_dir={trained}/{source}'
+  pictures = [str(trained / f'{k}.png') for k in range(3)]
+  lines, _ = run('cifar10_predict.py', flag, '--top_k=5', *pictures)
+  assert len(lines) == 3 * 4
+  for k, name in enumerate(NAMES):
+    assert lines[4 * k + 1].split('%')[0].startswith(f'  {name} ')
+  run('cifar10_predict.py', flag, f'--export_dir={tmp_path}/model')
+  model = f'--saved_model={tmp_path}/model'
+  lines, _ = run('cifar10_predict.py', model, '--json', *pictures)
+  assert [json.loads(line)['classes'][0]['name'] for line in lines] == NAMES
+
+
+def test_the_run_describes_itself(trained, tmp_path):
+  run_json = json.loads((trained / 'train/run.json').read_text())
+  assert run_json['class_names'] == NAMES
+  (start,) = run_json['starts']
+  assert start['step'] == 0 and '--recipe=fast' in start['command']
+  assert start['recipe']['name'] == 'fast'
+  assert start['recipe']['batch_size'] == 30
+  data_dir, _ = make(tmp_path / 'data', NAMES)
+  train(data_dir, tmp_path / 'train', steps=2)
+  train(data_dir, tmp_path / 'train', steps=3)
+  run_json = json.loads((tmp_path / 'train/run.json').read_text())
+  assert [start['step'] for start in run_json['starts']] == [0, 2]
+
+
+def test_other_classes_are_refused(trained, tmp_path):
+  data_dir, _ = make(tmp_path / 'data', ['a', 'b'])
+  says = 'was trained on other classes: oak tree, élan, zebra.'
+  _, errors = train(data_dir, trained / 'train', status=1)
+  assert says in errors and 'Traceback' not in errors
+  _, errors = evaluate(data_dir, trained / 'train', tmp_path / 'eval', status=1)
+  assert says in errors and 'Traceback' not in errors
+
+
+def test_twelve_classes_have_top_5(tmp_path):
+  names = [f'class {k}' for k in range(12)]
+  data_dir, _ = make(tmp_path / 'data', names, records_per_file=120)
+  train(data_dir, tmp_path / 'train', steps=2)
+  page = f'--report={tmp_path}/report.html'
+  lines, _ = evaluate(data_dir, tmp_path / 'train', tmp_path / 'eval', page)
+  (line,) = [line for line in lines if 'precision @ 5 = ' in line]
+  at_5 = float(line.split()[-1])
+  with open(tmp_path / 'eval/metrics.jsonl') as file:
+    record = json.loads(file.read())
+  assert record['precision_at_5'] == pytest.approx(at_5, abs=5e-4)
+  assert record['precision'] <= at_5
+  assert f'{record["precision_at_5"]:.1%}' in (
+    tmp_path / 'report.html'
+  ).read_text(encoding='utf-8')
+
+
+def test_starts_from_another_run_and_holds_images_out(trained, tmp_path):
+  data_dir, _ = make(tmp_path / 'data', [*NAMES, 'yak'], records_per_file=120)
+  train_dir = tmp_path / 'train'
+  lines, _ = train(
+    data_dir, train_dir, f'--init_from={trained}/train', '--hold_out=130'
+  )
+  (line,) = [line for line in lines if line.startswith('Starting from')]
+  assert line.endswith(
+    'model.ckpt-60: conv1, conv2, local3, local4; softmax_linear has another '
+    'shape'
+  )
+  lines, _ = evaluate(
+    data_dir, train_dir, tmp_path / 'eval', '--eval_data=held_out'
+  )
+  assert any('of 130 right' in line for line in lines)
+  best = json.loads((tmp_path / 'eval/best/best.json').read_text())
+  assert best['eval_data'] == 'held_out' and best['precision'] == 1.0
+
+
+def test_initial_weights_are_those_averages(trained, tmp_path):
+  data_dir, _ = make(tmp_path / 'data', NAMES)
+  train(
+    data_dir,
+    tmp_path / 'train',
+    f'--init_from={trained}/train',
+    '--learning_rate=0',
+    steps=1,
+  )
+  lines, _ = evaluate(data_dir, tmp_path / 'train', tmp_path / 'eval')
+  assert any('precision @ 1 = 1.000' in line for line in lines)
+
+
+@pytest.mark.parametrize(
+  ('flag', 'says'),
+  [
+    ('--init_from=nowhere', '--init_from nowhere has no readable checkpoint'),
+    ('--hold_out=180', '--hold_out=180 must be less'),
+  ],
+)
+def test_mistaken_flags(tmp_path, flag, says):
+  data_dir, _ = make(tmp_path / 'data', NAMES)
+  _, errors = train(data_dir, tmp_path / 'train', flag, status=1)
+  assert says in errors and 'Traceback' not in errors
+  assert not glob.glob(f'{tmp_path}/train/*ckpt*')
+
+
+def test_held_out_images_need_a_run_that_holds_some_out(trained, tmp_path):
+  _, errors = evaluate(
+    trained / 'data',
+    trained / 'train',
+    tmp_path / 'eval',
+    '--eval_data=held_out',
+    status=1,
+  )
+  assert 'has no run that holds out images' in errors
+
+
+@pytest.mark.parametrize(
+  ('content', 'says'),
+  [
+    (b'\x80\x02}q\x01(U\x0bbatch_label' + bytes(5000), 'is a pickle'),
+    (bytes([3, 57, *range(256)] + [0] * 2816) * 4, "CIFAR-100's records"),
+  ],
+)
+def test_files_of_other_formats_are_left_alone(tmp_path, content, says):
+  path = tmp_path / dataset.BATCHES_DIR / 'data_batch_1.bin'
+  path.parent.mkdir()
+  path.write_bytes(content)
+  _, errors = train(tmp_path, tmp_path / 'train', status=1)
+  assert says in errors and len(errors.splitlines()) == 1
+  assert os.listdir(path.parent) == ['data_batch_1.bin']
+  assert path.read_bytes() == content
