@@ -26,6 +26,7 @@ import cifar10
 import cifar10_input
 import download
 from cifar10_suite import (
+  checkpoints,
   cluster,
   convolution,
   dataset,
@@ -296,6 +297,10 @@ def run(
       tf.set_random_seed(settings.seed + task.number)
     with tf.device(workers.device_setter()):
       loss, train_op = builder(settings, workers)
+    init_fn = None
+    is_new = settings.restart or not checkpoints.saved_in(settings.train_dir)
+    if settings.init_from and task.is_chief and is_new:
+      init_fn = checkpoints.starting_from(settings.init_from)
     workers.join(config, settings.cluster_timeout_secs)
     # Only now: an unusable data file or a port in use must not cost the user
     # the earlier run.
@@ -308,6 +313,7 @@ def run(
       num_towers=num_towers,
       config=config,
       cluster=workers,
+      init_fn=init_fn,
     )
 
 

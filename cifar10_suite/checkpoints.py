@@ -258,7 +258,7 @@ def starting_from(
   It is meant as `init_fn` of a scaffold, which calls it unless training
   resumes. Weights start from their moving averages in the newest readable
   checkpoint. Layers of another shape, such as the last one for another number
-  of classes, stay as they are. A message says which.
+  of classes, stay as they are. The function prints which.
 
   Raises:
     CheckpointError: if there is no readable checkpoint of this network.
@@ -287,15 +287,16 @@ def starting_from(
     fits[layer] = list(value.shape) == variable.shape.as_list()
     if fits[layer]:
       values[variable] = value
-  others = [layer for layer, fit in fits.items() if not fit]
-  print(
-    f'Starting from {path}: {", ".join(k for k, fit in fits.items() if fit)}'
-    + (f'; {", ".join(others)} has another shape' if others else '')
-  )
+  fitting = ', '.join(layer for layer, fit in fits.items() if fit)
+  others = ', '.join(layer for layer, fit in fits.items() if not fit)
 
   def initialize(_: tf.train.Scaffold, session: tf.Session) -> None:
     feeds = {v.initializer.inputs[1]: value for v, value in values.items()}
     session.run([variable.initializer for variable in values], feeds)
+    print(
+      f'Starting from {path}: {fitting}'
+      + (f'; {others} has another shape' if others else '')
+    )
 
   return initialize
 

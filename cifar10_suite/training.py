@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
 
@@ -60,6 +60,7 @@ def run_training(
   num_towers: int = 1,
   config: tf.ConfigProto | None = None,
   cluster: Cluster = ALONE,
+  init_fn: Callable[[tf.train.Scaffold, tf.Session], None] | None = None,
 ) -> None:
   """Train the default graph up to the last step.
 
@@ -73,6 +74,8 @@ def run_training(
     num_towers: number of batches that this process handles per step.
     config: configuration of the session; `session_config()` by default.
     cluster: workers that train together; only the chief uses `train_dir`.
+    init_fn: called after the initialization of the variables, unless training
+      resumes.
 
   Raises:
     UserError: if training cannot continue.
@@ -123,7 +126,7 @@ def run_training(
     with (
       _collected_signals() as signals,
       _session(
-        settings, log_hook, config or session_config(), cluster
+        settings, log_hook, config or session_config(), cluster, init_fn
       ) as session,
     ):
       while not session.should_stop() and not signals:
@@ -154,15 +157,13 @@ def _session(
   log_hook: hooks.LogHook,
   config: tf.ConfigProto,
   cluster: Cluster,
+  init_fn: Callable[[tf.train.Scaffold, tf.Session], None] | None,
 ) -> tf.train.MonitoredSession:
   """Return a session that restores, saves, writes summaries and logs."""
   with tf.device(cluster.device):
     saver = tf.train.Saver(
       max_to_keep=settings.keep_checkpoint_max, save_relative_paths=True
     )
-  init_fn = None
-  if settings.init_from and cluster.task.is_chief:
-    init_fn = checkpoints.starting_from(settings.init_from)
   scaffold = cluster.scaffold(config, saver=saver, init_fn=init_fn)
   session_hooks = [
     tf.train.StopAtStepHook(last_step=settings.recipe.max_steps),

@@ -171,6 +171,15 @@ def test_initial_weights_are_those_averages(trained, tmp_path):
   assert any('precision @ 1 = 1.000' in line for line in lines)
 
 
+def test_starting_over_from_nowhere_removes_nothing(trained, tmp_path):
+  data_dir, _ = make(tmp_path / 'data', NAMES)
+  train(data_dir, tmp_path / 'train', steps=1)
+  before = sorted(os.listdir(tmp_path / 'train'))
+  flags = ['--restart', '--init_from=nowhere']
+  train(data_dir, tmp_path / 'train', *flags, status=1)
+  assert sorted(os.listdir(tmp_path / 'train')) == before
+
+
 @pytest.mark.parametrize(
   ('flag', 'says'),
   [
