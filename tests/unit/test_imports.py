@@ -11,6 +11,7 @@ import pytest
 from support.programs import ROOT, TIMEOUT
 
 PROGRAMS = {
+  'cifar10_convert',
   'cifar10_eval',
   'cifar10_multi_gpu_train',
   'cifar10_predict',
@@ -50,7 +51,7 @@ PACKAGE = {name for name in MODULES if name.startswith('cifar10_suite')}
 
 def test_the_package_imports_no_top_level_module():
   top_level = set(MODULES) - PACKAGE
-  assert len(PACKAGE) > 15 and len(top_level) == 7
+  assert len(PACKAGE) > 15 and len(top_level) == 8
   for name in PACKAGE:
     _, anywhere = MODULES[name]
     assert not [module for module in anywhere if is_in(module, top_level)], name
@@ -83,8 +84,9 @@ def test_the_package_reads_no_flags_of_programs():
       assert not re.search(r'\bFLAGS\b', file.read()), name
 
 
-def test_downloading_needs_no_tensorflow():
-  code = 'import download, sys; sys.exit("tensorflow" in sys.modules)'
+@pytest.mark.parametrize('name', ['download', 'cifar10_convert'])
+def test_needs_no_tensorflow(name):
+  code = f'import {name}, sys; sys.exit("tensorflow" in sys.modules)'
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 

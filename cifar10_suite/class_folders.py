@@ -1,0 +1,287 @@
+"""Pictures in folders, one for each class."""
+
+import concurrent.futures.process
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import PIL.Image
+
+from cifar10_suite import pictures
+from cifar10_suite.conversion import Examples, check_class_names
+from cifar10_suite.dataset import RECORD_BYTES
+from cifar10_suite.errors import UserError
+
+_TRAIN, _TEST = 'train', 'test'
+_OTHER_PARTS = {'val', 'valid', 'validation'}
+_CHUNK = 8  # pictures that a process reads before Ctrl-C can stop it
+
+
+@dataclasses.dataclass
+class Pictures:
+  """Paths of pictures with their classes.
+
+  Attributes:
+    class_names: names of the classes.
+    paths: paths of the pictures.
+    labels: the class of each picture.
+    is_test: whether each picture is for testing, or None if undecided.
+    ignored: paths of files and folders that are not used.
+  """
+
+  class_names: list[str]
+  paths: list[str] = dataclasses.field(default_factory=list)
+  labels: list[int] = dataclasses.field(default_factory=list)
+  is_test: list[bool] | None = None
+  ignored: list[str] = dataclasses.field(default_factory=list)
+
+
+def find(root: str) -> Pictures:
+  """Find the pictures in a folder that has a sub-folder for each class.
+
+  Pictures are files with an extension known to Pillow, in a class's folder or
+  its sub-folders. If there are `train` and `test`, each of these has a
+  sub-folder for each class. Hidden files and folders do not count.
+
+  Raises:
+    UserError: if there are no such folders, or one has no pictures.
+  """
+  try:
+    folders, others = _list(root)
+    if _TRAIN in folders and _TEST in folders:
+      found = _find_parts(root)
+      found.ignored += [
+        *others,
+        *(os.path.join(root, x) for x in folders if x not in (_TRAIN, _TEST)),
+      ]
+      return found
+    if not folders:
+      raise UserError(
+        f'{root} has no sub-folders. Put the pictures of each class into a '
+        'sub-folder with the name of the class.'
+      )
+    if _TRAIN in folders and set(folders) - {_TRAIN} <= _OTHER_PARTS:
+      raise UserError(
+        f'{root} has {" and ".join(folders)}, but no {_TEST}. Name the folder '
+        f'of test pictures {_TEST}.'
+      )
+    check_class_names(folders, root)
+    found = Pictures(folders, ignored=others)
+    _add_pictures(found, root)
+    return found
+  except OSError as error:
+    raise UserError(
+      f'Cannot read the folder {error.filename}: {error.strerror}.'
+    ) from error
+
+
+def read(
+  found: Pictures, processes: int, advance: Callable[[int], object]
+) -> tuple[Examples, list[tuple[str, str]]]:
+  """Read pictures in several processes.
+
+  Args:
+    found: the pictures.
+    processes: number of processes.
+    advance: function that is told how many more pictures were processed.
+
+  Returns:
+    The images of the readable pictures, in order, and path and problem of each
+    other picture.
+
+  Raises:
+    UserError: if a process is killed.
+  """
+  records = np.empty([len(found.paths), RECORD_BYTES], np.uint8)
+  good: list[int] = []  # positions of the readable pictures
+  problems = []
+  position = 0
+  with _readings(found.paths, processes) as readings:
+    for planes, reasons in readings:
+      start = len(good)
+      for reason in reasons:
+        if reason is None:
+          good.append(position)
+        else:
+          problems.append((found.paths[position], reason))
+        position += 1
+      records[start : len(good), 1:] = planes
+      advance(len(reasons))
+  records = records[: len(good)]
+  records[:, 0] = np.array(found.labels)[good]
+  examples = Examples(
+    found.class_names,
+    records,
+    [found.paths[position] for position in good],
+    None if found.is_test is None else np.array(found.is_test)[good],
+  )
+  return examples, problems
+
+
+def _find_parts(root: str) -> Pictures:
+  """Find the pictures in `train` and `test`."""
+  names, others = _list(os.path.join(root, _TRAIN))
+  test_names, test_others = _list(os.path.join(root, _TEST))
+  differences = [
+    f'only {part} has {", ".join(map(repr, sorted(only)[:5]))}'
+    f'{", ..." * (len(only) > 5)}'
+    for part, only in (
+      (_TRAIN, set(names) - set(test_names)),
+      (_TEST, set(test_names) - set(names)),
+    )
+    if only
+  ]
+  if differences:
+    raise UserError(
+      f'{_TRAIN} and {_TEST} in {root} differ in their classes: '
+      f'{"; ".join(differences)}.'
+    )
+  check_class_names(names, os.path.join(root, _TRAIN))
+  found = Pictures(names, ignored=others + test_others)
+  _add_pictures(found, os.path.join(root, _TRAIN))
+  num_training = len(found.paths)
+  _add_pictures(found, os.path.join(root, _TEST))
+  found.is_test = [i >= num_training for i in range(len(found.paths))]
+  return found
+
+
+def _add_pictures(found: Pictures, root: str) -> None:
+  """Add the pictures in the sub-folders of `root` to `found`."""
+  extensions = frozenset(PIL.Image.registered_extensions())
+  for label, name in enumerate(found.class_names):
+    folder = os.path.join(root, name)
+    ignored: list[str] = []
+    paths = list(_walk(folder, extensions, ignored, ()))
+    if not paths:
+      such = f', only files such as {ignored[0]}' if ignored else ''
+      raise UserError(f'Class {name} has no pictures in {folder}{such}.')
+    found.paths += paths
+    found.labels += [label] * len(paths)
+    found.ignored += ignored
+
+
+def _walk(
+  folder: str,
+  extensions: frozenset[str],
+  ignored: list[str],
+  outer: tuple[tuple[int, int], ...],
+) -> Iterator[str]:
+  """Yield the paths of the pictures in a folder and its sub-folders.
+
+  Args:
+    folder: path of the folder.
+    extensions: extensions of pictures.
+    ignored: list to which the paths of other files are added.
+    outer: devices and inodes of the folders around this one.
+  """
+  status = os.stat(folder)
+  inode = (status.st_dev, status.st_ino)
+  if inode in outer:  # a link to a folder around it
+    return
+  folders, others = _list(folder)
+  for path in others:
+    # A broken link is an unreadable picture. A pipe would block.
+    if os.path.splitext(path)[1].lower() in extensions and (
+      os.path.isfile(path) or not os.path.exists(path)
+    ):
+      yield path
+    else:
+      ignored.append(path)
+  for name in folders:
+    yield from _walk(
+      os.path.join(folder, name), extensions, ignored, (*outer, inode)
+    )
+
+
+def _list(folder: str) -> tuple[list[str], list[str]]:
+  """Return the names of a folder's sub-folders and the paths of its files."""
+  folders, others = [], []
+  for name in sorted(os.listdir(folder)):
+    if name.startswith('.'):
+      continue
+    path = os.path.join(folder, name)
+    if os.path.isdir(path):
+      folders.append(name)
+    else:
+      others.append(path)
+  return folders, others
+
+
+@contextlib.contextmanager
+def _readings(
+  paths: list[str], processes: int
+) -> Iterator[Iterator[tuple[np.ndarray, list[str | None]]]]:
+  """Yield an iterator over the results of `_read_chunk`, in order."""
+  # New processes may have another working directory.
+  here = os.getcwd()
+  paths = [os.path.join(here, path) for path in paths]
+  chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
+  processes = min(processes, len(chunks))
+  if processes < 2:
+    yield map(_read_chunk, chunks)
+    return
+  executor = concurrent.futures.ProcessPoolExecutor(
+    processes,
+    # TensorFlow and other libraries with threads do not survive a fork.
+    multiprocessing.get_context('spawn'),
+    initializer=_end_with_parent,
+  )
+  try:
+    # Ctrl-C reaches all processes of a terminal. The others inherit the mask,
+    # and this process tells them to end.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+      futures = [executor.submit(_read_chunk, chunk) for chunk in chunks]
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    yield _results(futures)
+  except concurrent.futures.process.BrokenProcessPool as error:
+    raise UserError(
+      'A process that reads pictures was killed, perhaps for lack of memory.'
+    ) from error
+  finally:
+    executor.shutdown(cancel_futures=True)
+
+
+def _results(
+  futures: list[concurrent.futures.Future],
+) -> Iterator[tuple[np.ndarray, list[str | None]]]:
+  """Yield the results in order, and forget them."""
+  futures.reverse()
+  while futures:
+    yield futures.pop().result()
+
+
+def _end_with_parent() -> None:
+  """End this process when its parent is killed."""
+
+  def wait() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+      parent.join()
+      os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
+def _read_chunk(paths: list[str]) -> tuple[np.ndarray, list[str | None]]:
+  """Read pictures.
+
+  Returns:
+    planes: uint8 [n, 3072], the readable pictures as in records.
+    reasons: for each path, why it cannot be read, or None.
+  """
+  planes = []
+  reasons: list[str | None] = []
+  for path in paths:
+    try:
+      planes.append(pictures.read_picture(path).transpose(2, 0, 1).ravel())
+      reasons.append(None)
+    except pictures.PictureError as error:
+      reasons.append(f'{error}')
+  return np.array(planes, np.uint8).reshape(-1, RECORD_BYTES - 1), reasons

@@ -1,0 +1,341 @@
+"""Test the converter as a process."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+from support.conversion import (
+  as_set,
+  images_of,
+  make_cifar100,
+  parts,
+  read_data_set,
+  write_archive,
+  write_classes,
+)
+from support.programs import ROOT, TIMEOUT
+
+MANY = 1000  # pictures that take far longer to read than a test waits
+
+
+def start(*arguments, **options):
+  return subprocess.Popen(
+    [sys.executable, os.path.join(ROOT, 'cifar10_convert.py'), *arguments],
+    text=True,
+    stdout=subprocess.PIPE,
+    **{'stderr': subprocess.PIPE, **options},
+  )
+
+
+def run(*arguments, **options):
+  """Run the program; return its status, its output and its errors."""
+  with start(*arguments, **options) as process:
+    output, errors = process.communicate(timeout=TIMEOUT)
+  return process.returncode, output, errors
+
+
+@pytest.fixture
+def source(tmp_path):
+  return str(tmp_path / 'pictures')
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+  return str(tmp_path / 'my data')
+
+
+def test_round_trip(source, data_dir):
+  images = write_classes(source, {'ant': 100, 'bee': 50, 'cat': 75})
+  status, output, errors = run(
+    source, '--data_dir', data_dir, '--test_fraction=0.1'
+  )
+  assert (status, errors) == (0, '')
+  assert output == (
+    f'Wrote 3 classes to {data_dir}/cifar-10-batches-bin:\n'
+    '  202 pictures for training in data_batch_1.bin\n'
+    '  23 pictures for testing in test_batch.bin\n'
+    '  the names of the classes in batches.meta.txt\n'
+    'Next:\n'
+    f"  python cifar10_train.py --data_dir '{data_dir}' --train_dir my_train\n"
+    f"  python cifar10_eval.py --data_dir '{data_dir}' --checkpoint_dir "
+    'my_train --eval_dir my_eval\n'
+  )
+  names, training, test = parts(data_dir)
+  assert names == ['ant', 'bee', 'cat']
+  np.testing.assert_array_equal(np.bincount(test[:, 0]), [10, 5, 8])
+  both = np.concatenate([training, test])
+  for label, name in enumerate(names):
+    of_class = both[both[:, 0] == label]
+    assert as_set(images_of(of_class)) == as_set(images[name])
+
+
+def test_seed_determines_the_bytes(source, tmp_path):
+  def one_core():
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+
+  write_classes(source, {'a': 60, 'b': 60})
+  contents = []
+  for number, (seed, limit) in enumerate([(3, None), (3, one_core), (4, None)]):
+    data_dir = str(tmp_path / f'{number}')
+    status, _, errors = run(
+      source, f'--data_dir={data_dir}', f'--seed={seed}', preexec_fn=limit
+    )
+    assert (status, errors) == (0, '')
+    contents.append(read_data_set(data_dir))
+  assert contents[0] == contents[1]
+  for name in ('data_batch_1.bin', 'test_batch.bin'):
+    assert contents[0][name] != contents[2][name]
+
+
+def test_cifar100(tmp_path, data_dir):
+  files = make_cifar100()
+  write_archive(tmp_path / 'cifar-100-binary.tar.gz', files)
+  status, output, errors = run(
+    'cifar-100-binary.tar.gz', '--data_dir', data_dir, cwd=tmp_path
+  )
+  assert (status, errors) == (0, '')
+  assert 'Wrote 100 classes' in output and '200 pictures for train' in output
+  for records, name in zip(
+    parts(data_dir)[1:], ['train.bin', 'test.bin'], strict=True
+  ):
+    original = np.frombuffer(files[name], np.uint8).reshape(-1, 3074)
+    assert as_set(records) == as_set(original[:, 1:])
+
+
+def test_unreadable_pictures(tmp_path, source, data_dir):
+  images = write_classes(source, {'a': 3, 'b': 4})
+  for name in ('a/1.png', 'b/0.png'):
+    with open(os.path.join(source, name), 'wb') as file:
+      file.write(b'x')
+  named = ''.join(
+    f'Cannot read pictures/{name}: it is not a picture in a known format.\n'
+    for name in ('a/1.png', 'b/0.png')
+  )
+  command = ['pictures', '--data_dir', data_dir]
+  status, output, errors = run(*command, cwd=tmp_path)
+  assert (status, output) == (1, '')
+  assert errors == (
+    f'{named}Cannot read 2 of 7 pictures; nothing was written. Add '
+    '--skip_unreadable to leave them out.\n'
+  )
+  assert os.listdir(tmp_path) == ['pictures']
+  status, _, errors = run(*command, '--skip_unreadable', cwd=tmp_path)
+  assert status == 0
+  assert errors == f'{named}Left out 2 of 7 pictures.\n'
+  left = [images['a'][0], images['a'][2], *images['b'][1:]]
+  assert as_set(images_of(np.concatenate(parts(data_dir)[1:]))) == as_set(left)
+
+
+def make_missing(source):
+  pass
+
+
+def make_file(source):
+  with open(source, 'w') as file:
+    file.write('x')
+
+
+def make_loose(source):
+  write_classes(os.path.dirname(source), {os.path.basename(source): 2})
+
+
+def make_one_class(source):
+  write_classes(source, {'cat': 2})
+
+
+def make_empty_class(source):
+  write_classes(source, {'cat': 2, 'dog': 0})
+
+
+def make_small_class(source):
+  write_classes(source, {'cat': 2, 'dog': 1})
+
+
+def make_line_break(source):
+  write_classes(source, {'cat': 2, 'd\nog': 2})
+
+
+def make_not_utf8(source):
+  write_classes(source, {'cat': 2, os.fsdecode(b'd\xe9g'): 2})
+
+
+def make_no_test(source):
+  write_classes(f'{source}/train', {'cat': 2, 'dog': 2})
+  write_classes(f'{source}/val', {'cat': 2, 'dog': 2})
+
+
+def make_cut_archive(source):
+  write_archive(source, make_cifar100())
+  os.truncate(source, os.path.getsize(source) // 2)
+
+
+def make_pickles(source):
+  write_archive(source, {'train': b'x', 'meta': b'x'}, 'cifar-100-python')
+
+
+@pytest.mark.parametrize(
+  'make, message',
+  [
+    (make_missing, 'PICTURES {} does not exist.'),
+    (make_file, "{} is neither a folder of pictures nor CIFAR-100's archive"),
+    (make_loose, '{} has no sub-folders. Put the pictures of each class into'),
+    (make_one_class, "{}: found 1 class ('cat'), but a data set has 2 to 256."),
+    (make_empty_class, 'Class dog has no pictures in {}/dog.'),
+    (make_small_class, 'Class dog has 1 readable picture, but it needs two'),
+    (make_line_break, "{}: the class name 'd\\nog' has a line break. Rename"),
+    (
+      make_not_utf8,
+      "{}: the class name 'd\\udce9g' is not valid UTF-8. Rename",
+    ),
+    (make_no_test, '{} has train and val, but no test.'),
+    (
+      make_cut_archive,
+      "{} is not CIFAR-100's binary version, or it is",
+    ),
+    (
+      make_pickles,
+      '{} is a version for Python. Use the binary version',
+    ),
+  ],
+  ids=lambda value: getattr(value, '__name__', '').removeprefix('make_'),
+)
+def test_mistakes_are_explained(tmp_path, source, data_dir, make, message):
+  make(source)
+  before = os.listdir(tmp_path)
+  status, output, errors = run(source, '--data_dir', data_dir)
+  assert (status, output) == (1, '')
+  assert errors.startswith(message.format(source))
+  assert errors.count('\n') == 1
+  assert os.listdir(tmp_path) == before
+
+
+def test_invalid_fraction(tmp_path, source, data_dir):
+  write_classes(source, {'a': 2, 'b': 2})
+  status, _, errors = run(source, '--data_dir', data_dir, '--test_fraction=2')
+  assert status == 1
+  assert errors == '--test_fraction 2.0 is not between 0 and 1, exclusively.\n'
+  assert os.listdir(tmp_path) == ['pictures']
+
+
+def test_directories_of_others_stay_as_they_are(source, data_dir):
+  write_classes(source, {'a': 2, 'b': 2})
+  os.makedirs(f'{data_dir}/cifar-10-batches-bin')
+  status, _, errors = run(source, '--data_dir', data_dir)
+  assert status == 1
+  assert errors == (
+    f'--data_dir {data_dir} already contains cifar-10-batches-bin. Choose a '
+    'new or empty directory.\n'
+  )
+  assert read_data_set(data_dir) == {}
+
+
+@pytest.mark.parametrize('exists', [False, True])
+def test_full_disk(tmp_path, source, data_dir, exists):
+  def limit():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
+
+  write_classes(source, {'a': 4, 'b': 4})
+  if exists:
+    os.mkdir(data_dir)
+  before = os.listdir(tmp_path)
+  command = [source, '--data_dir', data_dir]
+  status, output, errors = run(*command, preexec_fn=limit)
+  assert (status, output) == (1, '')
+  assert errors == f'Cannot write to --data_dir {data_dir}: File too large.\n'
+  assert os.listdir(tmp_path) == before
+  assert not exists or os.listdir(data_dir) == []
+  assert run(*command)[0] == 0
+
+
+class TestInterruption:
+  """The program reads many pictures in two processes when something happens."""
+
+  @pytest.fixture(autouse=True)
+  def running(self, tmp_path, source, data_dir):
+    """Start the program, and wait until its progress bar advances."""
+    noise = np.random.RandomState(0).randint(0, 256, [1000, 1000, 3], np.uint8)
+    for folder in ('a', 'b'):
+      os.makedirs(f'{source}/{folder}')
+      for number in range(MANY):
+        os.symlink('../../noise.png', f'{source}/{folder}/{number}.png')
+    PIL.Image.fromarray(noise).save(tmp_path / 'noise.png')
+    self.terminal, terminal = pty.openpty()
+    size = struct.pack('HHHH', 24, 80, 0, 0)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+    self.process = start(
+      source,
+      '--data_dir',
+      data_dir,
+      stderr=terminal,
+      start_new_session=True,
+    )
+    os.close(terminal)
+    self.errors = ''
+    while not re.search(rf' [1-9]\d*/{2 * MANY} ', self.errors):
+      self.errors += os.read(self.terminal, 1000).decode()
+    yield
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self.process.pid, signal.SIGKILL)
+    self.process.wait()
+    os.close(self.terminal)
+
+  def finish(self):
+    """Return the program's status after it and all its processes ended."""
+    with contextlib.suppress(OSError):  # the terminal has no other end
+      while more := os.read(self.terminal, 1000).decode():
+        self.errors += more
+    self.process.wait(TIMEOUT)
+    deadline = time.monotonic() + TIMEOUT
+    with pytest.raises(ProcessLookupError):
+      while time.monotonic() < deadline:
+        os.killpg(self.process.pid, 0)
+        time.sleep(0.05)
+    return self.process.returncode
+
+  def workers(self):
+    """Return the ids of the processes that read pictures."""
+    pid = self.process.pid
+    with open(f'/proc/{pid}/task/{pid}/children') as file:
+      children = [int(child) for child in file.read().split()]
+    found = []
+    for child in children:
+      with open(f'/proc/{child}/cmdline') as file:
+        if 'spawn_main' in file.read():
+          found.append(child)
+    return found
+
+  @pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason='needs several processes'
+  )
+  def test_killed_reader(self, tmp_path):
+    os.kill(self.workers()[-1], signal.SIGKILL)
+    assert self.finish() == 1
+    assert 'A process that reads pictures was killed' in self.errors
+    assert 'Traceback' not in self.errors
+    assert sorted(os.listdir(tmp_path)) == ['noise.png', 'pictures']
+
+  def test_control_c(self, tmp_path):
+    os.killpg(self.process.pid, signal.SIGINT)  # as a terminal does
+    started = time.monotonic()
+    assert self.finish() == 1
+    assert time.monotonic() - started < TIMEOUT / 4
+    assert self.errors.endswith('Interrupted; nothing was written.\r\n')
+    assert 'Traceback' not in self.errors
+    assert sorted(os.listdir(tmp_path)) == ['noise.png', 'pictures']
+
+  def test_killed(self, tmp_path):
+    self.process.kill()
+    assert self.finish() == -signal.SIGKILL
+    assert sorted(os.listdir(tmp_path)) == ['noise.png', 'pictures']
