@@ -116,7 +116,9 @@ def main() -> None:
     cli.prepare_dir('--report', os.path.dirname(FLAGS.report) or '.')
     report.refuse_to_overwrite(FLAGS.report)
   cifar10.maybe_download_and_extract()
-  data_set = dataset.load(FLAGS.data_dir)
+  class_names = dataset.class_names(_batches_dir())
+  paths = dataset.evaluation_files(FLAGS.eval_data == 'test', _batches_dir())
+  dataset.check_labels(paths, class_names)
   some = False
   with (
     files.locked_dir('--eval_dir', FLAGS.eval_dir),
@@ -126,15 +128,15 @@ def main() -> None:
       FLAGS.eval_dir,
       settings={
         'eval_data': FLAGS.eval_data,
-        'num_examples': num_examples(data_set),
+        'num_examples': num_examples(),
         'num_views': int(FLAGS.num_views),
       },
     )
-    refuse_other_classes(FLAGS.checkpoint_dir, data_set)
-    network = build_evaluation(data_set)
+    refuse_other_classes(FLAGS.checkpoint_dir, class_names)
+    network = build_evaluation(len(class_names))
     for checkpoint in checkpoints_to_score(network.variables):
       try:
-        score(checkpoint, network, scores, data_set)
+        score(checkpoint, network, scores, class_names)
         some = True
       except checkpoints.CheckpointError as error:
         print(f'Skipped: {error}')
@@ -144,11 +146,11 @@ def main() -> None:
     print(f'Wrote {cli.short_path(FLAGS.report)}.')
 
 
-def num_examples(data_set: dataset.DataSet) -> int:
+def num_examples() -> int:
   """Return the number of images to score.
 
-  The default of `--num_examples` is for CIFAR-10; of other test images and of
-  those held out, all are scored.
+  By default, these are all test images, all held-out images, or 10,000 of the
+  training images.
 
   Raises:
     UserError: if there are fewer images than `--num_examples`.
@@ -158,11 +160,8 @@ def num_examples(data_set: dataset.DataSet) -> int:
   else:
     count = dataset.count_images(FLAGS.eval_data == 'test', _batches_dir())
   if not FLAGS['num_examples'].present:
-    if FLAGS.eval_data == 'held_out':
-      return count
-    if data_set != dataset.CIFAR10:
-      is_test = FLAGS.eval_data == 'test'
-      return count if is_test else min(count, FLAGS.num_examples)
+    is_train = FLAGS.eval_data == 'train_eval'
+    return min(count, FLAGS.num_examples) if is_train else count
   if count < FLAGS.num_examples:
     raise UserError(
       f'There are {count} images to score, not the {FLAGS.num_examples} of '
@@ -187,17 +186,16 @@ def held_out() -> int:
   return count
 
 
-def refuse_other_classes(directory: str, data_set: dataset.DataSet) -> None:
+def refuse_other_classes(directory: str, class_names: tuple[str, ...]) -> None:
   """Raise UserError if the run in a directory has other classes."""
   runs.refuse_other_classes(
-    directory, data_set.class_names, 'Name the right one with --data_dir.'
+    directory, class_names, 'Name the right one with --data_dir.'
   )
 
 
-def build_evaluation(data_set: dataset.DataSet) -> Evaluation:
+def build_evaluation(num_classes: int) -> Evaluation:
   """Build the evaluation specified by the flags in the default graph."""
   num_views = int(FLAGS.num_views)
-  num_classes = len(data_set.class_names)
   images, labels = cifar10_input.inputs(
     FLAGS.eval_data == 'test',
     _batches_dir(),
@@ -276,7 +274,7 @@ def score(
   checkpoint: str,
   network: Evaluation,
   scores: scoring.Scores,
-  data_set: dataset.DataSet,
+  class_names: tuple[str, ...],
 ) -> None:
   """Evaluate a checkpoint, print its precision and record its score.
 
@@ -289,18 +287,18 @@ def score(
     print(f'{cli.short_path(checkpoint)} has already been scored.')
     return
   with checkpoints.copied(checkpoint, FLAGS.eval_dir) as copy:
-    refuse_other_classes(os.path.dirname(checkpoint), data_set)
+    refuse_other_classes(os.path.dirname(checkpoint), class_names)
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(
-      copy, network, num_examples(data_set), evaluation_config(FLAGS.device)
+      copy, network, num_examples(), evaluation_config(FLAGS.device)
     )
     record = scores.make_record(
       copy,
       step,
       is_latest=not FLAGS.all_checkpoints,
-      measures=scoring.measure(labels, log_probabilities, data_set.class_names),
+      measures=scoring.measure(labels, log_probabilities, class_names),
     )
-    wrong = _draw_wrong_images(labels, log_probabilities, data_set.class_names)
+    wrong = _draw_wrong_images(labels, log_probabilities, class_names)
     if not known:
       summary = summarize(record, wrong, summary)
       scores.add(record, copy, summary, tf.get_default_graph())

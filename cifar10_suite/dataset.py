@@ -78,10 +78,10 @@ CIFAR10 = DataSet(tuple(CLASS_NAMES), 50000)
 
 
 def load(data_dir: str, hold_out: int = 0) -> DataSet:
-  """Check the data set in `<data_dir>/cifar-10-batches-bin` and describe it.
+  """Check the training files of a data set and describe it.
 
   Args:
-    data_dir: directory of the data set.
+    data_dir: directory of the folder `cifar-10-batches-bin`.
     hold_out: number of images at the end of the training files to leave out.
 
   Raises:
@@ -90,15 +90,9 @@ def load(data_dir: str, hold_out: int = 0) -> DataSet:
   """
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
   names = class_names(batches_dir)
-  training_paths = evaluation_files(False, batches_dir)
-  training_labels = [_labels(path) for path in training_paths]
-  test_paths = evaluation_files(True, batches_dir)
-  _check_labels(
-    dict(zip(training_paths, training_labels, strict=True))
-    | {path: _labels(path) for path in test_paths},
-    names,
-  )
-  all_labels = np.concatenate(training_labels)
+  paths = evaluation_files(False, batches_dir)
+  check_labels(paths, names)
+  all_labels = np.concatenate([_labels(path) for path in paths])
   if hold_out >= len(all_labels):
     raise DataError(
       f'--hold_out={hold_out} must be less than the number of training images, '
@@ -146,15 +140,13 @@ def _labels(path: str) -> np.ndarray:
   return np.array(np.memmap(path, np.uint8, 'r')[::RECORD_BYTES])
 
 
-def _check_labels(
-  labels: dict[str, np.ndarray], names: tuple[str, ...]
-) -> None:
-  """Check that there is a name for each label.
+def check_labels(paths: list[str], names: tuple[str, ...]) -> None:
+  """Check that there is a name for each label in some data files.
 
-  Args:
-    labels: labels of each file, by path.
-    names: the class names.
+  Raises:
+    DataError: if there is a label without a name.
   """
+  labels = {path: _labels(path) for path in paths}
   count = len(names)
   lowest, highest = (
     bound(bound(some) for some in labels.values()) for bound in (min, max)

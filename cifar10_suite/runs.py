@@ -63,6 +63,7 @@ def record_start(
     step: step at which training starts or resumes.
     description: from `describe`, and more.
   """
+  os.makedirs(train_dir, exist_ok=True)
   before = read(train_dir) if step else None
   starts = before['starts'] if before else []
   content = {

@@ -224,6 +224,14 @@ def test_gives_up_on_a_cluster_that_is_not_there(flags, kind, missing):
 
 def test_an_evaluator_task_evaluates(flags, tmp_path):
   run('cifar10_train.py', *flags, '--max_steps=2')
+  (train_dir,) = [
+    flag.partition('=')[2] for flag in flags if flag.startswith('--train_dir=')
+  ]
+  path = os.path.join(train_dir, 'run.json')
+  with open(path) as file:
+    content = file.read()
+  with open(path, 'w') as file:
+    file.write(content.replace('"frog"', '"toad"'))
   _, errors = run(
     'cifar10_train.py',
     *flags,
@@ -231,7 +239,8 @@ def test_an_evaluator_task_evaluates(flags, tmp_path):
     status=1,
   )
   # The message is from the evaluator.
-  assert errors.startswith('There are 100 images to score, not the 10000')
+  assert 'was trained on other classes' in errors
+  assert 'Name the right one with --data_dir.' in errors
 
 
 def test_a_whole_cluster_with_one_command(flags, tmp_path):

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
-from support.data import write_records
+from support.data import write_class_names, write_records
 from support.network_by_hand import COLOURS, write_network_by_hand
 from support.programs import rewrite_checkpoint, run, summaries
 
@@ -22,6 +22,7 @@ def write_colours(data_dir, count):
   rng = np.random.RandomState(count)
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   os.makedirs(batches_dir)
+  write_class_names(batches_dir)
   colours = np.array(list(COLOURS))[rng.randint(len(COLOURS), size=count)]
   predictions = np.array([COLOURS[tuple(colour)] for colour in colours])
   labels = np.where(

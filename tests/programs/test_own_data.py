@@ -7,7 +7,7 @@ import os
 import numpy as np
 import PIL.Image
 import pytest
-from support.data import write_records
+from support.data import write_class_names, write_records
 from support.programs import run
 
 from cifar10_suite import dataset
@@ -27,9 +27,7 @@ def make(data_dir, names, records_per_file=90):
     images = pictures[labels] + rng.randint(-20, 21, [len(labels), 32, 32, 3])
     images = np.clip(images, 0, 255)
     write_records(os.path.join(batches_dir, name), labels, images)
-  path = os.path.join(batches_dir, 'batches.meta.txt')
-  with open(path, 'w', encoding='utf-8') as file:
-    file.writelines(f'{name}\n' for name in names)
+  write_class_names(batches_dir, names)
   return str(data_dir), pictures
 
 

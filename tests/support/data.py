@@ -14,6 +14,12 @@ def write_records(path, labels, images):
   records.tofile(path)
 
 
+def write_class_names(batches_dir, names=tuple(dataset.CLASS_NAMES)):
+  path = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
+  with open(path, 'w', encoding='utf-8') as file:
+    file.writelines(f'{name}\n' for name in names)
+
+
 def make_data_set(data_dir, records_per_file=100):
   """Write six data files with one noisy picture per class."""
   rng = np.random.RandomState(seed=1)
@@ -21,8 +27,7 @@ def make_data_set(data_dir, records_per_file=100):
   os.makedirs(batches_dir)
   # Coarse patterns look similar in all crops.
   pictures = rng.randint(0, 256, [10, 4, 4, 3]).repeat(8, 1).repeat(8, 2)
-  with open(os.path.join(batches_dir, dataset.CLASS_NAMES_FILE), 'w') as file:
-    file.writelines(f'{name}\n' for name in dataset.CLASS_NAMES)
+  write_class_names(batches_dir)
   for name in dataset.FILE_SHA256:
     labels = rng.randint(0, 10, [records_per_file])
     noise = rng.randint(-20, 21, [records_per_file, 32, 32, 3])
