@@ -99,7 +99,7 @@ def _read_folders(source: str, skip_unreadable: bool) -> Examples:
       + (f' and {len(more):,} more' if more else '')
     )
   with tqdm(total=len(found.paths), unit=' pictures', disable=None) as bar:
-    processes = len(os.sched_getaffinity(0))
+    processes = class_folders.available_cores()
     examples, problems = class_folders.read(found, processes, bar.update)
   for path, reason in problems:
     _warn(f'Cannot read {short_path(path)}: {reason}')
