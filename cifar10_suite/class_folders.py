@@ -224,9 +224,6 @@ def _readings(
   paths: list[str], processes: int
 ) -> Iterator[Iterator[tuple[np.ndarray, list[str | None]]]]:
   """Yield an iterator over the results of `_read_chunk`, in order."""
-  # New processes may have another working directory.
-  here = os.getcwd()
-  paths = [os.path.join(here, path) for path in paths]
   chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
   processes = min(processes, len(chunks))
   if processes < 2:

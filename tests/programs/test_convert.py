@@ -259,12 +259,17 @@ def test_full_disk(tmp_path, source, data_dir, exists):
   assert run(*command)[0] == 0
 
 
+needs_readers = pytest.mark.skipif(
+  len(os.sched_getaffinity(0)) < 2, reason='one core: no further processes'
+)
+
+
 class TestInterruption:
   """The program reads many pictures in two processes when something happens."""
 
   @pytest.fixture(autouse=True)
   def running(self, tmp_path, source, data_dir):
-    """Start the program, and wait until its progress bar advances."""
+    """Start the program."""
     noise = np.random.RandomState(0).randint(0, 256, [1000, 1000, 3], np.uint8)
     for folder in ('a', 'b'):
       os.makedirs(f'{source}/{folder}')
@@ -283,13 +288,16 @@ class TestInterruption:
     )
     os.close(terminal)
     self.errors = ''
-    while not re.search(rf' [1-9]\d*/{2 * MANY} ', self.errors):
-      self.errors += os.read(self.terminal, 1000).decode()
     yield
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self.process.pid, signal.SIGKILL)
     self.process.wait()
     os.close(self.terminal)
+
+  def wait_for_progress(self):
+    """Wait until the progress bar advances."""
+    while not re.search(rf' [1-9]\d*/{2 * MANY} ', self.errors):
+      self.errors += os.read(self.terminal, 1000).decode()
 
   def finish(self):
     """Return the program's status after it and all its processes ended."""
@@ -316,17 +324,24 @@ class TestInterruption:
           found.append(child)
     return found
 
-  @pytest.mark.skipif(
-    len(os.sched_getaffinity(0)) < 2, reason='needs several processes'
-  )
+  @needs_readers
   def test_killed_reader(self, tmp_path):
+    self.wait_for_progress()
     os.kill(self.workers()[-1], signal.SIGKILL)
     assert self.finish() == 1
     assert 'A process that reads pictures was killed' in self.errors
     assert 'Traceback' not in self.errors
     assert sorted(os.listdir(tmp_path)) == ['noise.png', 'pictures']
 
-  def test_control_c(self, tmp_path):
+  @pytest.mark.parametrize(
+    'when', [pytest.param('early', marks=needs_readers), 'late']
+  )
+  def test_control_c(self, tmp_path, when):
+    if when == 'late':
+      self.wait_for_progress()
+    else:  # while the readers start
+      while not self.workers():
+        time.sleep(0.01)
     os.killpg(self.process.pid, signal.SIGINT)  # as a terminal does
     started = time.monotonic()
     assert self.finish() == 1
@@ -336,6 +351,7 @@ class TestInterruption:
     assert sorted(os.listdir(tmp_path)) == ['noise.png', 'pictures']
 
   def test_killed(self, tmp_path):
+    self.wait_for_progress()
     self.process.kill()
     assert self.finish() == -signal.SIGKILL
     assert sorted(os.listdir(tmp_path)) == ['noise.png', 'pictures']

@@ -103,9 +103,9 @@ def make_cifar100(per_class=2, seed=0):
 
 
 def write_archive(path, files, folder=cifar100.BINARY_DIR):
-  """Write files to a .tar.gz, like the official archive."""
+  """Write files to a .tar.gz; their names are relative to `folder`."""
   with tarfile.open(path, 'w:gz') as tar:
     for name, content in files.items():
-      info = tarfile.TarInfo(f'{folder}/{name}')
+      info = tarfile.TarInfo(os.path.normpath(f'{folder}/{name}'))
       info.size = len(content)
       tar.addfile(info, io.BytesIO(content))
