@@ -236,13 +236,8 @@ def _readings(
     initializer=_end_with_parent,
   )
   try:
-    # Ctrl-C reaches all processes of a terminal. The others inherit the mask,
-    # and this process tells them to end.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
+    with _delayed_interrupt():
       futures = [executor.submit(_read_chunk, chunk) for chunk in chunks]
-    finally:
-      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     yield _results(futures)
   except concurrent.futures.process.BrokenProcessPool as error:
     raise UserError(
@@ -250,6 +245,28 @@ def _readings(
     ) from error
   finally:
     executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _delayed_interrupt() -> Iterator[None]:
+  """Delay Ctrl-C until the end of the block, in which processes are started.
+
+  Ctrl-C reaches all processes of a terminal. The others inherit the mask, and
+  this process tells them to end. The mask does not cover the threads of
+  libraries, which may receive the signal for this process.
+  """
+  received: list[int] = []
+  handler = signal.signal(
+    signal.SIGINT, lambda number, _: received.append(number)
+  )
+  mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.signal(signal.SIGINT, handler)
+  if received:
+    raise KeyboardInterrupt
 
 
 def _results(

@@ -3,16 +3,18 @@
 import glob
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 from support.data import write_class_names, write_records
-from support.programs import run
+from support.programs import ROOT, TIMEOUT, run
 
 from cifar10_suite import dataset
 
-NAMES = ['oak tree', 'élan', 'zebra']
+NAMES = ['oak tree', 'zebra', 'élan']  # sorted, as folders are
 
 
 def make(data_dir, names, records_per_file=90):
@@ -28,7 +30,7 @@ def make(data_dir, names, records_per_file=90):
     images = np.clip(images, 0, 255)
     write_records(os.path.join(batches_dir, name), labels, images)
   write_class_names(batches_dir, names)
-  return str(data_dir), pictures
+  return str(data_dir)
 
 
 def train(data_dir, train_dir, *flags, steps=60, **kwargs):
@@ -56,13 +58,48 @@ def evaluate(data_dir, train_dir, eval_dir, *flags, **kwargs):
   )
 
 
+def write_pictures(folder, names, count=60):
+  """Write noisy pictures of each class, of many sizes, modes and formats."""
+  rng = np.random.RandomState(2)
+  patterns = rng.randint(0, 256, [len(names), 4, 4, 3])
+  for name, pattern in zip(names, patterns, strict=True):
+    os.makedirs(folder / name / 'more')
+    for k in range(count):
+      noisy = np.clip(pattern + rng.randint(-20, 21, pattern.shape), 0, 255)
+      image = PIL.Image.fromarray(noisy.astype(np.uint8))
+      # The central square of a wide picture is the pattern.
+      side, margin = rng.randint(24, 400), rng.randint(0, 100)
+      image = image.resize((side, side), PIL.Image.Resampling.NEAREST)
+      wide = PIL.Image.new('RGB', (side + 2 * margin, side))
+      wide.paste(image, (margin, 0))
+      mode, extension = [
+        ('RGB', 'png'),
+        ('RGBA', 'png'),
+        ('P', 'gif'),
+        ('CMYK', 'jpg'),
+        ('RGB', 'webp'),
+      ][k % 5]
+      path = folder / name / ('more' if k % 2 else '') / f'{k}.{extension}'
+      wide.convert(mode).save(path)
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """Directories of a data set of three classes, a run, and its scores."""
+  """Directories of pictures, their data set, a run, and its scores."""
   root = tmp_path_factory.mktemp('own')
-  data_dir, pictures = make(root / 'data', NAMES)
-  for k, picture in enumerate(pictures):
-    PIL.Image.fromarray(picture.astype(np.uint8)).save(root / f'{k}.png')
+  write_pictures(root / 'pictures', NAMES)
+  for k, name in enumerate(NAMES):
+    PIL.Image.open(root / 'pictures' / name / '0.png').save(root / f'{k}.png')
+  data_dir = root / 'data'
+  program = os.path.join(ROOT, 'cifar10_convert.py')
+  result = subprocess.run(
+    [sys.executable, program, f'{root}/pictures', f'--data_dir={data_dir}'],
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+  )
+  assert result.returncode == 0, result.stderr
+  assert '36 pictures for testing' in result.stdout
   train(data_dir, root / 'train')
   page = f'--report={root}/report.html'
   lines, _ = evaluate(data_dir, root / 'train', root / 'eval', page)
@@ -75,7 +112,7 @@ def test_scores_and_report_have_its_class_names(trained):
     record = json.loads(file.read())
   assert list(record['class_accuracy']) == NAMES
   assert np.array(record['confusion_matrix']).shape == (3, 3)
-  assert record['num_examples'] == 90
+  assert record['num_examples'] == 36
   assert 'precision_at_5' not in record
   page = (trained / 'report.html').read_text()
   assert all(name in page for name in NAMES) and 'airplane' not in page
@@ -104,7 +141,7 @@ def test_the_run_describes_itself(trained, tmp_path):
   assert start['step'] == 0 and '--recipe=fast' in start['command']
   assert start['recipe']['name'] == 'fast'
   assert start['recipe']['batch_size'] == 30
-  data_dir, _ = make(tmp_path / 'data', NAMES)
+  data_dir = make(tmp_path / 'data', NAMES)
   train(data_dir, tmp_path / 'train', steps=2)
   train(data_dir, tmp_path / 'train', steps=3)
   run_json = json.loads((tmp_path / 'train/run.json').read_text())
@@ -112,8 +149,8 @@ def test_the_run_describes_itself(trained, tmp_path):
 
 
 def test_other_classes_are_refused(trained, tmp_path):
-  data_dir, _ = make(tmp_path / 'data', ['a', 'b'])
-  says = 'was trained on other classes: oak tree, élan, zebra.'
+  data_dir = make(tmp_path / 'data', ['a', 'b'])
+  says = 'was trained on other classes: oak tree, zebra, élan.'
   _, errors = train(data_dir, trained / 'train', status=1)
   assert says in errors and 'Traceback' not in errors
   _, errors = evaluate(data_dir, trained / 'train', tmp_path / 'eval', status=1)
@@ -122,7 +159,7 @@ def test_other_classes_are_refused(trained, tmp_path):
 
 def test_twelve_classes_have_top_5(tmp_path):
   names = [f'class {k}' for k in range(12)]
-  data_dir, _ = make(tmp_path / 'data', names, records_per_file=120)
+  data_dir = make(tmp_path / 'data', names, records_per_file=120)
   train(data_dir, tmp_path / 'train', steps=2)
   page = f'--report={tmp_path}/report.html'
   lines, _ = evaluate(data_dir, tmp_path / 'train', tmp_path / 'eval', page)
@@ -138,7 +175,7 @@ def test_twelve_classes_have_top_5(tmp_path):
 
 
 def test_starts_from_another_run_and_holds_images_out(trained, tmp_path):
-  data_dir, _ = make(tmp_path / 'data', [*NAMES, 'yak'], records_per_file=120)
+  data_dir = make(tmp_path / 'data', [*NAMES, 'yak'], records_per_file=120)
   train_dir = tmp_path / 'train'
   lines, _ = train(
     data_dir, train_dir, f'--init_from={trained}/train', '--hold_out=130'
@@ -157,7 +194,7 @@ def test_starts_from_another_run_and_holds_images_out(trained, tmp_path):
 
 
 def test_initial_weights_are_those_averages(trained, tmp_path):
-  data_dir, _ = make(tmp_path / 'data', NAMES)
+  data_dir = trained / 'data'
   train(
     data_dir,
     tmp_path / 'train',
@@ -170,7 +207,7 @@ def test_initial_weights_are_those_averages(trained, tmp_path):
 
 
 def test_starting_over_from_nowhere_removes_nothing(trained, tmp_path):
-  data_dir, _ = make(tmp_path / 'data', NAMES)
+  data_dir = make(tmp_path / 'data', NAMES)
   train(data_dir, tmp_path / 'train', steps=1)
   before = sorted(os.listdir(tmp_path / 'train'))
   flags = ['--restart', '--init_from=nowhere']
@@ -186,7 +223,7 @@ def test_starting_over_from_nowhere_removes_nothing(trained, tmp_path):
   ],
 )
 def test_mistaken_flags(tmp_path, flag, says):
-  data_dir, _ = make(tmp_path / 'data', NAMES)
+  data_dir = make(tmp_path / 'data', NAMES)
   _, errors = train(data_dir, tmp_path / 'train', flag, status=1)
   assert says in errors and 'Traceback' not in errors
   assert not glob.glob(f'{tmp_path}/train/*ckpt*')
