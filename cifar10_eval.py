@@ -93,6 +93,8 @@ class Evaluation(NamedTuple):
     labels: int32 [batch]; raises `OutOfRangeError` after one pass over the
       images.
     log_probabilities: float32 [batch, classes], for the same images.
+    num_examples: number of images to score.
+    hold_out: number of held-out images that are scored; 0 for other images.
     variables: the variables to restore, by checkpoint name.
     scaffold: holds the saver that restores a checkpoint, and the summary_op to
       run with the first batch.
@@ -100,6 +102,8 @@ class Evaluation(NamedTuple):
 
   labels: tf.Tensor
   log_probabilities: tf.Tensor
+  num_examples: int
+  hold_out: int
   variables: dict[str, tf.Variable]
   scaffold: tf.train.Scaffold
 
@@ -118,22 +122,24 @@ def main() -> None:
   cifar10.maybe_download_and_extract()
   class_names = dataset.class_names(_batches_dir())
   paths = dataset.evaluation_files(FLAGS.eval_data == 'test', _batches_dir())
-  dataset.check_labels(paths, class_names)
+  dataset.read_labels(paths, class_names)  # checks them
   some = False
   with (
     files.locked_dir('--eval_dir', FLAGS.eval_dir),
     tf.Graph().as_default(),
   ):
+    hold_out = held_out() if FLAGS.eval_data == 'held_out' else 0
+    num_examples = number_to_score(hold_out)
     scores = scoring.Scores(
       FLAGS.eval_dir,
       settings={
         'eval_data': FLAGS.eval_data,
-        'num_examples': num_examples(),
+        'num_examples': num_examples,
         'num_views': int(FLAGS.num_views),
       },
     )
     refuse_other_classes(FLAGS.checkpoint_dir, class_names)
-    network = build_evaluation(len(class_names))
+    network = build_evaluation(len(class_names), num_examples, hold_out)
     for checkpoint in checkpoints_to_score(network.variables):
       try:
         score(checkpoint, network, scores, class_names)
@@ -146,8 +152,8 @@ def main() -> None:
     print(f'Wrote {cli.short_path(FLAGS.report)}.')
 
 
-def num_examples() -> int:
-  """Return the number of images to score.
+def number_to_score(hold_out: int) -> int:
+  """Return the number of images to score, given that of held-out ones.
 
   By default, these are all test images, all held-out images, or 10,000 of the
   training images.
@@ -155,10 +161,9 @@ def num_examples() -> int:
   Raises:
     UserError: if there are fewer images than `--num_examples`.
   """
-  if FLAGS.eval_data == 'held_out':
-    count = held_out()
-  else:
-    count = dataset.count_images(FLAGS.eval_data == 'test', _batches_dir())
+  count = hold_out or dataset.count_images(
+    FLAGS.eval_data == 'test', _batches_dir()
+  )
   if not FLAGS['num_examples'].present:
     is_train = FLAGS.eval_data == 'train_eval'
     return min(count, FLAGS.num_examples) if is_train else count
@@ -193,7 +198,9 @@ def refuse_other_classes(directory: str, class_names: tuple[str, ...]) -> None:
   )
 
 
-def build_evaluation(num_classes: int) -> Evaluation:
+def build_evaluation(
+  num_classes: int, num_examples: int, hold_out: int
+) -> Evaluation:
   """Build the evaluation specified by the flags in the default graph."""
   num_views = int(FLAGS.num_views)
   images, labels = cifar10_input.inputs(
@@ -203,7 +210,7 @@ def build_evaluation(num_classes: int) -> Evaluation:
     num_epochs=1,
     num_views=num_views,
     num_classes=num_classes,
-    hold_out=held_out() if FLAGS.eval_data == 'held_out' else 0,
+    hold_out=hold_out,
   )
   logits = cifar10.inference(
     tf.cast(images, cifar10.compute_type()), num_classes=num_classes
@@ -213,7 +220,12 @@ def build_evaluation(num_classes: int) -> Evaluation:
     saver=tf.train.Saver(variables), summary_op=tf.summary.merge_all()
   )
   return Evaluation(
-    labels, views.average(logits, num_views), variables, scaffold
+    labels,
+    views.average(logits, num_views),
+    num_examples,
+    hold_out,
+    variables,
+    scaffold,
   )
 
 
@@ -290,7 +302,7 @@ def score(
     refuse_other_classes(os.path.dirname(checkpoint), class_names)
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(
-      copy, network, num_examples(), evaluation_config(FLAGS.device)
+      copy, network, evaluation_config(FLAGS.device)
     )
     record = scores.make_record(
       copy,
@@ -298,7 +310,9 @@ def score(
       is_latest=not FLAGS.all_checkpoints,
       measures=scoring.measure(labels, log_probabilities, class_names),
     )
-    wrong = _draw_wrong_images(labels, log_probabilities, class_names)
+    wrong = _draw_wrong_images(
+      labels, log_probabilities, class_names, network.hold_out
+    )
     if not known:
       summary = summarize(record, wrong, summary)
       scores.add(record, copy, summary, tf.get_default_graph())
@@ -310,7 +324,6 @@ def score(
 def evaluate(
   checkpoint: str,
   network: Evaluation,
-  num_examples: int,
   config: tf.ConfigProto,
 ) -> tuple[np.ndarray, np.ndarray, bytes]:
   """Run the network once on each image.
@@ -318,7 +331,6 @@ def evaluate(
   Args:
     checkpoint: path of the checkpoint to restore.
     network: the evaluation graph.
-    num_examples: number of images to score, from the start of the files.
     config: configuration of the session.
 
   Returns:
@@ -326,6 +338,7 @@ def evaluate(
     log_probabilities: float32 [num_examples, classes].
     summary: a serialized `tf.Summary` of the first batch.
   """
+  num_examples = network.num_examples
   fetches = [network.labels, network.log_probabilities]
   batches = []
   with tf.train.MonitoredSession(
@@ -408,13 +421,14 @@ def _draw_wrong_images(
   labels: np.ndarray,
   log_probabilities: np.ndarray,
   class_names: tuple[str, ...],
+  hold_out: int,
 ) -> bytes:
   wrong = scoring.most_confidently_wrong(
     labels, log_probabilities, report.WRONG_IMAGES
   )
   positions = wrong
-  if FLAGS.eval_data == 'held_out':
-    positions = wrong + dataset.count_images(False, _batches_dir()) - held_out()
+  if hold_out:
+    positions = wrong + dataset.count_images(False, _batches_dir()) - hold_out
   return report.draw_wrong_images(
     dataset.read_images(FLAGS.eval_data == 'test', _batches_dir(), positions),
     labels[wrong],

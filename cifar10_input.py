@@ -187,7 +187,7 @@ def inputs(
 
   Returns:
     images: float32 [batch_size * num_views, 24, 24, 3], standardized.
-    labels: int32 [batch_size], in 0..9.
+    labels: int32 [batch_size], less than `num_classes`.
     With `num_epochs`, the static batch size is unknown.
 
   Raises:

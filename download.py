@@ -37,7 +37,7 @@ from PIL import Image
 from six.moves import http_client, urllib
 from tqdm import tqdm
 
-from cifar10_suite import files
+from cifar10_suite import cifar100, files
 from cifar10_suite.dataset import (
   BATCHES_DIR,
   CLASS_NAMES,
@@ -158,21 +158,12 @@ def _refuse_other_formats(batches_dir: str, states: dict[str, _State]) -> None:
         f'{path} is a pickle of the Python version. The binary version is '
         'needed: move this file away, and run this again.'
       )
-    if _is_cifar100(path):
+    if cifar100.is_data_file(path):
       raise DownloadError(
         f"{path} has CIFAR-100's records of 3,074 bytes. Move it away, and "
         'convert the archive: python cifar10_convert.py '
         'cifar-100-binary.tar.gz --data_dir my_data'
       )
-
-
-def _is_cifar100(path: str) -> bool:
-  """Return whether a file has records of a coarse label, a fine one, pixels."""
-  size = os.path.getsize(path)
-  if size == 0 or size % (RECORD_BYTES + 1):
-    return False
-  records = np.memmap(path, np.uint8, 'r').reshape(-1, RECORD_BYTES + 1)
-  return bool(records[:, 0].max() < 20 and records[:, 1].max() < 100)
 
 
 def _wanted(states: dict[str, _State], repair: bool) -> list[str]:

@@ -98,6 +98,20 @@ def read(path: str) -> Examples:
   )
 
 
+def is_data_file(path: str) -> bool:
+  """Return whether a file consists of CIFAR-100's records."""
+  size = os.path.getsize(path)
+  if size == 0 or size % _RECORD_BYTES:
+    return False
+  records = np.memmap(path, np.uint8, 'r').reshape(-1, _RECORD_BYTES)
+  return not _has_wrong_labels(records).any()
+
+
+def _has_wrong_labels(records: np.ndarray) -> np.ndarray:
+  """Return whether each of n records has an impossible label, bool [n]."""
+  return (records[:, 0] >= _COARSE_CLASSES) | (records[:, 1] >= _FINE_CLASSES)
+
+
 def _records(path: str, name: str, content: bytes) -> np.ndarray:
   """Return the records of a file, uint8 [n, 3074], after checking them."""
   if not content:
@@ -107,7 +121,7 @@ def _records(path: str, name: str, content: bytes) -> np.ndarray:
       path, f'{name} ends {rest} bytes into a record of {_RECORD_BYTES} bytes'
     )
   records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD_BYTES)
-  wrong = (records[:, 0] >= _COARSE_CLASSES) | (records[:, 1] >= _FINE_CLASSES)
+  wrong = _has_wrong_labels(records)
   if wrong.any():
     coarse, fine = records[wrong.argmax(), :2]
     raise _damaged(

@@ -91,8 +91,9 @@ def is_fast(dtype: tf.DType) -> bool:
     return False
   # A small batch tells kernels from loops over single numbers.
   small = 8
-  wide = _direct_seconds(tf.float32, small)
-  if _direct_seconds(dtype, small, limit=_TOO_SLOW * wide) > wide:
+  wide = _seconds(_direct_convolution, tf.float32, small)
+  limit = _TOO_SLOW * wide
+  if _seconds(_direct_convolution, dtype, small, limit) > wide:
     return False
   wide = _fastest_seconds(tf.float32) + _product_seconds(tf.float32)
   short = _fastest_seconds(dtype) + _product_seconds(dtype)
@@ -115,35 +116,31 @@ def frequencies_are_faster(dtype: tf.DType) -> bool:
   if tf.config.list_physical_devices('GPU'):
     return False
   return dtype == tf.float32 or (
-    _seconds_by_frequencies(dtype) < _direct_seconds(dtype)
+    _seconds(frequencies.convolution, dtype)
+    < _seconds(_direct_convolution, dtype)
   )
 
 
 def _fastest_seconds(dtype: tf.DType) -> float:
   if frequencies_are_faster(dtype):
-    return _seconds_by_frequencies(dtype)
-  return _direct_seconds(dtype)
+    return _seconds(frequencies.convolution, dtype)
+  return _seconds(_direct_convolution, dtype)
 
 
 _BATCH_SIZE = 128  # in measurements
 
 
 @functools.cache
-def _direct_seconds(
-  dtype: tf.DType, batch_size: int = _BATCH_SIZE, limit: float = float('inf')
+def _seconds(
+  convolve: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+  dtype: tf.DType,
+  batch_size: int = _BATCH_SIZE,
+  limit: float = float('inf'),
 ) -> float:
-  shapes = [[batch_size, 12, 12, 64], [5, 5, 64, 64]]  # of the second layer
+  """Return the time of the second layer's convolution and its gradients."""
+  shapes = [[batch_size, 12, 12, 64], [5, 5, 64, 64]]
   return measurement.seconds(
-    lambda: measurement.with_gradients(_direct_convolution, shapes, dtype),
-    limit,
-  )
-
-
-@functools.cache
-def _seconds_by_frequencies(dtype: tf.DType) -> float:
-  shapes = [[_BATCH_SIZE, 12, 12, 64], [5, 5, 64, 64]]
-  return measurement.seconds(
-    lambda: measurement.with_gradients(frequencies.convolution, shapes, dtype)
+    lambda: measurement.with_gradients(convolve, shapes, dtype), limit
   )
 
 

@@ -91,8 +91,7 @@ def load(data_dir: str, hold_out: int = 0) -> DataSet:
   batches_dir = os.path.join(data_dir, BATCHES_DIR)
   names = class_names(batches_dir)
   paths = evaluation_files(False, batches_dir)
-  check_labels(paths, names)
-  all_labels = np.concatenate([_labels(path) for path in paths])
+  all_labels = read_labels(paths, names)
   if hold_out >= len(all_labels):
     raise DataError(
       f'--hold_out={hold_out} must be less than the number of training images, '
@@ -135,25 +134,22 @@ def class_names(batches_dir: str) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _labels(path: str) -> np.ndarray:
-  """Return the labels of a data file, uint8 [n]."""
-  return np.array(np.memmap(path, np.uint8, 'r')[::RECORD_BYTES])
-
-
-def check_labels(paths: list[str], names: tuple[str, ...]) -> None:
-  """Check that there is a name for each label in some data files.
+def read_labels(paths: list[str], names: tuple[str, ...]) -> np.ndarray:
+  """Return the labels in some data files, uint8 [n], after checking them.
 
   Raises:
     DataError: if there is a label without a name.
   """
-  labels = {path: _labels(path) for path in paths}
+  labels = {
+    path: np.array(np.memmap(path, np.uint8, 'r')[::RECORD_BYTES])
+    for path in paths
+  }
+  together = np.concatenate(list(labels.values()))
+  lowest, highest = together.min(), together.max()
   count = len(names)
-  lowest, highest = (
-    bound(bound(some) for some in labels.values()) for bound in (min, max)
-  )
   if highest < count:
-    return
-  path = next(path for path, some in labels.items() if max(some) >= count)
+    return together
+  path = next(path for path, some in labels.items() if some.max() >= count)
   record = int(np.argmax(labels[path] >= count))
   problem = (
     f'{BAD_LABEL} {count - 1}; <file>:<record> and label: '
@@ -245,12 +241,12 @@ def split(batches_dir: str, hold_out: int) -> tuple[list[str], str, int]:
     record: its record number in that file.
   """
   paths = evaluation_files(False, batches_dir)
-  left = count_images(False, batches_dir) - hold_out
-  for path in paths:
-    records = os.path.getsize(path) // RECORD_BYTES
-    if left < records:
+  sizes = [os.path.getsize(path) // RECORD_BYTES for path in paths]
+  left = sum(sizes) - hold_out
+  for path, size in zip(paths, sizes, strict=True):
+    if left < size:
       return paths, path, left
-    left -= records
+    left -= size
   return paths, '', 0
 
 

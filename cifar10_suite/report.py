@@ -33,7 +33,11 @@ def draw_confusion_matrix(
   shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   count = len(class_names)
   # Ten classes fill 7 inches; names of many need a ninth of an inch each.
-  side = 7 * max(min(count, 10) / 10, 0.6) if count <= 20 else 2 + count / 9
+  side = (
+    7 * max(min(count, 10) / 10, 0.6)
+    if count <= _MAX_NUMBERED
+    else 2 + count / 9
+  )
   figure = Figure(figsize=(side, 0.92 * side), dpi=_DPI, layout='constrained')
   axes = figure.subplots()
   axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)

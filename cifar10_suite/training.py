@@ -129,8 +129,9 @@ def run_training(
         settings, log_hook, config or session_config(), cluster, init_fn
       ) as session,
     ):
+      options = step_options()
       while not session.should_stop() and not signals:
-        session.run(train_op, options=step_options())
+        session.run(train_op, options=options)
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
     hooks.explain(error, log_hook.step, where)

@@ -8,12 +8,7 @@ import numpy as np
 import PIL.Image
 
 from cifar10_suite import cifar100, dataset
-
-
-def random_images(count, seed=0):
-  """Return uint8 [count, 32, 32, 3]."""
-  shape = [count, 32, 32, 3]
-  return np.random.RandomState(seed).randint(0, 256, shape, np.uint8)
+from support.data import random_images
 
 
 def write_pictures(folder, images):

@@ -7,6 +7,12 @@ import numpy as np
 from cifar10_suite import dataset
 
 
+def random_images(count, seed=0):
+  """Return uint8 [count, 32, 32, 3]."""
+  shape = [count, 32, 32, 3]
+  return np.random.RandomState(seed).randint(0, 256, shape, np.uint8)
+
+
 def write_records(path, labels, images):
   """Write labels [n] and images [n, 32, 32, 3] to a data file."""
   planes = np.transpose(images, [0, 3, 1, 2]).reshape(len(labels), 3072)

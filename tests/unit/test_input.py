@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow.compat.v1 as tf
-from support.data import write_records
+from support.data import random_images, write_records
 
 import cifar10_input
 import download
@@ -15,11 +15,6 @@ from cifar10_suite import dataset, views, whitening
 
 # Seeds are fixed, so a distribution test fails always or never.
 P_VALUE = 1e-3
-
-
-def random_images(count, seed=0):
-  rng = np.random.RandomState(seed)
-  return rng.randint(0, 256, [count, 32, 32, 3]).astype(np.uint8)
 
 
 def standardize(images):
