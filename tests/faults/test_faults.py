@@ -475,7 +475,8 @@ def highest_memory(pid):
   """Return the peak memory of a process in bytes, after it exits."""
   most = 0
   deadline = time.monotonic() + TIMEOUT
-  with contextlib.suppress(ProcessLookupError):
+  # A process that ends may be gone before the file is opened or read.
+  with contextlib.suppress(FileNotFoundError, ProcessLookupError):
     while time.monotonic() < deadline:
       with open(f'/proc/{pid}/status') as file:
         kibibytes = re.search(r'VmHWM:\s+(\d+) kB', file.read())

@@ -319,7 +319,11 @@ class TestInterruption:
       children = [int(child) for child in file.read().split()]
     found = []
     for child in children:
-      with open(f'/proc/{child}/cmdline') as file:
+      # A process that ends may be gone before the file is opened or read.
+      with (
+        contextlib.suppress(FileNotFoundError, ProcessLookupError),
+        open(f'/proc/{child}/cmdline') as file,
+      ):
         if 'spawn_main' in file.read():
           found.append(child)
     return found
