@@ -239,7 +239,9 @@ def train_towers(
   recipe: Recipe = TUTORIAL,
   examples_per_epoch: int = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
   learning_rate_scale: float = 1.0,
-  synchronize: Callable[[tf.train.Optimizer], tf.train.Optimizer] | None = None,
+  average_over_workers: Callable[
+    [updates.Gradients], updates.Gradients
+  ] = lambda gradients: gradients,
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Build one step of training with the gradients of one or more towers.
 
@@ -252,7 +254,8 @@ def train_towers(
     examples_per_epoch: number of training images.
     learning_rate_scale: factor of the learning rate, reached linearly over five
       epochs.
-    synchronize: wraps the optimizer for synchronous updates in a cluster.
+    average_over_workers: returns the mean gradients of all workers of a
+      cluster, as (gradient, variable) pairs.
 
   Returns:
     loss: float32 [], the mean of the towers' total losses.
@@ -269,9 +272,9 @@ def train_towers(
   optimizer = optimizers.AveragingOptimizer(
     optimizers.of_recipe(rate, recipe), MOVING_AVERAGE_DECAY
   )
-  if synchronize:
-    optimizer = synchronize(optimizer)
-  return updates.update(optimizer, total_losses, global_step)
+  return updates.update(
+    optimizer, total_losses, global_step, average_over_workers
+  )
 
 
 def learning_rate(

@@ -142,7 +142,7 @@ def train_towers(
     examples_per_epoch=settings.data_set.num_training_images,
     recipe=settings.recipe,
     learning_rate_scale=num_towers if scale_learning_rate else 1.0,
-    synchronize=workers.synchronized,
+    average_over_workers=workers.average,
   )
 
 

@@ -24,20 +24,22 @@ import tensorflow.compat.v1 as tf
 
 import cifar10
 import cifar10_input
+import cifar10_suite
 import download
 from cifar10_suite import (
+  all_reduce,
   checkpoints,
   cluster,
   convolution,
   dataset,
   files,
   ownership,
+  parameter_servers,
   schedules,
   training,
   updates,
   whitening,
 )
-from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES, Recipe
 from cifar10_suite.training import TrainSettings
 
@@ -96,13 +98,9 @@ tf.app.flags.DEFINE_integer(
   'seed', None, 'Random seed; by default, each run differs.'
 )
 tf.app.flags.DEFINE_boolean(
-  'sync', True, 'In a cluster, average the gradients of all workers.'
-)
-tf.app.flags.DEFINE_integer(
-  'backup_workers',
-  0,
-  'In a cluster, number of slowest workers that each update may ignore.',
-  lower_bound=0,
+  'bfloat16_gradients',
+  False,
+  'In a cluster without parameter servers, send gradients in bfloat16.',
 )
 tf.app.flags.DEFINE_integer(
   'cluster_timeout_secs',
@@ -193,7 +191,7 @@ def build_graph(
     examples_per_step=workers.gradients_per_step * settings.recipe.batch_size,
     examples_per_epoch=settings.data_set.num_training_images,
     recipe=settings.recipe,
-    synchronize=workers.synchronized,
+    average_over_workers=workers.average,
   )
 
 
@@ -269,14 +267,9 @@ def run(
   if task.type == 'evaluator':
     become_evaluator()
   if task.type == 'ps':
-    cluster.serve(task, settings.cluster_timeout_secs)
+    parameter_servers.serve(task, settings.cluster_timeout_secs)
     return
-  if FLAGS.backup_workers >= len(task.workers):
-    raise UserError(
-      f'--backup_workers={FLAGS.backup_workers} must be less than the number '
-      f'of workers, {len(task.workers)}.'
-    )
-  workers = cluster.Cluster(task, FLAGS.sync, FLAGS.backup_workers)
+  workers = workers_of(task)
   with contextlib.ExitStack() as stack:
     if task.is_chief:
       # Before the download, which takes minutes.
@@ -295,13 +288,17 @@ def run(
     stack.enter_context(tf.Graph().as_default())
     if settings.seed is not None:
       tf.set_random_seed(settings.seed + task.number)
-    with tf.device(workers.device_setter()):
+    with tf.device(workers.device):
       loss, train_op = builder(settings, workers)
     init_fn = None
     is_new = settings.restart or not checkpoints.saved_in(settings.train_dir)
     if settings.init_from and task.is_chief and is_new:
       init_fn = checkpoints.starting_from(settings.init_from)
-    workers.join(config, settings.cluster_timeout_secs)
+    workers.join(
+      config,
+      settings_in_common(settings, num_towers),
+      settings.cluster_timeout_secs,
+    )
     # Only now: an unusable data file or a port in use must not cost the user
     # the earlier run.
     if settings.restart and task.is_chief:
@@ -315,6 +312,32 @@ def run(
       cluster=workers,
       init_fn=init_fn,
     )
+
+
+def settings_in_common(
+  settings: TrainSettings, num_towers: int
+) -> dict[str, object]:
+  """Return what all workers of a cluster must have in common."""
+  return {
+    'version': cifar10_suite.__version__,
+    'TensorFlow': tf.__version__,
+    **dataclasses.asdict(settings.recipe),
+    'compute type': settings.dtype.name,
+    'towers': num_towers,
+    'class names': settings.data_set.class_names,
+    'number of training images': settings.data_set.num_training_images,
+    'hold_out': settings.hold_out,
+    'bfloat16_gradients': FLAGS.bfloat16_gradients,
+  }
+
+
+def workers_of(task: cluster.Task) -> cluster.Cluster:
+  """Return the workers that train together with a task."""
+  if task.servers:
+    return parameter_servers.ParameterServers(task)
+  if not task.is_alone:
+    return all_reduce.AllReduce(task, FLAGS.bfloat16_gradients)
+  return cluster.ALONE
 
 
 def become_evaluator() -> NoReturn:

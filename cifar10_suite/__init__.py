@@ -3,3 +3,5 @@
 The tutorial's modules and the programs, which are next to this package, import
 from it. No module of this package imports them.
 """
+
+__version__ = '1.1.0'

@@ -19,6 +19,7 @@ import sys
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import cifar10_suite
 from cifar10_suite import dataset, files, processor
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import Recipe
@@ -42,6 +43,7 @@ def describe(recipe: Recipe, dtype: tf.DType) -> dict[str, object]:
     'processor': processor.describe(),
     'gpus': len(tf.config.list_physical_devices('GPU')),
     'versions': {
+      'cifar10_suite': cifar10_suite.__version__,
       'python': platform.python_version(),
       'tensorflow': tf.__version__,
       'numpy': np.__version__,

@@ -120,7 +120,7 @@ def run_training(
     start,
     max_steps,
     settings.log_frequency,
-    counts=cluster.task.is_alone,
+    counts=not cluster.task.servers,
   )
   try:
     with (
@@ -134,6 +134,7 @@ def run_training(
         session.run(train_op, options=options)
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
+    cluster.recover()
     hooks.explain(error, log_hook.step, where)
 
   step = log_hook.step
@@ -161,15 +162,15 @@ def _session(
   init_fn: Callable[[tf.train.Scaffold, tf.Session], None] | None,
 ) -> tf.train.MonitoredSession:
   """Return a session that restores, saves, writes summaries and logs."""
-  with tf.device(cluster.device):
+  with tf.device(cluster.task.device):
     saver = tf.train.Saver(
       max_to_keep=settings.keep_checkpoint_max, save_relative_paths=True
     )
   scaffold = cluster.scaffold(config, saver=saver, init_fn=init_fn)
   session_hooks = [
+    *cluster.hooks(),
     tf.train.StopAtStepHook(last_step=settings.recipe.max_steps),
     log_hook,
-    *cluster.hooks(),
   ]
   if cluster.task.is_chief:
     # Last, so that the log hook checks the loss before a checkpoint is written.
@@ -178,21 +179,24 @@ def _session(
         settings.train_dir,
         save_secs=settings.save_checkpoint_secs,
         scaffold=scaffold,
-        listeners=[hooks.RefuseToSaveNan(), hooks.WatchDataFiles()],
+        listeners=[
+          hooks.RefuseToSaveNan(),
+          hooks.WatchDataFiles(),
+          *cluster.listeners(),
+        ],
       )
     )
   return tf.train.MonitoredTrainingSession(
     master=cluster.master,
-    is_chief=cluster.task.is_chief,
-    checkpoint_dir=settings.train_dir,
+    is_chief=cluster.initializes,
+    checkpoint_dir=settings.train_dir if cluster.task.is_chief else None,
     scaffold=scaffold,
     hooks=session_hooks,
     config=config,
     save_checkpoint_secs=None,  # done by the hook above
     save_checkpoint_steps=None,
     save_summaries_steps=settings.save_summaries_steps,
-    # Time for threads to end before the session closes. In a cluster, waiting
-    # is in vain: the chief's thread for updates ends only with its session.
+    # Time for threads to end before the session closes.
     stop_grace_period_secs=120 if cluster.task.is_alone else 2,
   )
 

@@ -7,6 +7,7 @@ scope of a tower counts as a single copy.
 
 import contextlib
 import re
+from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 
@@ -23,6 +24,7 @@ def update(
   optimizer: tf.train.Optimizer,
   total_losses: list[tf.Tensor],
   global_step: tf.Variable,
+  average_over_workers: Callable[[Gradients], Gradients],
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Build one step of training.
 
@@ -34,6 +36,8 @@ def update(
       such as their moving averages.
     total_losses: one float32 [] per tower, from `cifar10.loss`.
     global_step: integer [], incremented by each step.
+    average_over_workers: returns the mean gradients of all workers of a
+      cluster, as (gradient, variable) pairs.
 
   Returns:
     loss: float32 [], the mean of the towers' total losses.
@@ -54,7 +58,10 @@ def update(
   with tf.device('/cpu:0') if in_towers else contextlib.nullcontext():
     losses = mean_losses(total_losses)
     train_op = apply_gradients(
-      optimizer, gradients, global_step, first=summarize_losses(losses)
+      optimizer,
+      average_over_workers(gradients),
+      global_step,
+      first=summarize_losses(losses),
     )
   _, mean_total_loss = losses[-1]
   return mean_total_loss, train_op
@@ -169,13 +176,8 @@ def apply_gradients(
     if gradient is not None:
       summaries.histogram(f'{variable.op.name}/gradients', gradient)
   gradients, adapt_loss_scale = precision.without_overflow(gradients)
-  # Only the gradients depend on `first`, not the operations that the optimizer
-  # adds. In a cluster, some of these run in the chief's thread for updates
-  # (`sync.SyncOptimizer`); if they depended on `first`, which depends on the
-  # loss, that thread would run the network once more for each update.
   with tf.control_dependencies([first]):
-    gradients = [(g if g is None else tf.identity(g), v) for g, v in gradients]
-  update = optimizer.apply_gradients(gradients, global_step)
+    update = optimizer.apply_gradients(gradients, global_step)
   return tf.group(update, adapt_loss_scale)
 
 

@@ -1,6 +1,6 @@
 """Train in a cluster of processes on one machine, as a demonstration.
 
-  python examples/cluster.py --workers 2 --ps 1 [flags of cifar10_train.py]
+  python examples/cluster.py --workers 2 [flags of cifar10_train.py]
 
 Each task is a process with a separate log file, and finds the others through
 TF_CONFIG, as on separate machines. The chief's output is also printed here.
@@ -31,7 +31,12 @@ def main() -> None:
   parser.add_argument(
     '--workers', type=int, default=2, help='workers, including the chief'
   )
-  parser.add_argument('--ps', type=int, default=1, help='parameter servers')
+  parser.add_argument(
+    '--ps',
+    type=int,
+    default=0,
+    help='parameter servers; without any, workers average their gradients',
+  )
   parser.add_argument(
     '--evaluator', action='store_true', help='evaluate during training'
   )
@@ -44,8 +49,8 @@ def main() -> None:
     '--program', default='cifar10_train.py', help='program of each task'
   )
   arguments, flags = parser.parse_known_args()
-  if min(arguments.workers, arguments.ps) < 1:
-    parser.error('a cluster needs at least one worker and one ps')
+  if arguments.workers + arguments.ps < 2 or arguments.workers < 1:
+    parser.error('a cluster needs at least two tasks, one of them a worker')
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   command = [sys.executable, os.path.join(_ROOT, arguments.program), *flags]
   os.makedirs(arguments.log_dir, exist_ok=True)

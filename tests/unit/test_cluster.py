@@ -1,10 +1,8 @@
 """Test the parts of a cluster, with servers in this process."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
-import queue
 import threading
 
 import numpy as np
@@ -14,13 +12,12 @@ from support.cluster import addresses_of, environment
 from support.programs import TIMEOUT
 
 import cifar10
-import cifar10_multi_gpu_train as multi
+from cifar10_suite import all_reduce, parameter_servers, updates
 from cifar10_suite import cluster as clusters
-from cifar10_suite import updates
-from cifar10_suite.recipes import FAST, TUTORIAL
-from cifar10_suite.training import TrainSettings
+from cifar10_suite.errors import UserError
+from cifar10_suite.recipes import RECIPES
 
-EXAMPLES = 8  # per worker
+EXAMPLES = 4  # per worker
 
 
 class TestTask:
@@ -45,6 +42,13 @@ class TestTask:
     assert [str(server) for server in task.servers] == ['ps 0', 'ps 1']
     assert not task.is_alone
 
+  def test_needs_no_parameter_servers(self, monkeypatch):
+    addresses = {'chief': ['a:1'], 'worker': ['b:1', 'c:1']}
+    for key, value in environment(addresses, 'worker', 1).items():
+      monkeypatch.setenv(key, value)
+    task = clusters.this_task()
+    assert task.number == 2 and not task.servers and not task.is_alone
+
   @pytest.mark.parametrize(
     'config', ['', '{}', '{"cluster": {"chief": ["a:1"]}}']
   )
@@ -59,7 +63,6 @@ class TestTask:
     [
       ('{', 'Expecting property name'),
       ('[]', "'list' object"),
-      ({'chief': ['a:1'], 'worker': ['b:1']}, 'it has no "ps"'),
       ({'ps': ['a:1', 'b:1']}, 'it has no "chief" and no "worker"'),
       ({'chief': ['a:1', 'b:1'], 'ps': ['c:1']}, 'more than one chief'),
       ({'chief': ['a'], 'ps': ['c:1']}, "'a' is not an address"),
@@ -112,14 +115,13 @@ class TestTask:
 
 def test_variables_are_balanced():
   addresses = addresses_of(ps=2)
-  cluster = clusters.Cluster(clusters.Task('chief', 0, addresses))
-  with tf.Graph().as_default(), tf.device(cluster.device_setter()):
+  cluster = parameter_servers.ParameterServers(
+    clusters.Task('chief', 0, addresses)
+  )
+  with tf.Graph().as_default(), tf.device(cluster.device):
     loss = cifar10.loss(cifar10.inference(tf.zeros([2, 24, 24, 3])), [1, 2])
     cifar10.train_towers(
-      [loss],
-      updates.make_global_step(),
-      examples_per_step=2,
-      synchronize=cluster.synchronized,
+      [loss], updates.make_global_step(), examples_per_step=2
     )
     loads = {}
     for variable in tf.global_variables():
@@ -133,83 +135,124 @@ def test_variables_are_balanced():
   assert max(loads.values()) < largest * 1.1
 
 
+def build_step(recipe, images, labels, num_workers=1, **kwargs):
+  """Build a training step; return it and the values of all variables."""
+  logits = cifar10.inference(tf.constant(images), recipe=recipe)
+  loss = cifar10.loss(logits, labels, label_smoothing=recipe.label_smoothing)
+  _, train_op = cifar10.train_towers(
+    [loss],
+    updates.make_global_step(),
+    examples_per_step=num_workers * EXAMPLES,
+    recipe=recipe,
+    **kwargs,
+  )
+  return train_op, {v.op.name: v.read_value() for v in tf.global_variables()}
+
+
+class Workers:
+  """Workers that train by all-reduce in threads of this process."""
+
+  def __init__(self, count, settings=None, **options):
+    self.addresses = addresses_of(workers=count)
+    self.options = options
+    self.settings = settings or {}
+    self.errors = {}
+
+  def run(self, work):
+    """Call `work(cluster, session)` in a thread for each worker."""
+    names = clusters.Task('chief', 0, self.addresses).workers
+    self.threads = [
+      threading.Thread(target=self._run_one, args=[work, name], daemon=True)
+      for name in names
+    ]
+    for thread in self.threads:
+      thread.start()
+    for thread in self.threads:
+      thread.join(TIMEOUT)
+      assert not thread.is_alive()
+    if self.errors:
+      raise next(iter(self.errors.values()))
+
+  def _run_one(self, work, name):
+    try:
+      task = clusters.Task(name.kind, name.index, self.addresses)
+      cluster = all_reduce.AllReduce(task, **self.options)
+      config = tf.ConfigProto()
+      with tf.Graph().as_default(), tf.device(cluster.device):
+        work(cluster, config)
+    except Exception as error:
+      self.errors[name] = error
+
+
 def session_of(cluster, config):
   """Return a session in which a worker trains the default graph."""
   return tf.train.MonitoredTrainingSession(
     cluster.master,
-    is_chief=cluster.task.is_chief,
-    scaffold=cluster.scaffold(config),
+    is_chief=cluster.initializes,
     hooks=cluster.hooks(),
     config=config,
     stop_grace_period_secs=2,
   )
 
 
+def values_in(session, variables):
+  return session.run_step_fn(
+    lambda step_context: step_context.session.run(variables)
+  )
+
+
 @pytest.mark.parametrize(
-  ('recipe', 'atol'),
+  ('name', 'count', 'steps'),
   [
-    (TUTORIAL, 1e-7),
-    # Orthogonal updates amplify rounding errors of small gradients.
-    (dataclasses.replace(FAST, whitened=False, max_steps=20), 1e-5),
+    ('tutorial', 2, 50),
+    pytest.param('tutorial', 3, 3, marks=pytest.mark.faults),
+    pytest.param('tutorial', 4, 3, marks=pytest.mark.faults),
+    ('fast', 3, 3),
+    pytest.param('long', 4, 3, marks=pytest.mark.faults),
   ],
 )
 @pytest.mark.slow
-def test_two_workers_update_as_two_towers(quiet_threads, recipe, atol):
+def test_workers_update_as_one(quiet_threads, name, count, steps):
+  """As one process with all of their images, and all with the same bits."""
+  recipe = dataclasses.replace(
+    RECIPES[name], whitened=False, dropout=0.0, max_steps=60
+  )
+  # Orthogonal updates amplify rounding errors of small gradients.
+  atol = 1e-5 if recipe.optimizer == 'muon' else 1e-7
   rng = np.random.RandomState(1)
-  images = rng.normal(size=[2, EXAMPLES, 24, 24, 3]).astype(np.float32)
-  labels = rng.randint(10, size=[2, EXAMPLES]).astype(np.int32)
-  addresses = addresses_of()
-  clusters.start_server(clusters.Task('ps', 0, addresses), tf.ConfigProto())
-  steps, values = 3, []
+  images = rng.normal(size=[count, EXAMPLES, 24, 24, 3]).astype(np.float32)
+  labels = rng.randint(10, size=[count, EXAMPLES]).astype(np.int32)
+  values = [[] for _ in range(count)]
 
-  def train(kind):
-    task = clusters.Task(kind, 0, addresses)
-    cluster = clusters.Cluster(task)
-    config = tf.ConfigProto()
-    cluster.join(config, TIMEOUT)
-    with tf.Graph().as_default():
-      with tf.device(cluster.device_setter()):
-        batch = tf.constant(images[task.number]), labels[task.number]
-        logits = cifar10.inference(batch[0], recipe=recipe)
-        loss = cifar10.loss(
-          logits, batch[1], label_smoothing=recipe.label_smoothing
-        )
-        _, train_op = cifar10.train_towers(
-          [loss],
-          updates.make_global_step(),
-          examples_per_step=2 * EXAMPLES,
-          recipe=recipe,
-          synchronize=cluster.synchronized,
-        )
-      variables = {v.op.name: v.read_value() for v in tf.global_variables()}
-      with session_of(cluster, config) as session:
-        for step in range(steps + 1):
-          if task.is_chief:
-            values.append(
-              session.run_step_fn(
-                lambda step_context: step_context.session.run(variables)
-              )
-            )
-          if step < steps:
-            session.run(train_op)
+  def work(cluster, config):
+    number = cluster.task.number
+    train_op, variables = build_step(
+      recipe,
+      images[number],
+      labels[number],
+      count,
+      average_over_workers=cluster.average,
+    )
+    cluster.join(config, {}, TIMEOUT)
+    with session_of(cluster, config) as session:
+      values[number].append(values_in(session, variables))
+      for _ in range(steps):
+        session.run(train_op)
+        values[number].append(values_in(session, variables))
 
-  worker = threading.Thread(target=train, args=['worker'], daemon=True)
-  worker.start()
-  train('chief')
-  worker.join(TIMEOUT)
-  assert not worker.is_alive()
+  Workers(count).run(work)
+  for others in values[1:]:
+    for one, two in zip(values[0], others, strict=True):
+      for key, value in one.items():
+        np.testing.assert_array_equal(value, two[key], key)
 
   with tf.Graph().as_default(), tf.Session() as session:
-    settings = TrainSettings(
-      dataclasses.replace(recipe, batch_size=EXAMPLES), train_dir=''
-    )
-    _, train_op = multi.train_towers(
-      settings,
-      ['/cpu:0', '/cpu:0'],
-      [(tf.constant(images[k]), labels[k]) for k in range(2)],
+    train_op, _ = build_step(
+      recipe, np.concatenate(images), np.concatenate(labels), count
     )
     session.run(tf.global_variables_initializer())
-    for step, (before, after) in enumerate(itertools.pairwise(values)):
+    pairs = itertools.pairwise(values[0][:4])
+    for step, (before, after) in enumerate(pairs):
       # Start each step from the same values: different rounding may change the
       # maximum in a pool, which later steps would amplify.
       for variable in tf.global_variables():
@@ -226,66 +269,83 @@ def test_two_workers_update_as_two_towers(quiet_threads, recipe, atol):
         )
 
 
-@pytest.fixture
-def start_worker(quiet_threads):
-  """A function that starts a chief or worker that trains one number."""
-  addresses = addresses_of()
-  clusters.start_server(clusters.Task('ps', 0, addresses), tf.ConfigProto())
+def one_number(cluster, value=0.0, gradient=1.0):
+  """Build a number, a step that subtracts a gradient, and the global step."""
+  number = tf.get_variable('x', initializer=value, use_resource=True)
+  step = updates.make_global_step()
+  gradients = cluster.average([(tf.constant(gradient), number)])
+  descent = tf.train.GradientDescentOptimizer(1.0)
+  return number, descent.apply_gradients(gradients, step), step
 
-  def start(kind, backup_workers=0):
-    cluster = clusters.Cluster(
-      clusters.Task(kind, 0, addresses), backup_workers=backup_workers
+
+@pytest.mark.slow
+def test_workers_start_with_the_variables_of_the_chief(quiet_threads):
+  found = {}
+
+  def work(cluster, config):
+    number, update, step = one_number(
+      cluster, 7.0 + cluster.task.number, 2.0 * cluster.task.number
     )
-    config = tf.ConfigProto()
-    cluster.join(config, TIMEOUT)
+    cluster.join(config, {}, TIMEOUT)
+    with session_of(cluster, config) as session:
+      found[cluster.task.number] = [values_in(session, number)]
+      session.run(update)
+      found[cluster.task.number] += values_in(session, [number, step])
 
-    @contextlib.contextmanager
-    def session():
-      """Yield a session, an op that adds 1 to a number, and [number, step]."""
-      with tf.Graph().as_default():
-        with tf.device(cluster.device_setter()):
-          number = tf.get_variable('x', initializer=0.0, use_resource=True)
-          step = updates.make_global_step()
-          optimizer = cluster.synchronized(
-            tf.train.GradientDescentOptimizer(1.0)
-          )
-          grow = optimizer.apply_gradients([(tf.constant(-1.0), number)], step)
-        with session_of(cluster, config) as session:
-          yield session, grow, [number, step]
-
-    return session
-
-  return start
+  Workers(2).run(work)
+  assert found == {0: [7, 6, 1], 1: [7, 6, 1]}
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_away_costs_no_gradient(start_worker):
-  """With a backup worker, every step of the other worker is an update."""
-  with start_worker('chief', backup_workers=1)() as (session, grow, values):
-    for _ in range(10):
-      session.run(grow)
-    assert session.run(values) == [10, 10]
+def test_gradients_in_bfloat16(quiet_threads):
+  """The mean is rounded as in bfloat16."""
+  found = {}
+
+  def work(cluster, config):
+    number, update, _ = one_number(cluster, 0.0, 1 + 2**-7 + 2**-9)
+    cluster.join(config, {}, TIMEOUT)
+    with session_of(cluster, config) as session:
+      session.run(update)
+      found[cluster.task.number] = values_in(session, number)
+
+  Workers(2, in_bfloat16=True).run(work)
+  assert found == {0: -1 - 2**-7, 1: -1 - 2**-7}
 
 
 @pytest.mark.slow
-def test_a_chief_that_comes_back_wakes_the_others(start_worker):
-  """They may wait for a step that the previous chief did not finish."""
-  done = queue.SimpleQueue()
+def test_different_variables_are_not_saved(
+  quiet_threads, monkeypatch, tmp_path
+):
+  """The difference, in one worker, ends the chief's run."""
+  monkeypatch.setattr(all_reduce, '_SETTLE_SECS', 1)
+  saved = threading.Event()
 
-  def work():
-    with start_worker('worker')() as (session, grow, _):
-      for _ in range(2):
-        session.run(grow)
-        done.put(None)
+  def work(cluster, config):
+    number, update, _ = one_number(cluster)
+    change = number.assign_add(0.5)
+    hooks = cluster.hooks()
+    if cluster.task.is_chief:
+      hooks.append(
+        tf.train.CheckpointSaverHook(
+          str(tmp_path),
+          save_steps=1,
+          saver=tf.train.Saver(),
+          listeners=cluster.listeners(),
+        )
+      )
+    cluster.join(config, {}, TIMEOUT)
+    with tf.train.MonitoredTrainingSession(
+      cluster.master, is_chief=True, hooks=hooks, config=config
+    ) as session:
+      session.run(update)
+      if cluster.task.is_chief:
+        saved.set()
+      else:
+        assert saved.wait(TIMEOUT)
+        values_in(session, change)
+      session.run(update)
 
-  worker = threading.Thread(target=work, daemon=True)
-  worker.start()
-  start_session = start_worker('chief')
-  with start_session() as (session, grow, values):
-    session.run(grow)
-    assert session.run(values) == [1, 1]
-  done.get(timeout=TIMEOUT)
-  with start_session():
-    done.get(timeout=TIMEOUT)
-  worker.join(TIMEOUT)
-  assert not worker.is_alive()
+  with pytest.raises(UserError, match='x differs between worker 0 and the'):
+    Workers(2).run(work)
+  path = tf.train.latest_checkpoint(str(tmp_path))
+  assert tf.train.load_variable(path, 'x') == -1
