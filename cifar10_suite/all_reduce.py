@@ -11,33 +11,28 @@ chief's last checkpoint.
 """
 
 import itertools
-import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from typing import NoReturn
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite.cluster import (
-  FAREWELL_SECS,
-  POLL_SECS,
-  Cluster,
-  Status,
-  Task,
-  TaskName,
-  ignore_ends_of_sessions,
-  in_background,
-  start_server,
-  watch,
-)
+from cifar10_suite.cluster import POLL_SECS, Cluster, Statuses, Task, watch
 from cifar10_suite.errors import UserError
 from cifar10_suite.updates import Gradients
 
 _LARGE = 1 << 18  # elements of a gradient that is not packed with others
-_RECOVERY_SECS = 10  # for the loss of a worker to be noticed after an error
-_SETTLE_SECS = 10  # for workers to complete an update
+_LOOKS = 50  # at the variables of other workers while they differ
+_ERRORS_OF_CONNECTIONS = (
+  tf.errors.AbortedError,
+  tf.errors.CancelledError,
+  tf.errors.DeadlineExceededError,
+  tf.errors.FailedPreconditionError,
+  tf.errors.InternalError,
+  tf.errors.UnavailableError,
+  tf.errors.UnknownError,
+)
 
 
 class AllReduce(Cluster):
@@ -51,74 +46,56 @@ class AllReduce(Cluster):
       in_bfloat16: whether to send gradients in bfloat16.
     """
     super().__init__(task)
+    self.device = task.device
     self.gradients_per_step = len(task.workers)
     self.initializes = True
-    self.device = task.device
+    self._needed = task.workers
     self._in_bfloat16 = in_bfloat16
     self._instances = itertools.count(1)
-    self._others = [name for name in task.workers if name != task.name]
-    self._processes: dict[str, str] = {}
-    self._silent: list[TaskName] = []
-    self._has_ended = False
 
   def join(
     self, config: tf.ConfigProto, settings: dict[str, object], timeout_secs: int
   ) -> None:
-    config.device_filters.append(self.task.name.device)
+    config.device_filters.append(self.device)
     config.experimental.collective_group_leader = self.task.workers[0].device
-    self.master = start_server(self.task, config).target
-    self._status = Status(self.task.name, self.master)
-    self._timeout_secs = timeout_secs
-    # As the others read it.
-    self._processes = self._gather(json.loads(json.dumps(settings)))
-    in_background(self._watch)
-    ignore_ends_of_sessions()
+    super().join(config, settings, timeout_secs)
 
-  def _gather(self, settings: dict[str, object]) -> dict[str, str]:
-    """Wait until all workers are there, and agree on who they are.
+  def _meet(self, timeout_secs: int) -> None:
+    """Wait until all workers are there and know each other's processes.
 
-    Returns:
-      The process of each worker.
+    The chief refuses workers whose settings differ from its own.
     """
-    process = self._status.process
-    processes = {str(self.task.name): process}
+    own = self._status.process
+    self._processes = {str(self.task.name): own}
     refused: dict[str, str] = {}
-    self._status.publish(settings=settings, ended=False)
-    for statuses in self._look(self._others):
+    for statuses in watch(self.task, self._needed, timeout_secs):
       for name, status in statuses.items():
-        if not status:
+        if status is None:
           continue
-        if reason := status.get('refused', {}).get(process):
+        if reason := status.get('refused', {}).get(own):
           raise UserError(f'{name} refuses {self.task.name}: {reason}')
-        difference = _difference(status['settings'], settings)
-        if self.task.is_chief and difference:
-          if status['process'] not in refused:
-            print(f'Refused {name}: {difference}')
-          refused[status['process']] = difference
-        else:
-          processes[str(name)] = status['process']
-      self._status.publish(processes=processes, refused=refused)
-      if len(processes) == len(self.task.workers) and all(
-        status and status.get('processes') == processes
+        process = status['process']
+        reason = self._status.difference(status) if self.task.is_chief else ''
+        if not reason:
+          self._processes[str(name)] = process
+        elif process not in refused:
+          print(f'Refused {name}: {reason}')
+          refused[process] = reason
+      self._status.publish(processes=self._processes, refused=refused)
+      if len(self._processes) == len(self.task.workers) and all(
+        status and status.get('processes') == self._processes
         for status in statuses.values()
       ):
-        return processes
-    raise AssertionError  # `watch` does not end
-
-  def _look(
-    self, needed: list[TaskName], others: list[TaskName] | None = None
-  ) -> Iterator[dict[TaskName, dict | None]]:
-    return watch(self.task, needed, self._timeout_secs, others, POLL_SECS)
-
-  def _watch(self) -> None:
-    """Start over if another worker has restarted."""
-    for statuses in watch(self.task, self._others, self._timeout_secs):
-      if self._has_ended:
         return
-      for name, status in statuses.items():
-        if status and status['process'] != self._processes[str(name)]:
-          _start_over(f'{name} has restarted')
-      self._silent = [name for name, it in statuses.items() if not it]
+
+  def _notice(self, statuses: Statuses) -> None:
+    for name, status in statuses.items():
+      if status and status['process'] != self._processes[str(name)]:
+        start_over(f'{name} has restarted')
+
+  def recover(self, error: tf.errors.OpError) -> None:
+    if isinstance(error, _ERRORS_OF_CONNECTIONS):
+      start_over('the connection to another worker is lost')
 
   def average(self, gradients: Gradients) -> Gradients:
     """Return the mean gradients of all workers.
@@ -188,30 +165,6 @@ class AllReduce(Cluster):
   def listeners(self) -> list[tf.train.CheckpointSaverListener]:
     return [_CompareVariables(self)]
 
-  def recover(self) -> None:
-    deadline = time.monotonic() + _RECOVERY_SECS
-    while time.monotonic() < deadline:
-      if self._silent:
-        _start_over(f'{self._silent[0]} is lost')
-      time.sleep(POLL_SECS)
-
-  def leave(self) -> None:
-    """Wait until the chief has saved the last step and all know it."""
-    self._has_ended = True
-    self._status.publish(ended=True)
-    deadline = time.monotonic() + FAREWELL_SECS
-    if self.task.is_chief:
-      for statuses in self._look([], self._others):
-        if not any(statuses.values()) or time.monotonic() > deadline:
-          return
-    chief = self.task.workers[0]
-    for statuses in self._look([chief]):
-      status = statuses[chief]
-      if status and status['process'] != self._processes[str(chief)]:
-        _start_over(f'{chief} has restarted')
-      if status and status['ended']:
-        return
-
 
 class _StartAlike(tf.train.SessionRunHook):
   """Hook that gives all workers the variables of the chief."""
@@ -226,8 +179,8 @@ class _StartAlike(tf.train.SessionRunHook):
   def after_create_session(
     self, session: tf.Session, coord: tf.train.Coordinator
   ) -> None:
-    if self._has_begun:  # TensorFlow tries again after the loss of a worker
-      raise tf.errors.CancelledError(None, None, 'A worker is lost.')
+    if self._has_begun:  # TensorFlow has replaced a session that failed
+      start_over('the connection to another worker is lost')
     self._has_begun = True
     session.run(self._broadcast)
 
@@ -244,42 +197,36 @@ class _CompareVariables(tf.train.CheckpointSaverListener):
 
   def begin(self) -> None:
     variables = tf.global_variables()
-    step = tf.train.get_global_step()
-    self._names = [variable.op.name for variable in variables]
-    self._looks = []
+    self._prints = []
     with tf.Graph().as_default() as self._graph:
       for worker in self._cluster.task.workers:
-        with tf.device(f'{worker.device}/cpu:0'):
-          fingerprints = [
+        with tf.device(worker.device):
+          prints = [
             tf.fingerprint(tf.reshape(_on_server(variable), [1, -1]))
             for variable in variables
           ]
-          look = _on_server(step), tf.concat(fingerprints, axis=0)
-        self._looks.append(look)
+          self._prints.append(tf.concat(prints, axis=0))
 
   def before_save(self, session: tf.Session, global_step_value: int) -> None:
-    workers = self._cluster.task.workers
-    config = tf.ConfigProto(device_filters=[it.device for it in workers])
-    deadline = time.monotonic() + _SETTLE_SECS
-    with tf.Session(self._cluster.master, self._graph, config) as session:
-      while True:
-        steps, (expected, *others) = zip(*session.run(self._looks), strict=True)
+    chief, *workers = self._cluster.task.workers
+    filters = [name.device for name in [chief, *workers]]
+    config = tf.ConfigProto(device_filters=filters)
+    with tf.Session(self._cluster.master, self._graph, config) as remote:
+      for _ in range(_LOOKS):
+        expected, *others = remote.run(self._prints)
         different = [
-          (worker, name)
-          for worker, prints in zip(workers[1:], others, strict=True)
-          for name, one, two in zip(self._names, prints, expected, strict=True)
-          if (one != two).any()
+          worker
+          for worker, prints in zip(workers, others, strict=True)
+          if (prints != expected).any()
         ]
         if not different:
           return
-        # A worker may still be updating its variables.
-        if len(set(steps)) == 1 and time.monotonic() > deadline:
-          worker, name = different[0]
-          raise UserError(
-            f'Training stopped at step {global_step_value}: {name} differs '
-            f'between {worker} and the chief. The last checkpoint is intact.'
-          )
-        time.sleep(POLL_SECS)
+        time.sleep(POLL_SECS)  # a worker may still be updating its variables
+    raise UserError(
+      f'Training stopped at step {global_step_value}: the variables of '
+      f'{different[0]} differ from those of {chief}. The last checkpoint is '
+      'intact.'
+    )
 
 
 def _on_server(variable: tf.Variable) -> tf.Tensor:
@@ -293,16 +240,7 @@ def _on_server(variable: tf.Variable) -> tf.Tensor:
   return tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
 
 
-def _start_over(reason: str) -> NoReturn:
+def start_over(reason: str) -> NoReturn:
   """Replace this process by a new one, which resumes training."""
   print(f'Starting over: {reason}.', flush=True)
   os.execv(sys.executable, [sys.executable, *sys.argv, '--norestart'])
-
-
-def _difference(settings: dict, chiefs: dict) -> str | None:
-  """Return in which way a worker's settings differ from the chief's."""
-  for key in {**chiefs, **settings}:
-    own, expected = settings.get(key), chiefs.get(key)
-    if own != expected:
-      return f'its {key} is {own}, that of the chief is {expected}.'
-  return None

@@ -15,6 +15,7 @@ How workers combine their gradients depends on the cluster: with parameter
 servers ("ps"), see `parameter_servers`; otherwise, see `all_reduce`.
 """
 
+import atexit
 import dataclasses
 import json
 import os
@@ -34,10 +35,10 @@ from cifar10_suite.errors import UserError
 if TYPE_CHECKING:
   from cifar10_suite.updates import Gradients
 
-FAREWELL_SECS = 15  # grace period for unresponsive tasks at the end
-POLL_SECS = 0.2  # between two looks at the others while waiting for them
+POLL_SECS = 0.2  # between two looks at tasks to wait for
 _TYPES = ('chief', 'worker', 'ps', 'evaluator')
 _ANSWER_SECS = 2  # for a task to answer
+_FAREWELL_SECS = 15  # for other tasks to hear of the end
 _SILENCE_SECS = 5  # until an unresponsive task is reported
 
 
@@ -123,6 +124,10 @@ class Task:
     return self.addresses[name.kind][name.index]
 
 
+# What each task says; None if it does not answer.
+Statuses = dict[TaskName, dict | None]
+
+
 def this_task() -> Task:
   """Return the task that TF_CONFIG assigns to this process.
 
@@ -187,28 +192,29 @@ def _check(kind: str, index: int, addresses: dict[str, list[str]]) -> None:
 
 
 class Cluster:
-  """The workers that train together; in this base class, one process alone.
+  """The tasks that train together; without a cluster, this process alone.
 
   Attributes:
-    task: the task of this process, a worker or the chief.
+    task: the task of this process.
+    device: TensorFlow device or device function for the graph, or None.
     gradients_per_step: number of workers whose gradients a step averages.
     initializes: whether this process initializes variables.
-    device: TensorFlow device or device function for the graph, or None.
     master: target of the session; '' for this process.
   """
 
-  gradients_per_step = 1
-  master = ''
-
   def __init__(self, task: Task):
     self.task = task
-    self.initializes = task.is_chief
     self.device: str | Callable[[tf.Operation], str] | None = None
+    self.gradients_per_step = 1
+    self.initializes = task.is_chief
+    self.master = ''
+    self._needed = [*task.servers, task.workers[0]]
+    self._has_ended = False
 
   def join(
     self, config: tf.ConfigProto, settings: dict[str, object], timeout_secs: int
   ) -> None:
-    """Start this worker's server and wait for the tasks that it needs.
+    """Start this task's server and monitor the tasks that it needs.
 
     Args:
       config: session configuration, which this changes for the cluster.
@@ -218,6 +224,46 @@ class Cluster:
     Raises:
       UserError: if a task is missing, or has other settings.
     """
+    if self.task.is_alone:
+      return
+    self.master = start_server(self.task, config).target
+    self._status = Status(self.task.name, self.master)
+    self._status.publish(settings=settings, ended=False)
+    self._meet(timeout_secs)
+
+    thread = threading.Thread(
+      target=self._monitor, args=[timeout_secs], daemon=True
+    )
+    thread.start()
+    atexit.register(self._end, thread)
+    # The main thread raises errors, and `watch` reports missing tasks.
+    tf.logging.set_verbosity(tf.logging.FATAL)
+    threading.excepthook = _ignore_ends_of_sessions
+
+  def _monitor(self, timeout_secs: int) -> None:
+    """Watch the tasks that this one needs, and exit if one is missing.
+
+    This is a thread: the main thread may wait in TensorFlow indefinitely.
+    """
+    try:
+      for statuses in watch(self.task, self._needed, timeout_secs, 1):
+        if self._has_ended:
+          return
+        self._notice(statuses)
+    except UserError as reason:
+      print(reason, file=sys.stderr, flush=True)
+      os._exit(1)
+
+  def _end(self, thread: threading.Thread) -> None:
+    """End a thread: Python aborts if it exits during a TensorFlow call."""
+    self._has_ended = True
+    thread.join()
+
+  def _meet(self, timeout_secs: int) -> None:
+    """Wait for the tasks without which a session cannot be created."""
+
+  def _notice(self, statuses: Statuses) -> None:
+    """React to what the needed tasks say, about once per second."""
 
   def average(self, gradients: 'Gradients') -> 'Gradients':
     """Return the gradients to apply: averages over the workers."""
@@ -237,11 +283,27 @@ class Cluster:
     """Return the listeners of the chief's saver."""
     return []
 
-  def recover(self) -> None:
-    """Start over if an error occurred because another worker was lost."""
+  def recover(self, error: tf.errors.OpError) -> None:
+    """Start over if an error means that another worker is lost."""
 
   def leave(self) -> None:
-    """Tell the other tasks that this worker has finished."""
+    """Wait until all tasks know that the chief has finished."""
+    if self.task.is_alone:
+      return
+    chief, *workers = self.task.workers
+    if self.task.name == chief:
+      self._has_ended = True
+      self._status.publish(ended=True)
+      deadline = time.monotonic() + _FAREWELL_SECS
+      for statuses in read(self.task, [*workers, *self.task.servers]):
+        heard = all(not it or it['ended'] for it in statuses.values())
+        if heard or time.monotonic() > deadline:
+          return
+    for statuses in read(self.task, [chief]):
+      if (status := statuses[chief]) and status['ended']:
+        self._has_ended = True
+        self._status.publish(ended=True)
+        return
 
 
 ALONE = Cluster(Task())
@@ -267,7 +329,8 @@ def start_server(task: Task, config: tf.ConfigProto) -> tf.train.Server:
 class Status:
   """Status of a task: a JSON object in a variable on the task's server.
 
-  'process' identifies the process, so that others notice a restart.
+  'process' identifies the process, so that others notice a restart. 'ended' is
+  true once the task knows that the chief has finished.
   """
 
   def __init__(self, name: TaskName, target: str):
@@ -278,23 +341,15 @@ class Status:
       target: gRPC target of its server.
     """
     self._target = target
-    self._filters = [name.device]
-    with tf.Graph().as_default(), tf.device(f'{name.device}/cpu:0'):
+    self._config = tf.ConfigProto(
+      device_filters=[name.device], operation_timeout_in_ms=1000 * _ANSWER_SECS
+    )
+    with tf.Graph().as_default() as self._graph, tf.device(name.device):
       self._variable = tf.get_variable(
         'status', initializer='', use_resource=True
       )
     self._content: dict = {'process': secrets.token_hex(8)}
-    self._connect()
-
-  def _connect(self) -> None:
-    self._session = tf.Session(
-      self._target,
-      self._variable.graph,
-      tf.ConfigProto(
-        device_filters=self._filters,
-        operation_timeout_in_ms=1000 * _ANSWER_SECS,
-      ),
-    )
+    self._session = tf.Session(target, self._graph, self._config)
 
   def publish(self, **changes: object) -> None:
     """Change entries of this task's own status."""
@@ -305,63 +360,74 @@ class Status:
   def process(self) -> str:
     return self._content['process']
 
+  def difference(self, other: dict) -> str:
+    """Return how another worker's settings differ from this task's, or ''."""
+    own = json.loads(json.dumps(self._content['settings']))  # as sent
+    there = other.get('settings', {})
+    for key in {**own, **there}:
+      if there.get(key) != own.get(key):
+        return f'its {key} is {there.get(key)}, not {own.get(key)}.'
+    return ''
+
   def read(self) -> dict | None:
     """Return the status of another task, or None if it does not answer."""
-    if not _listens(self._target):  # TensorFlow would wait
-      return None
+    host, _, port = self._target.removeprefix('grpc://').rpartition(':')
     options = tf.RunOptions(timeout_in_ms=1000 * _ANSWER_SECS)
     try:
+      # TensorFlow would wait for a server that is not there.
+      socket.create_connection((host, int(port)), _ANSWER_SECS).close()
       return json.loads(self._session.run(self._variable, options=options))
-    except (tf.errors.DeadlineExceededError, tf.errors.UnavailableError):
+    except (OSError, tf.errors.DeadlineExceededError):
       return None
     except tf.errors.OpError:  # of an earlier process, or not yet published
-      self._connect()
+      self._session = tf.Session(self._target, self._graph, self._config)
       return None
 
 
-def _listens(target: str) -> bool:
-  host, _, port = target.removeprefix('grpc://').rpartition(':')
-  try:
-    socket.create_connection((host, int(port)), _ANSWER_SECS).close()
-    return True
-  except OSError:
-    return False
+def read(
+  task: Task, names: list[TaskName], poll_secs: float = POLL_SECS
+) -> Iterator[Statuses]:
+  """Yield the statuses of other tasks, None if they do not answer, for ever.
+
+  Args:
+    task: the task of this process.
+    names: names of the other tasks.
+    poll_secs: seconds between two readings.
+  """
+  sources = {
+    name: Status(name, f'grpc://{task.address(name)}')
+    for name in names
+    if name != task.name
+  }
+  while True:
+    yield {name: source.read() for name, source in sources.items()}
+    time.sleep(poll_secs)
 
 
 def watch(
   task: Task,
-  needed: list[TaskName],
+  names: list[TaskName],
   timeout_secs: float,
-  others: list[TaskName] | None = None,
-  poll_secs: float = 1,
-) -> Iterator[dict[TaskName, dict | None]]:
-  """Read the statuses of tasks repeatedly, and report silent ones.
+  poll_secs: float = POLL_SECS,
+) -> Iterator[Statuses]:
+  """Read the statuses of other tasks as `read` does, and report silent ones.
 
   Args:
     task: the task of this process.
-    needed: names of the tasks that this one cannot continue without.
-    timeout_secs: seconds without response after which to give up on those.
-    others: names of tasks that may be silent.
+    names: names of the other tasks.
+    timeout_secs: seconds without answer after which to give up on a task.
     poll_secs: seconds between two readings.
 
-  Yields:
-    The status of each task, None if it does not respond.
-
   Raises:
-    UserError: if a needed task has not responded for longer.
+    UserError: if a task has not answered for longer.
   """
-  sources = {
-    name: Status(name, f'grpc://{task.address(name)}')
-    for name in [*needed, *(others or [])]
-  }
-  since = {name: time.monotonic() for name in needed}
+  since = {name: time.monotonic() for name in names}
   missed: set[TaskName] = set()
-  while True:
-    statuses = {name: source.read() for name, source in sources.items()}
+  for statuses in read(task, names, poll_secs):
     now = time.monotonic()
-    for name in needed:
+    for name, status in statuses.items():
       where = f'{name} at {task.address(name)}'
-      if statuses[name] is not None:
+      if status is not None:
         since[name] = now
         if name in missed:
           missed.remove(name)
@@ -375,32 +441,8 @@ def watch(
         missed.add(name)
         print(f'Waiting for {where}.', flush=True)
     yield statuses
-    time.sleep(poll_secs)
 
 
-def in_background(look: Callable[[], None]) -> None:
-  """Run a function that watches others in a thread.
-
-  If it raises UserError, the process exits: the main thread may be blocked in
-  TensorFlow, which waits indefinitely.
-  """
-
-  def run() -> None:
-    try:
-      look()
-    except UserError as reason:
-      print(reason, file=sys.stderr, flush=True)
-      os._exit(1)
-
-  threading.Thread(target=run, daemon=True).start()
-
-
-def ignore_ends_of_sessions() -> None:
-  """Suppress thread errors that the main thread raises, too."""
-
-  def ignore(failure: threading.ExceptHookArgs) -> None:
-    if not issubclass(failure.exc_type, tf.errors.OpError):
-      threading.__excepthook__(failure)
-
-  tf.logging.set_verbosity(tf.logging.FATAL)  # `watch` reports missing tasks
-  threading.excepthook = ignore
+def _ignore_ends_of_sessions(failure: threading.ExceptHookArgs) -> None:
+  if not issubclass(failure.exc_type, tf.errors.OpError):
+    threading.__excepthook__(failure)

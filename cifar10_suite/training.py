@@ -134,7 +134,7 @@ def run_training(
         session.run(train_op, options=options)
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
-    cluster.recover()
+    cluster.recover(error)
     hooks.explain(error, log_hook.step, where)
 
   step = log_hook.step

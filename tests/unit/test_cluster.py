@@ -113,26 +113,16 @@ class TestTask:
     assert str(clusters.this_task().name) == 'ps 1'
 
 
-def test_variables_are_balanced():
-  addresses = addresses_of(ps=2)
+def test_variables_are_on_parameter_servers():
   cluster = parameter_servers.ParameterServers(
-    clusters.Task('chief', 0, addresses)
+    clusters.Task('chief', 0, addresses_of(ps=2))
   )
   with tf.Graph().as_default(), tf.device(cluster.device):
-    loss = cifar10.loss(cifar10.inference(tf.zeros([2, 24, 24, 3])), [1, 2])
-    cifar10.train_towers(
-      [loss], updates.make_global_step(), examples_per_step=2
-    )
-    loads = {}
+    build_step(RECIPES['tutorial'], np.zeros([2, 24, 24, 3], 'f'), [1, 2])
     for variable in tf.global_variables():
-      device = tf.DeviceSpec.from_string(variable.device)
-      assert device.job == 'ps'
-      size = variable.shape.num_elements() * variable.dtype.size
-      loads[device.task] = loads.get(device.task, 0) + size
+      assert tf.DeviceSpec.from_string(variable.device).job == 'ps'
     for tensor in tf.get_collection(tf.GraphKeys.LOCAL_VARIABLES):
       assert 'chief' in tensor.device
-  largest = 2 * 4 * 2304 * 384  # bytes of local3's weights and averages
-  assert max(loads.values()) < largest * 1.1
 
 
 def build_step(recipe, images, labels, num_workers=1, **kwargs):
@@ -317,7 +307,7 @@ def test_different_variables_are_not_saved(
   quiet_threads, monkeypatch, tmp_path
 ):
   """The difference, in one worker, ends the chief's run."""
-  monkeypatch.setattr(all_reduce, '_SETTLE_SECS', 1)
+  monkeypatch.setattr(all_reduce, '_LOOKS', 5)
   saved = threading.Event()
 
   def work(cluster, config):
@@ -345,7 +335,7 @@ def test_different_variables_are_not_saved(
         values_in(session, change)
       session.run(update)
 
-  with pytest.raises(UserError, match='x differs between worker 0 and the'):
+  with pytest.raises(UserError, match='variables of worker 0 differ'):
     Workers(2).run(work)
   path = tf.train.latest_checkpoint(str(tmp_path))
   assert tf.train.load_variable(path, 'x') == -1
