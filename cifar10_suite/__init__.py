@@ -4,4 +4,4 @@ The tutorial's modules and the programs, which are next to this package, import
 from it. No module of this package imports them.
 """
 
-__version__ = '1.1.0'
+__version__ = '1.2.0.dev0'

@@ -12,6 +12,12 @@ from absl import app, flags
 from cifar10_suite import dataset, files
 from cifar10_suite.errors import UserError
 
+_REMOVED_FLAGS = dict.fromkeys(
+  ['sync', 'nosync', 'backup_workers'],
+  'In a cluster, updates are synchronous without parameter servers, '
+  'asynchronous with them.',
+)
+
 
 def quiet_tensorflow() -> None:
   """Suppress TensorFlow's log messages; call this before importing TensorFlow.
@@ -50,6 +56,10 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
   """
   import tensorflow.compat.v1 as tf
 
+  for argument in sys.argv[1:]:
+    name = argument.lstrip('-').partition('=')[0]
+    if argument.startswith('-') and name in _REMOVED_FLAGS:
+      sys.exit(f'Remove --{name}: it no longer exists. {_REMOVED_FLAGS[name]}')
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(line_buffering=True)  # also in pipes
   tf.disable_v2_behavior()

@@ -16,6 +16,7 @@ from support.cluster import addresses_of, environment
 from support.data import SMALL_RATE
 from support.programs import ROOT, TIMEOUT, Program, run, summaries
 
+from benchmarks.hosts import Hosts
 from cifar10_suite import cluster as clusters
 from cifar10_suite import parameter_servers
 
@@ -146,6 +147,15 @@ def test_refuses_a_worker_with_other_flags(flags):
     ) as worker:
       assert worker.finish()[0] == 0
       assert chief.finish()[0] == 0
+
+
+@pytest.mark.parametrize(
+  'flag', ['--nosync', '--sync=true', '--backup_workers']
+)
+def test_names_removed_flags(flag):
+  _, errors = run('cifar10_train.py', flag, '1', status=1)
+  assert errors.startswith(f'Remove {flag.partition("=")[0]}: it no longer')
+  assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.faults
@@ -321,72 +331,6 @@ def test_a_whole_cluster_with_one_command(flags, tmp_path, ps):
   assert 'Trained to step 1' in result.stdout.splitlines()[-1]
   logs = {'chief-0.log', 'worker-0.log'} | ({'ps-0.log'} if ps else set())
   assert set(os.listdir(tmp_path / 'logs')) == logs
-
-
-class Hosts:
-  """Simulated hosts with separate addresses, connected by a bridge."""
-
-  def __init__(self, count):
-    self._stack = contextlib.ExitStack()
-    tag = f'c{os.getpid() % 10**6}'
-    self.addresses = [f'10.77.0.{k + 1}' for k in range(count)]
-    self.ports = [f'{tag}p{k}' for k in range(count)]  # on the bridge
-    self._spaces = [f'{tag}n{k}' for k in range(count)]
-    self._bridge = f'{tag}b'
-    self._make(
-      f'ip link add {self._bridge} type bridge', f'ip link del {self._bridge}'
-    )
-    self._make(f'ip link set {self._bridge} up')
-    for number in range(count):
-      self._boot(number)
-
-  def _boot(self, number):
-    space, port = self._spaces[number], self.ports[number]
-    self._make(f'ip netns add {space}', f'ip netns del {space}')
-    self._make(
-      f'ip link add {port} type veth peer name eth0 netns {space}',
-      f'ip link del {port}',
-    )
-    self._make(f'ip link set {port} master {self._bridge} up')
-    self._make(f'ip -n {space} addr add {self.addresses[number]}/24 dev eth0')
-    self._make(f'ip -n {space} link set eth0 up')
-    self._make(f'ip -n {space} link set lo up')
-
-  def replace(self, number):
-    """Replace a lost host by a new one with the same address."""
-    self._make(f'ip link del {self.ports[number]}')
-    self._make(f'ip netns del {self._spaces[number]}')
-    self._boot(number)
-
-  def _make(self, command, undo=None):
-    subprocess.run(command.split(), check=True, capture_output=True)
-    if undo:
-      self._stack.callback(subprocess.run, undo.split(), capture_output=True)
-
-  def start(self, number, arguments, log, environment):
-    """Start a program on a host, with output to a file."""
-    process = subprocess.Popen(
-      ['ip', 'netns', 'exec', self._spaces[number], sys.executable, *arguments],
-      cwd=ROOT,
-      stdout=log,
-      stderr=log,
-      env={**os.environ, **environment},
-    )
-    self._stack.callback(process.wait)
-    self._stack.callback(process.kill)
-    return process
-
-  def set_link(self, number, state):
-    self._make(f'ip link set {self.ports[number]} {state}')
-
-  def bytes_from(self, number):
-    """Return the number of bytes that a host has sent."""
-    path = f'/sys/class/net/{self.ports[number]}/statistics/rx_bytes'
-    with open(path) as file:
-      return int(file.read())
-
-  def close(self):
-    self._stack.close()
 
 
 @pytest.fixture
