@@ -159,11 +159,13 @@ def test_names_removed_flags(flag):
 
 
 @pytest.mark.faults
-def test_a_server_outlasts_those_that_it_has_heard(quiet_threads):
-  """If it exited earlier, the last worker might not hear that it is known."""
+def test_a_server_outlasts_the_workers(quiet_threads):
+  """If it exited with the chief, a slower worker would lose its variables."""
   addresses = addresses_of(ps=1, workers=1)
   with Program(
-    'cifar10_train.py', environment=environment(addresses, 'ps')
+    'cifar10_train.py',
+    '--cluster_timeout_secs=20',
+    environment=environment(addresses, 'ps'),
   ) as server:
     chief = parameter_servers.ParameterServers(
       clusters.Task('chief', 0, addresses)
