@@ -105,7 +105,7 @@ tf.app.flags.DEFINE_boolean(
 tf.app.flags.DEFINE_integer(
   'cluster_timeout_secs',
   600,
-  'In a cluster, seconds after which to give up on a task that is silent.',
+  'In a cluster, exit if a needed task has not answered for this many seconds.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_boolean(
@@ -317,7 +317,7 @@ def run(
 def settings_in_common(
   settings: TrainSettings, num_towers: int
 ) -> dict[str, object]:
-  """Return what all workers of a cluster must have in common."""
+  """Return the settings that all workers of a cluster must share."""
   return {
     'version': cifar10_suite.__version__,
     'TensorFlow': tf.__version__,
@@ -327,7 +327,11 @@ def settings_in_common(
     'class names': settings.data_set.class_names,
     'number of training images': settings.data_set.num_training_images,
     'hold_out': settings.hold_out,
-    'bfloat16_gradients': FLAGS.bfloat16_gradients,
+    **{
+      name: FLAGS[name].value
+      for name in ('bfloat16_gradients', 'scale_learning_rate')
+      if name in FLAGS
+    },
   }
 
 

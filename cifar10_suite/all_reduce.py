@@ -1,30 +1,40 @@
 """Synchronous training by all-reduce, without parameter servers.
 
-Each worker has all variables. Each step averages the gradients of all workers
-in a ring: whatever the number of workers n, each sends 2 (n - 1) / n times the
-size of the gradients (Patarasuk and Yuan, "Bandwidth optimal all-reduce
-algorithms for clusters of workstations", 2009). All then make the same update.
+Each worker holds a copy of all variables. Each step averages the gradients of
+all workers in a ring: of n workers, each sends 2 (n - 1) / n times the size of
+the gradients, always less than twice (Patarasuk and Yuan, "Bandwidth optimal
+all-reduce algorithms for clusters of workstations", 2009). All then make the
+same update.
 
-The ring breaks when a worker is lost. Then all others start over: each replaces
-its process by a new one, which waits for the others and resumes from the
+The ring breaks when a worker is lost. All others then start over: each replaces
+its process with a new one, which waits for the others and resumes from the
 chief's last checkpoint.
 """
 
 import itertools
+import json
 import os
 import sys
 import time
-from typing import NoReturn
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite.cluster import POLL_SECS, Cluster, Statuses, Task, watch
+from cifar10_suite.cluster import (
+  POLL_SECS,
+  Cluster,
+  Statuses,
+  Task,
+  TaskName,
+  watch,
+)
 from cifar10_suite.errors import UserError
 from cifar10_suite.updates import Gradients
 
-_LARGE = 1 << 18  # elements of a gradient that is not packed with others
-_LOOKS = 50  # at the variables of other workers while they differ
-_ERRORS_OF_CONNECTIONS = (
+_LARGE = 1 << 18  # elements from which a gradient is sent by itself
+_ATTEMPTS = 50  # to find equal variables, before a difference is an error
+_COMPARE_SECS = 10  # for the workers to show their variables
+_STOP_SECS = 10  # until a worker stops before the chief does
+_CONNECTION_ERRORS = (
   tf.errors.AbortedError,
   tf.errors.CancelledError,
   tf.errors.DeadlineExceededError,
@@ -36,7 +46,7 @@ _ERRORS_OF_CONNECTIONS = (
 
 
 class AllReduce(Cluster):
-  """A worker, as in `Cluster`, with variables equal to those of the others."""
+  """Worker with the same variables as all others, and the mean gradients."""
 
   def __init__(self, task: Task, in_bfloat16: bool = False):
     """Initialize the worker.
@@ -52,20 +62,22 @@ class AllReduce(Cluster):
     self._needed = task.workers
     self._in_bfloat16 = in_bfloat16
     self._instances = itertools.count(1)
+    self._stop_time: float | None = None
 
   def join(
     self, config: tf.ConfigProto, settings: dict[str, object], timeout_secs: int
   ) -> None:
     config.device_filters.append(self.device)
     config.experimental.collective_group_leader = self.task.workers[0].device
+    settings = {**settings, 'cluster': self.task.addresses}
     super().join(config, settings, timeout_secs)
 
   def _meet(self, timeout_secs: int) -> None:
-    """Wait until all workers are there and know each other's processes.
+    """Wait until all workers agree on which processes take part.
 
     The chief refuses workers whose settings differ from its own.
     """
-    own = self._status.process
+    own = self._content['process']
     self._processes = {str(self.task.name): own}
     refused: dict[str, str] = {}
     for statuses in watch(self.task, self._needed, timeout_secs):
@@ -74,14 +86,15 @@ class AllReduce(Cluster):
           continue
         if reason := status.get('refused', {}).get(own):
           raise UserError(f'{name} refuses {self.task.name}: {reason}')
-        process = status['process']
-        reason = self._status.difference(status) if self.task.is_chief else ''
+        process, reason = status['process'], ''
+        if self.task.is_chief:
+          reason = _difference(status.get('settings', {}), self._content)
         if not reason:
           self._processes[str(name)] = process
         elif process not in refused:
           print(f'Refused {name}: {reason}')
           refused[process] = reason
-      self._status.publish(processes=self._processes, refused=refused)
+      self._publish(processes=self._processes, refused=refused)
       if len(self._processes) == len(self.task.workers) and all(
         status and status.get('processes') == self._processes
         for status in statuses.values()
@@ -91,35 +104,50 @@ class AllReduce(Cluster):
   def _notice(self, statuses: Statuses) -> None:
     for name, status in statuses.items():
       if status and status['process'] != self._processes[str(name)]:
-        start_over(f'{name} has restarted')
+        self._start_over(f'{name} has restarted')
 
   def recover(self, error: tf.errors.OpError) -> None:
-    if isinstance(error, _ERRORS_OF_CONNECTIONS):
-      start_over('the connection to another worker is lost')
+    if isinstance(error, _CONNECTION_ERRORS):
+      self._start_over(error.message.partition('\n')[0])
+
+  def _start_over(self, reason: str) -> None:
+    """Replace this process with a new one, unless it is to stop."""
+    if self.signals:
+      return
+    print(f'Starting over: {reason}.', flush=True)
+    arguments = [it for it in sys.argv if it != '--norestart']
+    os.execv(sys.executable, [sys.executable, *arguments, '--norestart'])
+
+  def stops(self) -> bool:
+    """Return whether to stop; workers let the chief stop and save first."""
+    if not self.signals or self.task.is_chief:
+      return bool(self.signals)
+    self._stop_time = self._stop_time or time.monotonic() + _STOP_SECS
+    return time.monotonic() > self._stop_time
 
   def average(self, gradients: Gradients) -> Gradients:
     """Return the mean gradients of all workers.
 
-    Small gradients share one buffer. Those of the large matrices are sent at
-    once, during the rest of the backward pass.
+    Small gradients are packed into one buffer. Large ones are sent as soon as
+    they are computed, while the backward pass continues.
     """
     with tf.device(f'{self.device}/cpu:0'), tf.name_scope('all_reduce'):
-      means = {
-        k: self._mean(gradient)
-        for k, (gradient, _) in enumerate(gradients)
-        if gradient is not None and gradient.shape.num_elements() >= _LARGE
-      }
-      small = {
-        k: gradient
-        for k, (gradient, _) in enumerate(gradients)
-        if gradient is not None and k not in means
-      }
-      packed = tf.concat([tf.reshape(it, [-1]) for it in small.values()], 0)
-      sizes = [gradient.shape.num_elements() for gradient in small.values()]
-      parts = tf.split(self._mean(packed), sizes)
-      for (k, gradient), part in zip(small.items(), parts, strict=True):
+      means: list[tf.Tensor | None] = [None] * len(gradients)
+      small = []
+      for k, (gradient, _) in enumerate(gradients):
+        if gradient is None:
+          continue
+        if gradient.shape.num_elements() >= _LARGE:
+          means[k] = self._mean(gradient)
+        else:
+          small.append((k, gradient))
+      packed = tf.concat([tf.reshape(it, [-1]) for _, it in small], axis=0)
+      parts = tf.split(
+        self._mean(packed), [it.shape.num_elements() for _, it in small]
+      )
+      for (k, gradient), part in zip(small, parts, strict=True):
         means[k] = tf.reshape(part, gradient.shape)
-    return [(means.get(k), v) for k, (_, v) in enumerate(gradients)]
+    return [(m, v) for m, (_, v) in zip(means, gradients, strict=True)]
 
   def _mean(self, value: tf.Tensor) -> tf.Tensor:
     sent = tf.cast(value, tf.bfloat16) if self._in_bfloat16 else value
@@ -160,14 +188,14 @@ class AllReduce(Cluster):
     return tf.group(*operations)
 
   def hooks(self) -> list[tf.train.SessionRunHook]:
-    return [_StartAlike(self)]
+    return [_BroadcastVariables(self)]
 
   def listeners(self) -> list[tf.train.CheckpointSaverListener]:
     return [_CompareVariables(self)]
 
 
-class _StartAlike(tf.train.SessionRunHook):
-  """Hook that gives all workers the variables of the chief."""
+class _BroadcastVariables(tf.train.SessionRunHook):
+  """Hook that initializes all workers with the chief's variables."""
 
   def __init__(self, cluster: AllReduce):
     self._cluster = cluster
@@ -180,13 +208,13 @@ class _StartAlike(tf.train.SessionRunHook):
     self, session: tf.Session, coord: tf.train.Coordinator
   ) -> None:
     if self._has_begun:  # TensorFlow has replaced a session that failed
-      start_over('the connection to another worker is lost')
+      raise tf.errors.CancelledError(None, None, 'Lost contact with a worker')
     self._has_begun = True
     session.run(self._broadcast)
 
 
 class _CompareVariables(tf.train.CheckpointSaverListener):
-  """Listener that saves only if all workers have the same variables.
+  """Listener that prevents a save unless all workers have the same variables.
 
   The chief reads fingerprints of the variables from the workers' servers, while
   the workers wait for its next gradients.
@@ -197,23 +225,24 @@ class _CompareVariables(tf.train.CheckpointSaverListener):
 
   def begin(self) -> None:
     variables = tf.global_variables()
-    self._prints = []
     with tf.Graph().as_default() as self._graph:
-      for worker in self._cluster.task.workers:
-        with tf.device(worker.device):
-          prints = [
-            tf.fingerprint(tf.reshape(_on_server(variable), [1, -1]))
-            for variable in variables
-          ]
-          self._prints.append(tf.concat(prints, axis=0))
+      self._fingerprints = [
+        tf.concat([_fingerprint(it, worker) for it in variables], axis=0)
+        for worker in self._cluster.task.workers
+      ]
 
   def before_save(self, session: tf.Session, global_step_value: int) -> None:
     chief, *workers = self._cluster.task.workers
-    filters = [name.device for name in [chief, *workers]]
-    config = tf.ConfigProto(device_filters=filters)
+    config = tf.ConfigProto(
+      device_filters=[name.device for name in [chief, *workers]],
+      operation_timeout_in_ms=1000 * _COMPARE_SECS,
+    )
     with tf.Session(self._cluster.master, self._graph, config) as remote:
-      for _ in range(_LOOKS):
-        expected, *others = remote.run(self._prints)
+      for _ in range(_ATTEMPTS):
+        try:
+          expected, *others = remote.run(self._fingerprints)
+        except tf.errors.OpError:
+          return  # a worker is lost, and this save keeps what is there
         different = [
           worker
           for worker, prints in zip(workers, others, strict=True)
@@ -224,23 +253,33 @@ class _CompareVariables(tf.train.CheckpointSaverListener):
         time.sleep(POLL_SECS)  # a worker may still be updating its variables
     raise UserError(
       f'Training stopped at step {global_step_value}: the variables of '
-      f'{different[0]} differ from those of {chief}. The last checkpoint is '
-      'intact.'
+      f'{different[0]} differ from those of {chief}. Check the memory of that '
+      'machine, or use machines of one type. The same command resumes from the '
+      'last checkpoint.'
     )
 
 
-def _on_server(variable: tf.Variable) -> tf.Tensor:
-  """Return the value of a variable with the same name on the current device."""
+def _fingerprint(variable: tf.Variable, worker: TaskName) -> tf.Tensor:
+  """Return the fingerprint of a worker's variable, uint8 [1, 8]."""
+  device = tf.DeviceSpec.from_string(variable.device)
   dtype = variable.dtype.base_dtype
-  handle = tf.raw_ops.VarHandleOp(
-    dtype=dtype,
-    shape=variable.shape,
-    shared_name=variable.handle.op.get_attr('shared_name'),
-  )
-  return tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+  with tf.device(device.replace(job=worker.kind, task=worker.index)):
+    handle = tf.raw_ops.VarHandleOp(
+      dtype=dtype,
+      shape=variable.shape,
+      shared_name=variable.handle.op.get_attr('shared_name'),
+    )
+    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+    return tf.fingerprint(tf.reshape(value, [1, -1]))
 
 
-def start_over(reason: str) -> NoReturn:
-  """Replace this process by a new one, which resumes training."""
-  print(f'Starting over: {reason}.', flush=True)
-  os.execv(sys.executable, [sys.executable, *sys.argv, '--norestart'])
+def _difference(settings: dict, own: dict) -> str:
+  """Describe the first difference from this task's settings, or return ''."""
+  expected = json.loads(json.dumps(own['settings']))  # as others decode them
+  for key in {**expected, **settings}:
+    if settings.get(key) != expected.get(key):
+      return (
+        f'{key} is {settings.get(key)}, not {expected.get(key)}. Start all '
+        'workers with the same version, flags and data set.'
+      )
+  return ''

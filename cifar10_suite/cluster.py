@@ -1,7 +1,7 @@
-"""Tasks of a cluster, and what they tell each other.
+"""Tasks of a cluster and their status messages.
 
-Each machine runs the same program. The environment variable TF_CONFIG, which
-training operators set, specifies all addresses and the task of this machine:
+All tasks run the same program. The environment variable TF_CONFIG, set by
+training operators, lists their addresses and says which one this process is:
 
   {"cluster": {"chief": ["a:2222"], "worker": ["b:2222", "c:2222"]},
    "task": {"type": "worker", "index": 0}}
@@ -25,6 +25,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,10 @@ from cifar10_suite.errors import UserError
 if TYPE_CHECKING:
   from cifar10_suite.updates import Gradients
 
-POLL_SECS = 0.2  # between two looks at tasks to wait for
+POLL_SECS = 0.2  # between two polls while waiting
 _TYPES = ('chief', 'worker', 'ps', 'evaluator')
 _ANSWER_SECS = 2  # for a task to answer
-_FAREWELL_SECS = 15  # for other tasks to hear of the end
+_FAREWELL_SECS = 15  # for the others to learn that training has finished
 _SILENCE_SECS = 5  # until an unresponsive task is reported
 
 
@@ -124,7 +125,7 @@ class Task:
     return self.addresses[name.kind][name.index]
 
 
-# What each task says; None if it does not answer.
+# Latest status of each task; None if it did not answer.
 Statuses = dict[TaskName, dict | None]
 
 
@@ -167,7 +168,7 @@ def _index(task: dict[str, object]) -> int:
   digits = f'{index}'
   if isinstance(index, bool) or not re.fullmatch(r'[0-9]+', digits):
     raise ClusterError(
-      f"Invalid TF_CONFIG: index {index!r} is not a task's number."
+      f'Invalid TF_CONFIG: index {index!r} is not a non-negative integer.'
     )
   return int(digits)
 
@@ -182,7 +183,7 @@ def _check(kind: str, index: int, addresses: dict[str, list[str]]) -> None:
   elif not (addresses.get('chief') or addresses.get('worker')):
     problem = 'it has no "chief" and no "worker"'
   elif not 0 <= index < len(addresses.get(kind, [])):
-    problem = f'the cluster has no {kind} {index}, which "task" specifies'
+    problem = f'"task" is {kind} {index}, which "cluster" does not list'
   for address in sum(addresses.values(), []):
     host, _, port = str(address).rpartition(':')
     if not (host and port.isdigit()):
@@ -199,7 +200,8 @@ class Cluster:
     device: TensorFlow device or device function for the graph, or None.
     gradients_per_step: number of workers whose gradients a step averages.
     initializes: whether this process initializes variables.
-    master: target of the session; '' for this process.
+    master: session target; '' without a cluster.
+    signals: signals that ask this process to stop, in order of arrival.
   """
 
   def __init__(self, task: Task):
@@ -208,6 +210,7 @@ class Cluster:
     self.gradients_per_step = 1
     self.initializes = task.is_chief
     self.master = ''
+    self.signals: list[int] = []
     self._needed = [*task.servers, task.workers[0]]
     self._has_ended = False
 
@@ -217,53 +220,74 @@ class Cluster:
     """Start this task's server and monitor the tasks that it needs.
 
     Args:
-      config: session configuration, which this changes for the cluster.
+      config: session configuration, modified in place.
       settings: what all workers must have in common.
       timeout_secs: seconds without response after which to give up on a task.
 
     Raises:
-      UserError: if a task is missing, or has other settings.
+      UserError: if a task does not respond, or refuses the settings.
     """
     if self.task.is_alone:
       return
     self.master = start_server(self.task, config).target
-    self._status = Status(self.task.name, self.master)
-    self._status.publish(settings=settings, ended=False)
+    self._own = Status(self.task.name, self.master)
+    self._content: dict = {'process': secrets.token_hex(8)}
+    self._publish(ended=False, settings=settings)
     self._meet(timeout_secs)
-
-    thread = threading.Thread(
+    self._thread = threading.Thread(
       target=self._monitor, args=[timeout_secs], daemon=True
     )
-    thread.start()
-    atexit.register(self._end, thread)
-    # The main thread raises errors, and `watch` reports missing tasks.
+    self._thread.start()
+    atexit.register(self._end)
+    # The main thread raises the same errors, and `watch` names missing tasks.
     tf.logging.set_verbosity(tf.logging.FATAL)
-    threading.excepthook = _ignore_ends_of_sessions
+    threading.excepthook = _hide_session_errors
+
+  def _publish(self, **changes: object) -> None:
+    """Change entries of this task's status.
+
+    All have 'process', which identifies the process, so that others notice a
+    restart, and 'ended', whether the task knows that the chief has finished.
+    """
+    self._content.update(changes)
+    self._own.write(self._content)
 
   def _monitor(self, timeout_secs: int) -> None:
     """Watch the tasks that this one needs, and exit if one is missing.
 
-    This is a thread: the main thread may wait in TensorFlow indefinitely.
+    Runs in a thread because the main thread may block in TensorFlow.
     """
+    chief = self.task.workers[0]
     try:
       for statuses in watch(self.task, self._needed, timeout_secs, 1):
         if self._has_ended:
+          return
+        if (statuses.get(chief) or {}).get('ended'):
+          self._publish(ended=True)
+          time.sleep(2)  # until the chief has read it
           return
         self._notice(statuses)
     except UserError as reason:
       print(reason, file=sys.stderr, flush=True)
       os._exit(1)
+    except BaseException:
+      traceback.print_exc()
+      os._exit(1)
 
-  def _end(self, thread: threading.Thread) -> None:
-    """End a thread: Python aborts if it exits during a TensorFlow call."""
+  def _end(self) -> None:
+    """Stop the monitor: Python aborts at exit if a thread is in TensorFlow."""
     self._has_ended = True
-    thread.join()
+    self._thread.join()
 
   def _meet(self, timeout_secs: int) -> None:
     """Wait for the tasks without which a session cannot be created."""
 
   def _notice(self, statuses: Statuses) -> None:
-    """React to what the needed tasks say, about once per second."""
+    """Handle the statuses of the needed tasks, about once per second."""
+
+  def stops(self) -> bool:
+    """Return whether to stop before the next step because of a signal."""
+    return bool(self.signals)
 
   def average(self, gradients: 'Gradients') -> 'Gradients':
     """Return the gradients to apply: averages over the workers."""
@@ -284,25 +308,22 @@ class Cluster:
     return []
 
   def recover(self, error: tf.errors.OpError) -> None:
-    """Start over if an error means that another worker is lost."""
+    """Start over if the loss of another worker caused an error."""
 
   def leave(self) -> None:
     """Wait until all tasks know that the chief has finished."""
     if self.task.is_alone:
       return
-    chief, *workers = self.task.workers
-    if self.task.name == chief:
-      self._has_ended = True
-      self._status.publish(ended=True)
-      deadline = time.monotonic() + _FAREWELL_SECS
-      for statuses in read(self.task, [*workers, *self.task.servers]):
-        heard = all(not it or it['ended'] for it in statuses.values())
-        if heard or time.monotonic() > deadline:
-          return
-    for statuses in read(self.task, [chief]):
-      if (status := statuses[chief]) and status['ended']:
-        self._has_ended = True
-        self._status.publish(ended=True)
+    if not self.task.is_chief:
+      self._thread.join()
+      return
+    self._has_ended = True
+    self._publish(ended=True)
+    unaware = {*self.task.workers[1:], *self.task.servers}
+    deadline = time.monotonic() + _FAREWELL_SECS
+    for statuses in read(self.task, list(unaware)):
+      unaware -= {name for name, it in statuses.items() if it and it['ended']}
+      if not unaware or time.monotonic() > deadline:
         return
 
 
@@ -327,75 +348,63 @@ def start_server(task: Task, config: tf.ConfigProto) -> tf.train.Server:
 
 
 class Status:
-  """Status of a task: a JSON object in a variable on the task's server.
+  """Status of a task: a JSON object in a variable on the task's server."""
 
-  'process' identifies the process, so that others notice a restart. 'ended' is
-  true once the task knows that the chief has finished.
-  """
-
-  def __init__(self, name: TaskName, target: str):
-    """Connect to a task's server, without waiting for it.
+  def __init__(self, name: TaskName, target: str, timeout_secs: int = 0):
+    """Prepare access to a task's status, without waiting for its server.
 
     Args:
       name: name of the task.
       target: gRPC target of its server.
+      timeout_secs: seconds after which reading fails; 0 waits indefinitely.
     """
-    self._target = target
-    self._config = tf.ConfigProto(
-      device_filters=[name.device], operation_timeout_in_ms=1000 * _ANSWER_SECS
+    self._address = target.removeprefix('grpc://')
+    self._timeout_secs = timeout_secs
+    self._session_arguments = dict(
+      target=target,
+      graph=tf.Graph(),
+      config=tf.ConfigProto(
+        device_filters=[name.device],
+        operation_timeout_in_ms=1000 * timeout_secs,
+      ),
     )
-    with tf.Graph().as_default() as self._graph, tf.device(name.device):
+    with self._session_arguments['graph'].as_default(), tf.device(name.device):
       self._variable = tf.get_variable(
         'status', initializer='', use_resource=True
       )
-    self._content: dict = {'process': secrets.token_hex(8)}
-    self._session = tf.Session(target, self._graph, self._config)
+    self._session = tf.Session(**self._session_arguments)
 
-  def publish(self, **changes: object) -> None:
-    """Change entries of this task's own status."""
-    self._content.update(changes)
-    self._variable.load(json.dumps(self._content), self._session)
-
-  @property
-  def process(self) -> str:
-    return self._content['process']
-
-  def difference(self, other: dict) -> str:
-    """Return how another worker's settings differ from this task's, or ''."""
-    own = json.loads(json.dumps(self._content['settings']))  # as sent
-    there = other.get('settings', {})
-    for key in {**own, **there}:
-      if there.get(key) != own.get(key):
-        return f'its {key} is {there.get(key)}, not {own.get(key)}.'
-    return ''
+  def write(self, status: dict) -> None:
+    self._variable.load(json.dumps(status), self._session)
 
   def read(self) -> dict | None:
-    """Return the status of another task, or None if it does not answer."""
-    host, _, port = self._target.removeprefix('grpc://').rpartition(':')
-    options = tf.RunOptions(timeout_in_ms=1000 * _ANSWER_SECS)
+    """Return the status, or None if the task does not answer."""
+    host, _, port = self._address.rpartition(':')
+    options = tf.RunOptions(timeout_in_ms=1000 * self._timeout_secs)
     try:
-      # TensorFlow would wait for a server that is not there.
-      socket.create_connection((host, int(port)), _ANSWER_SECS).close()
+      # TensorFlow would wait for a missing server.
+      socket.create_connection((host, int(port)), self._timeout_secs).close()
       return json.loads(self._session.run(self._variable, options=options))
-    except (OSError, tf.errors.DeadlineExceededError):
+    except OSError:
       return None
-    except tf.errors.OpError:  # of an earlier process, or not yet published
-      self._session = tf.Session(self._target, self._graph, self._config)
+    except tf.errors.OpError:
+      # The session may be with an earlier process, or on another machine.
+      self._session = tf.Session(**self._session_arguments)
       return None
 
 
 def read(
   task: Task, names: list[TaskName], poll_secs: float = POLL_SECS
 ) -> Iterator[Statuses]:
-  """Yield the statuses of other tasks, None if they do not answer, for ever.
+  """Repeatedly yield the statuses of other tasks.
 
   Args:
     task: the task of this process.
-    names: names of the other tasks.
+    names: names of the tasks to read; this one is skipped.
     poll_secs: seconds between two readings.
   """
   sources = {
-    name: Status(name, f'grpc://{task.address(name)}')
+    name: Status(name, f'grpc://{task.address(name)}', _ANSWER_SECS)
     for name in names
     if name != task.name
   }
@@ -419,7 +428,7 @@ def watch(
     poll_secs: seconds between two readings.
 
   Raises:
-    UserError: if a task has not answered for longer.
+    UserError: if a task has not answered for `timeout_secs`.
   """
   since = {name: time.monotonic() for name in names}
   missed: set[TaskName] = set()
@@ -434,8 +443,9 @@ def watch(
           print(f'Found {where}.', flush=True)
       elif now - since[name] > timeout_secs:
         raise UserError(
-          f'{where} has not answered for {timeout_secs:g} s: {task.name} gives '
-          'up. After a restart, training resumes from its last checkpoint.'
+          f'{task.name} gives up: {where} has not answered for '
+          f'{timeout_secs:g} s. After a restart, training resumes from the '
+          'last checkpoint.'
         )
       elif now - since[name] > _SILENCE_SECS and name not in missed:
         missed.add(name)
@@ -443,6 +453,6 @@ def watch(
     yield statuses
 
 
-def _ignore_ends_of_sessions(failure: threading.ExceptHookArgs) -> None:
+def _hide_session_errors(failure: threading.ExceptHookArgs) -> None:
   if not issubclass(failure.exc_type, tf.errors.OpError):
     threading.__excepthook__(failure)

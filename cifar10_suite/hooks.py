@@ -17,8 +17,8 @@ from cifar10_suite.errors import UserError
 class LogHook(tf.train.SessionRunHook):
   """Hook that prints a line every few steps and, on a terminal, a progress bar.
 
-  Without a cluster (`counts`), the hook counts the steps itself; in a cluster,
-  it reads the global step.
+  Without parameter servers (`counts`), the hook counts the steps itself; with
+  them, it reads the global step, which all workers increment.
   """
 
   def __init__(
@@ -80,7 +80,7 @@ class LogHook(tf.train.SessionRunHook):
     before = run_values.results.get('step', self.step)
     self._bar.update(before + 1 - self.step)
     self.step = before + 1
-    # In a cluster, two runs may read the same global step.
+    # With parameter servers, two runs may read the same global step.
     if 'loss' in run_values.results and before >= self._next:
       self._log(before, run_values.results['loss'])
       self._next = before - before % self._log_frequency + self._log_frequency

@@ -1,7 +1,6 @@
 """Optimizers that TensorFlow lacks: averaging of variables, and Muon.
 
-Both are subclasses of `tf.train.Optimizer`, so that other optimizers can wrap
-them, as `sync.SyncOptimizer` does in a cluster.
+Both are subclasses of `tf.train.Optimizer`.
 """
 
 import tensorflow.compat.v1 as tf

@@ -10,9 +10,11 @@ import tensorflow.compat.v1 as tf
 
 from cifar10_suite.cluster import POLL_SECS, Cluster, Task, read
 
+_SILENCE_SECS = 5  # after which a worker counts as gone
+
 
 class ParameterServers(Cluster):
-  """A worker, as in `Cluster`, whose variables are on parameter servers."""
+  """Worker whose variables are on parameter servers."""
 
   def __init__(self, task: Task):
     super().__init__(task)
@@ -30,8 +32,8 @@ class ParameterServers(Cluster):
 class _Scaffold(tf.train.Scaffold):
   """Scaffold that waits for parameter servers and variables.
 
-  TensorFlow, which would check only every 30 s, finalizes it for each session:
-  the first one and those created after the loss of a server.
+  TensorFlow finalizes the scaffold before it creates each session, also after
+  the loss of a server. Its own wait would poll only every 30 s.
   """
 
   def __init__(
@@ -48,7 +50,10 @@ class _Scaffold(tf.train.Scaffold):
     return self
 
   def _is_ready(self) -> bool:
-    """Return whether servers respond and, except to the chief, have values."""
+    """Return whether all servers respond.
+
+    Except for the chief, they must also have initialized variables.
+    """
     target, config = self._cluster.master, self._session_config
     try:
       with tf.Session(target, config=config) as session:
@@ -62,16 +67,18 @@ def serve(task: Task, timeout_secs: int) -> None:
   """Run a parameter server until the chief has finished.
 
   The server then stays until the workers have exited, for at most
-  `timeout_secs`.
-
-  Raises:
-    UserError: if the chief has not answered for `timeout_secs`.
+  `timeout_secs`. It exits with status 1 if the chief does not answer for that
+  long.
   """
   server = Cluster(task)
   server.join(tf.ConfigProto(), {}, timeout_secs)
   server.leave()
-  deadline = time.monotonic() + timeout_secs
+  seen = time.monotonic()
+  deadline = seen + timeout_secs
   for statuses in read(task, task.workers):
-    if not any(statuses.values()) or time.monotonic() > deadline:
+    now = time.monotonic()
+    if any(statuses.values()):
+      seen = now
+    if now > min(seen + _SILENCE_SECS, deadline):
       break
   print('Training has ended.')

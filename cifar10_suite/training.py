@@ -124,31 +124,33 @@ def run_training(
   )
   try:
     with (
-      _collected_signals() as signals,
+      _collected_signals(cluster.signals),
       _session(
         settings, log_hook, config or session_config(), cluster, init_fn
       ) as session,
     ):
       options = step_options()
-      while not session.should_stop() and not signals:
+      while not session.should_stop() and not cluster.stops():
         session.run(train_op, options=options)
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
-    cluster.recover(error)
-    hooks.explain(error, log_hook.step, where)
+    # In a cluster, a task may stop while another one waits for it.
+    if not cluster.signals:
+      cluster.recover(error)
+      hooks.explain(error, log_hook.step, where)
 
   step = log_hook.step
   if is_chief:
     latest = tf.train.latest_checkpoint(settings.train_dir)
     step = checkpoints.step_of(latest)
-  if signals:
-    name = signal.Signals(signals[0]).name
+  if cluster.signals:
+    name = signal.Signals(cluster.signals[0]).name
     saved = f'is saved in {where}' if is_chief else 'is not saved here'
     print(
       f'Stopped by {name}: step {step} {saved}. The same command resumes '
       'training.'
     )
-    sys.exit(128 + signals[0])
+    sys.exit(128 + cluster.signals[0])
   saved = f', which is saved in {where}' if is_chief else ''
   print(f'Trained to step {step}{saved}.')
   cluster.leave()
@@ -229,15 +231,15 @@ def step_options() -> tf.RunOptions | None:
 
 
 @contextlib.contextmanager
-def _collected_signals() -> Iterator[list[int]]:
-  """Yield a list that collects SIGINT and SIGTERM as they arrive."""
-  received: list[int] = []
+def _collected_signals(received: list[int]) -> Iterator[None]:
+  """Collect SIGINT and SIGTERM, as they arrive, in a list."""
+  received.clear()
   previous = {
     number: signal.signal(number, lambda number, _: received.append(number))
     for number in (signal.SIGINT, signal.SIGTERM)
   }
   try:
-    yield received
+    yield
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)

@@ -78,13 +78,13 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
   if arguments.evaluator:
     names.append('evaluator 0')
 
-  def start(name: str) -> subprocess.Popen:
+  def start(name: str, *flags: str) -> subprocess.Popen:
     kind, index = name.split()
     task = {'type': kind, 'index': int(index)}
     config = json.dumps({'cluster': addresses, 'task': task})
     with open(log_path(arguments.log_dir, name), 'a') as log:
       return subprocess.Popen(
-        command,
+        [*command, *flags],
         env={**os.environ, 'TF_CONFIG': config},
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
           status = process.poll()
           if status is not None and status < 0:
             print(f'{name}: {signal.Signals(-status).name}; restarted.')
-            tasks[name] = start(name)
+            tasks[name] = start(name, '--norestart')
           elif status:
             print(f'{name} ended with status {status}:')
             with open(log_path(arguments.log_dir, name)) as log:

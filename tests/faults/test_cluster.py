@@ -127,7 +127,10 @@ def test_refuses_a_worker_with_other_flags(flags):
   """Both say why; the chief then accepts a worker with the right flags."""
   flags = [*flags, '--max_steps=5']
   addresses = addresses_of()
-  reason = 'its batch_size is 8, not 16.'
+  reason = (
+    'batch_size is 8, not 16. Start all workers with the same version, flags '
+    'and data set.'
+  )
   with (
     Program(
       'cifar10_train.py', *flags, environment=environment(addresses, 'chief')
@@ -267,6 +270,26 @@ def test_a_chief_that_is_stopped_may_come_back(flags, tasks):
     assert f'Resuming from step {step}' in lines['chief 0']
   assert 'Trained to step 30' in lines['chief 0'][-1]
   assert 'Trained to step 30' in lines['worker 0'][-1]
+
+
+@pytest.mark.faults
+def test_stopping_all_saves_the_last_step(flags):
+  """Workers that are stopped first let the chief complete its step."""
+  with Tasks([*flags, '--save_checkpoint_secs=600']) as tasks:
+    chief, worker = tasks.programs.values()
+    for _ in range(3):
+      chief.wait_for(', loss = ')
+    worker.send_signal(signal.SIGTERM)
+    step = chief.wait_for(', loss = ').partition(': step ')[2].partition(',')[0]
+    chief.send_signal(signal.SIGTERM)
+    status, lines = chief.finish()
+    assert status == 143
+    saved = re.search(r'Stopped by SIGTERM: step (\d+) is saved', lines[-1])[1]
+    assert int(saved) > int(step)
+    status, lines = worker.finish()
+    assert status == 143
+    assert 'is not saved here' in lines[-1]
+    assert chief.errors() == worker.errors() == ''
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class TestTask:
         {'chief': ['a:1'], 'ps': ['c:1'], 'dog': ['d:1']},
         "unknown type, 'dog'",
       ),
-      ({'worker': ['a:1'], 'ps': ['c:1']}, 'no chief 0'),
+      ({'worker': ['a:1'], 'ps': ['c:1']}, '"task" is chief 0'),
     ],
   )
   def test_mistakes_are_named(self, monkeypatch, config, says):
@@ -89,12 +89,12 @@ class TestTask:
       ({'index': 1}, 'its "task" has no "type"'),
       ({}, 'its "task" has no "type"'),
       (None, 'its "task" has no "type"'),
-      ({'type': 'ps', 'index': None}, "index None is not a task's number"),
-      ({'type': 'ps', 'index': 0.5}, "index 0.5 is not a task's number"),
-      ({'type': 'ps', 'index': True}, "index True is not a task's number"),
-      ({'type': 'ps', 'index': 'one'}, "index 'one' is not a task's number"),
-      ({'type': 'ps', 'index': -1}, "index -1 is not a task's number"),
-      ({'type': 'ps', 'index': 2}, 'no ps 2'),
+      ({'type': 'ps', 'index': None}, 'index None is not a non-negative'),
+      ({'type': 'ps', 'index': 0.5}, 'index 0.5 is not a non-negative'),
+      ({'type': 'ps', 'index': True}, 'index True is not a non-negative'),
+      ({'type': 'ps', 'index': 'one'}, "index 'one' is not a non-negative"),
+      ({'type': 'ps', 'index': -1}, 'index -1 is not a non-negative'),
+      ({'type': 'ps', 'index': 2}, '"task" is ps 2'),
     ],
   )
   def test_a_task_is_never_guessed(self, monkeypatch, task, says):
@@ -307,7 +307,7 @@ def test_different_variables_are_not_saved(
   quiet_threads, monkeypatch, tmp_path
 ):
   """The difference, in one worker, ends the chief's run."""
-  monkeypatch.setattr(all_reduce, '_LOOKS', 5)
+  monkeypatch.setattr(all_reduce, '_ATTEMPTS', 5)
   saved = threading.Event()
 
   def work(cluster, config):
