@@ -413,17 +413,17 @@ def test_a_host_that_vanishes(
 ):
   """A replacement continues, though the others are not notified of the loss."""
   start, logs = start_on_host
-  tasks = [start(number, '--max_steps=100') for number in range(3)]
+  tasks = [start(number, '--max_steps=200') for number in range(3)]
   chief = kinds.index('chief')
-  wait_for(logs[chief], ': step 50, ')
+  wait_for(logs[chief], ', loss = ', 4)
   hosts.set_link(victim, 'down')
   tasks[victim].kill()
   tasks[victim].wait()
   hosts.replace(victim)
-  tasks[victim] = start(victim, '--max_steps=100')
+  tasks[victim] = start(victim, '--max_steps=200')
   statuses = [task.wait(TIMEOUT) for task in tasks]
   assert statuses == [0, 0, 0], [log.read_text() for log in logs]
-  assert 'Trained to step 10' in logs[chief].read_text()
+  assert 'Trained to step 20' in logs[chief].read_text()
   record_fault(f'in a cluster vanished: {kinds[victim]} of {kinds}')
 
 
@@ -434,10 +434,14 @@ def test_a_link_cut_and_healed(hosts, kinds, start_on_host, record_fault):
   more_flags = ['--save_checkpoint_secs=600', '--max_steps=400']
   processes = [start(number, *more_flags) for number in range(3)]
   chief = kinds.index('chief')
-  wait_for(logs[chief], ': step 50, ')
-  before = hosts.bytes_from(0)
-  wait_for(logs[chief], ': step 150, ')
-  per_step = (hosts.bytes_from(0) - before) / 100
+  looks = []
+  for lines in (5, 15):
+    wait_for(logs[chief], ', loss = ', lines)
+    sent = hosts.bytes_from(0)
+    steps = re.findall(r': step (\d+), ', logs[chief].read_text())
+    looks.append((int(steps[-1]), sent))
+  (first, sent_before), (last, sent) = looks
+  per_step = (sent - sent_before) / (last - first)
   for victim in (2, 0):
     hosts.set_link(victim, 'down')
     time.sleep(10)
