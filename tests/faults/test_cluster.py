@@ -431,7 +431,9 @@ def test_a_host_that_vanishes(
 def test_a_link_cut_and_healed(hosts, kinds, start_on_host, record_fault):
   """Training pauses, continues when the link is up, and finishes."""
   start, logs = start_on_host
-  more_flags = ['--save_checkpoint_secs=600', '--max_steps=400']
+  # With a parameter server, the update of each worker is a step.
+  steps = 1000 if 'ps' in kinds else 400
+  more_flags = ['--save_checkpoint_secs=600', f'--max_steps={steps}']
   processes = [start(number, *more_flags) for number in range(3)]
   chief = kinds.index('chief')
   looks = []
@@ -451,7 +453,7 @@ def test_a_link_cut_and_healed(hosts, kinds, start_on_host, record_fault):
   assert [process.wait(TIMEOUT) for process in processes] == [0, 0, 0], [
     log.read_text() for log in logs
   ]
-  wait_for(logs[chief], 'Trained to step 40')
+  wait_for(logs[chief], f'Trained to step {steps // 10}')
   # In a ring of three, a worker sends its gradients 4/3 times per step. A
   # parameter server sends all variables once per step.
   expected = 4 * 1_068_298 * (1 if 'ps' in kinds else 4 / 3)
