@@ -207,6 +207,12 @@ def assert_near(got, expected, tolerance):
   assert np.std(got - expected) < tolerance * np.std(expected)
 
 
+def direct_convolution(x, kernel, dy):
+  """Return TensorFlow's convolution and its gradients."""
+  y = tf.nn.conv2d(x, kernel, strides=1, padding='SAME')
+  return [y, *tf.gradients(y, [x, kernel], dy)]
+
+
 @pytest.mark.parametrize('fast', [True, False])
 def test_convolution_in_bfloat16_is_near(graph, monkeypatch, fast):
   monkeypatch.setattr(convolution, 'is_fast', lambda dtype: True)
@@ -217,13 +223,19 @@ def test_convolution_in_bfloat16_is_near(graph, monkeypatch, fast):
   y = convolution.convolution(x, kernel)
   near = [y, *tf.gradients(y, [x, kernel], dy)]
   assert {tensor.dtype for tensor in near} == {tf.bfloat16}
+  direct = direct_convolution(x, kernel, dy)
   x, kernel, dy = (tf.cast(tensor, tf.float32) for tensor in (x, kernel, dy))
-  y = tf.nn.conv2d(x, kernel, strides=1, padding='SAME')
-  exact = [y, *tf.gradients(y, [x, kernel], dy)]
-  near = [tf.cast(tensor, tf.float32) for tensor in near]
+  exact = direct_convolution(x, kernel, dy)
+  both = [tf.cast(tensor, tf.float32) for tensor in (*near, *direct)]
   with tf.Session() as session:
-    for got, expected in zip(*session.run([near, exact]), strict=True):
-      assert_near(got, expected, 0.01)
+    both, exact = session.run([both, exact])
+  errors = [
+    np.std(got - expected) / np.std(expected)
+    for got, expected in zip(both, [*exact, *exact], strict=True)
+  ]
+  # Without a kernel for bfloat16, TensorFlow rounds sums, too.
+  rounds_sums = max(errors[3:]) > 0.005
+  assert max(errors[:3]) < (0.05 if rounds_sums else 0.01)
 
 
 @pytest.mark.parametrize('dtype', [tf.bfloat16, tf.float16])
