@@ -36,6 +36,7 @@ from cifar10_suite import (
   ownership,
   parameter_servers,
   schedules,
+  tf_config,
   training,
   updates,
   whitening,
@@ -263,15 +264,15 @@ def run(
     config: configuration of the session.
     num_towers: number of batches that this process handles per step.
   """
-  task = cluster.this_task()
-  if task.type == 'evaluator':
+  task, addresses = tf_config.from_environment()
+  if task.kind == 'evaluator':
     become_evaluator()
-  if task.type == 'ps':
-    parameter_servers.serve(task, settings.cluster_timeout_secs)
+  workers = cluster_of(task, addresses)
+  if task.kind == 'ps':
+    parameter_servers.serve(workers, settings.cluster_timeout_secs)
     return
-  workers = workers_of(task)
   with contextlib.ExitStack() as stack:
-    if task.is_chief:
+    if workers.is_chief:
       # Before the download, which takes minutes.
       cli.prepare_dir('--train_dir', settings.train_dir)
       if settings.restart:
@@ -283,16 +284,16 @@ def run(
       settings,
       data_set=dataset.load(settings.data_dir, settings.hold_out),
     )
-    if task.is_chief:
+    if workers.is_chief:
       stack.enter_context(files.locked_dir('--train_dir', settings.train_dir))
     stack.enter_context(tf.Graph().as_default())
     if settings.seed is not None:
-      tf.set_random_seed(settings.seed + task.number)
+      tf.set_random_seed(settings.seed + workers.number)
     with tf.device(workers.device):
       loss, train_op = builder(settings, workers)
     init_fn = None
     is_new = settings.restart or not checkpoints.saved_in(settings.train_dir)
-    if settings.init_from and task.is_chief and is_new:
+    if settings.init_from and workers.is_chief and is_new:
       init_fn = checkpoints.starting_from(settings.init_from)
     workers.join(
       config,
@@ -301,7 +302,7 @@ def run(
     )
     # Only now: an unusable data file or a port in use must not cost the user
     # the earlier run.
-    if settings.restart and task.is_chief:
+    if settings.restart and workers.is_chief:
       ownership.remove_earlier_run(settings.train_dir)
     training.run_training(
       loss,
@@ -335,13 +336,15 @@ def settings_in_common(
   }
 
 
-def workers_of(task: cluster.Task) -> cluster.Cluster:
-  """Return the workers that train together with a task."""
-  if task.servers:
-    return parameter_servers.ParameterServers(task)
-  if not task.is_alone:
-    return all_reduce.AllReduce(task, FLAGS.bfloat16_gradients)
-  return cluster.ALONE
+def cluster_of(
+  task: tf_config.Task, addresses: tf_config.Addresses
+) -> cluster.Cluster:
+  """Return the cluster as this task sees it."""
+  if task.kind == 'ps' or not addresses:
+    return cluster.Cluster(task, addresses)
+  if 'ps' in addresses:
+    return parameter_servers.ParameterServers(task, addresses)
+  return all_reduce.AllReduce(task, addresses, FLAGS.bfloat16_gradients)
 
 
 def become_evaluator() -> NoReturn:

@@ -19,15 +19,9 @@ import time
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite.cluster import (
-  POLL_SECS,
-  Cluster,
-  Statuses,
-  Task,
-  TaskName,
-  watch,
-)
+from cifar10_suite.cluster import POLL_SECS, Cluster, Statuses
 from cifar10_suite.errors import UserError
+from cifar10_suite.tf_config import Addresses, Task
 from cifar10_suite.updates import Gradients
 
 _LARGE = 1 << 18  # elements from which a gradient is sent by itself
@@ -48,18 +42,21 @@ _CONNECTION_ERRORS = (
 class AllReduce(Cluster):
   """Worker with the same variables as all others, and the mean gradients."""
 
-  def __init__(self, task: Task, in_bfloat16: bool = False):
+  def __init__(
+    self, task: Task, addresses: Addresses, in_bfloat16: bool = False
+  ):
     """Initialize the worker.
 
     Args:
       task: the task of this process.
+      addresses: addresses of all tasks.
       in_bfloat16: whether to send gradients in bfloat16.
     """
-    super().__init__(task)
+    super().__init__(task, addresses)
     self.device = task.device
-    self.gradients_per_step = len(task.workers)
+    self.gradients_per_step = len(self.workers)
     self.initializes = True
-    self._needed = task.workers
+    self._needed = self.workers
     self._in_bfloat16 = in_bfloat16
     self._instances = itertools.count(1)
     self._stop_time: float | None = None
@@ -68,8 +65,8 @@ class AllReduce(Cluster):
     self, config: tf.ConfigProto, settings: dict[str, object], timeout_secs: int
   ) -> None:
     config.device_filters.append(self.device)
-    config.experimental.collective_group_leader = self.task.workers[0].device
-    settings = {**settings, 'cluster': self.task.addresses}
+    config.experimental.collective_group_leader = self.workers[0].device
+    settings = {**settings, 'cluster': self._addresses}
     super().join(config, settings, timeout_secs)
 
   def _meet(self, timeout_secs: int) -> None:
@@ -78,33 +75,33 @@ class AllReduce(Cluster):
     The chief refuses workers whose settings differ from its own.
     """
     own = self._content['process']
-    self._processes = {str(self.task.name): own}
+    self._processes = {str(self.task): own}
     refused: dict[str, str] = {}
-    for statuses in watch(self.task, self._needed, timeout_secs):
-      for name, status in statuses.items():
+    for statuses in self.watch(self._needed, timeout_secs):
+      for task, status in statuses.items():
         if status is None:
           continue
         if reason := status.get('refused', {}).get(own):
-          raise UserError(f'{name} refuses {self.task.name}: {reason}')
+          raise UserError(f'{task} refuses {self.task}: {reason}')
         process, reason = status['process'], ''
-        if self.task.is_chief:
+        if self.is_chief:
           reason = _difference(status.get('settings', {}), self._content)
         if not reason:
-          self._processes[str(name)] = process
+          self._processes[str(task)] = process
         elif process not in refused:
-          print(f'Refused {name}: {reason}')
+          print(f'Refused {task}: {reason}')
           refused[process] = reason
       self._publish(processes=self._processes, refused=refused)
-      if len(self._processes) == len(self.task.workers) and all(
+      if len(self._processes) == len(self.workers) and all(
         status and status.get('processes') == self._processes
         for status in statuses.values()
       ):
         return
 
   def _notice(self, statuses: Statuses) -> None:
-    for name, status in statuses.items():
-      if status and status['process'] != self._processes[str(name)]:
-        self._start_over(f'{name} has restarted')
+    for task, status in statuses.items():
+      if status and status['process'] != self._processes[str(task)]:
+        self._start_over(f'{task} has restarted')
 
   def recover(self, error: tf.errors.OpError) -> None:
     if isinstance(error, _CONNECTION_ERRORS):
@@ -120,7 +117,7 @@ class AllReduce(Cluster):
 
   def stops(self) -> bool:
     """Return whether to stop; workers let the chief stop and save first."""
-    if not self.signals or self.task.is_chief:
+    if not self.signals or self.is_chief:
       return bool(self.signals)
     self._stop_time = self._stop_time or time.monotonic() + _STOP_SECS
     return time.monotonic() > self._stop_time
@@ -151,40 +148,32 @@ class AllReduce(Cluster):
 
   def _mean(self, value: tf.Tensor) -> tf.Tensor:
     sent = tf.cast(value, tf.bfloat16) if self._in_bfloat16 else value
-    mean = tf.raw_ops.CollectiveReduce(
-      input=sent,
+    return tf.cast(self._all_reduce(sent, 'Div'), value.dtype)
+
+  def _all_reduce(self, value: tf.Tensor, final_op: str) -> tf.Tensor:
+    """Return the sum ('Id') or the mean ('Div') of the workers' values."""
+    return tf.raw_ops.CollectiveReduce(
+      input=value,
+      group_size=len(self.workers),
+      group_key=1,
+      instance_key=next(self._instances),
       merge_op='Add',
-      final_op='Div',
+      final_op=final_op,
       subdiv_offsets=[0],
       communication_hint='ring',
-      **self._collective(),
     )
-    return tf.cast(mean, value.dtype)
-
-  def _collective(self) -> dict[str, int]:
-    """Return the arguments that identify a collective operation."""
-    return {
-      'group_size': len(self.task.workers),
-      'group_key': 1,
-      'instance_key': next(self._instances),
-    }
 
   def broadcast(self) -> tf.Operation:
-    """Return an operation that sets all variables to the chief's values."""
+    """Return an operation that sets all variables to the chief's values.
+
+    These are the sums if all other workers send zeros.
+    """
     operations = []
     with tf.device(f'{self.device}/cpu:0'), tf.name_scope('broadcast'):
       for variable in tf.global_variables():
-        shape = variable.shape
-        if self.task.is_chief:
-          operation = tf.raw_ops.CollectiveBcastSend(
-            input=variable.read_value(), shape=shape, **self._collective()
-          )
-        else:
-          value = tf.raw_ops.CollectiveBcastRecv(
-            T=variable.dtype.base_dtype, shape=shape, **self._collective()
-          )
-          operation = variable.assign(value)
-        operations.append(operation)
+        value = variable.read_value()
+        sent = value if self.is_chief else tf.zeros_like(value)
+        operations.append(variable.assign(self._all_reduce(sent, 'Id')))
     return tf.group(*operations)
 
   def hooks(self) -> list[tf.train.SessionRunHook]:
@@ -228,38 +217,32 @@ class _CompareVariables(tf.train.CheckpointSaverListener):
     with tf.Graph().as_default() as self._graph:
       self._fingerprints = [
         tf.concat([_fingerprint(it, worker) for it in variables], axis=0)
-        for worker in self._cluster.task.workers
+        for worker in self._cluster.workers
       ]
 
   def before_save(self, session: tf.Session, global_step_value: int) -> None:
-    chief, *workers = self._cluster.task.workers
-    config = tf.ConfigProto(
-      device_filters=[name.device for name in [chief, *workers]],
-      operation_timeout_in_ms=1000 * _COMPARE_SECS,
-    )
+    config = tf.ConfigProto(operation_timeout_in_ms=1000 * _COMPARE_SECS)
     with tf.Session(self._cluster.master, self._graph, config) as remote:
       for _ in range(_ATTEMPTS):
         try:
-          expected, *others = remote.run(self._fingerprints)
+          all_prints = remote.run(self._fingerprints)
         except tf.errors.OpError:
           return  # a worker is lost, and this save keeps what is there
-        different = [
-          worker
-          for worker, prints in zip(workers, others, strict=True)
-          if (prints != expected).any()
-        ]
-        if not different:
+        differ = [(prints != all_prints[0]).any() for prints in all_prints]
+        if not any(differ):
           return
         time.sleep(POLL_SECS)  # a worker may still be updating its variables
+    chief, *_ = self._cluster.workers
+    different = self._cluster.workers[differ.index(True)]
     raise UserError(
       f'Training stopped at step {global_step_value}: the variables of '
-      f'{different[0]} differ from those of {chief}. Check the memory of that '
+      f'{different} differ from those of {chief}. Check the memory of that '
       'machine, or use machines of one type. The same command resumes from the '
       'last checkpoint.'
     )
 
 
-def _fingerprint(variable: tf.Variable, worker: TaskName) -> tf.Tensor:
+def _fingerprint(variable: tf.Variable, worker: Task) -> tf.Tensor:
   """Return the fingerprint of a worker's variable, uint8 [1, 8]."""
   device = tf.DeviceSpec.from_string(variable.device)
   dtype = variable.dtype.base_dtype

@@ -1,25 +1,20 @@
-"""Tasks of a cluster and their status messages.
+"""Training together with the other tasks of a cluster.
 
-All tasks run the same program. The environment variable TF_CONFIG, set by
-training operators, lists their addresses and says which one this process is:
+All tasks run the same program; TF_CONFIG says which one each is, as described
+in `tf_config`. The chief and the workers each have a copy of the network and an
+input pipeline. The chief also restores, saves and writes summaries; without a
+chief, the first worker takes its role. An "evaluator" scores the chief's
+checkpoints. Without TF_CONFIG, a program runs alone.
 
-  {"cluster": {"chief": ["a:2222"], "worker": ["b:2222", "c:2222"]},
-   "task": {"type": "worker", "index": 0}}
-
-The chief and the workers each have a copy of the network and an input pipeline.
-The chief also restores, saves and writes summaries; without a chief, the first
-worker takes its role. An "evaluator" scores the chief's checkpoints. Without
-TF_CONFIG, a program runs alone.
+The tasks watch each other: each publishes a status on its own server.
 
 How workers combine their gradients depends on the cluster: with parameter
 servers ("ps"), see `parameter_servers`; otherwise, see `all_reduce`.
 """
 
 import atexit
-import dataclasses
 import json
 import os
-import re
 import secrets
 import socket
 import sys
@@ -32,164 +27,19 @@ from typing import TYPE_CHECKING
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite.errors import UserError
+from cifar10_suite.tf_config import Addresses, ClusterError, Task
 
 if TYPE_CHECKING:
   from cifar10_suite.updates import Gradients
 
 POLL_SECS = 0.2  # between two polls while waiting
-_TYPES = ('chief', 'worker', 'ps', 'evaluator')
 _ANSWER_SECS = 2  # for a task to answer
 _FAREWELL_SECS = 15  # for the others to learn that training has finished
 _SILENCE_SECS = 5  # until an unresponsive task is reported
 
 
-class ClusterError(UserError):
-  """Invalid TF_CONFIG or unusable port; the message gives the reason."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskName:
-  """Unique name of a task in its cluster, printed as 'worker 0'.
-
-  Attributes:
-    kind: 'chief', 'worker', 'ps' or 'evaluator'.
-    index: index among the tasks of this kind.
-  """
-
-  kind: str
-  index: int
-
-  def __str__(self) -> str:
-    return f'{self.kind} {self.index}'
-
-  @property
-  def device(self) -> str:
-    """TensorFlow device name of the task's machine."""
-    return f'/job:{self.kind}/replica:0/task:{self.index}'
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """Role of a process in a cluster.
-
-  Attributes:
-    type: 'chief', 'worker', 'ps' or 'evaluator'.
-    index: index among the tasks of this type.
-    addresses: 'host:port' of the tasks of each type; empty without a cluster.
-  """
-
-  type: str = 'chief'
-  index: int = 0
-  addresses: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-
-  @property
-  def name(self) -> TaskName:
-    return TaskName(self.type, self.index)
-
-  @property
-  def is_alone(self) -> bool:
-    return not self.addresses
-
-  @property
-  def workers(self) -> list[TaskName]:
-    """Names of the tasks that compute gradients, the chief first."""
-    if self.is_alone:
-      return [self.name]
-    return [
-      TaskName(kind, index)
-      for kind in ('chief', 'worker')
-      for index in range(len(self.addresses.get(kind, [])))
-    ]
-
-  @property
-  def servers(self) -> list[TaskName]:
-    """Names of the parameter servers."""
-    count = len(self.addresses.get('ps', []))
-    return [TaskName('ps', index) for index in range(count)]
-
-  @property
-  def is_chief(self) -> bool:
-    return self.name == self.workers[0]
-
-  @property
-  def number(self) -> int:
-    """Position of this task in `workers`."""
-    return self.workers.index(self.name)
-
-  @property
-  def device(self) -> str | None:
-    """TensorFlow device name of this machine; None without a cluster."""
-    return None if self.is_alone else self.name.device
-
-  def address(self, name: TaskName) -> str:
-    return self.addresses[name.kind][name.index]
-
-
 # Latest status of each task; None if it did not answer.
-Statuses = dict[TaskName, dict | None]
-
-
-def this_task() -> Task:
-  """Return the task that TF_CONFIG assigns to this process.
-
-  Raises:
-    ClusterError: if TF_CONFIG is invalid.
-  """
-  text = os.environ.get('TF_CONFIG', '')
-  if not text:
-    return Task()
-  try:
-    config = json.loads(text)
-    addresses = {
-      'chief' if kind == 'master' else kind: list(some)
-      for kind, some in config.get('cluster', {}).items()
-    }
-    task = dict(config.get('task', {}))
-  except (ValueError, TypeError, AttributeError) as error:
-    raise ClusterError(f'Invalid TF_CONFIG: {error}') from error
-  kind = task.get('type', '')
-  kind = 'chief' if kind == 'master' else kind
-  if kind == 'evaluator':
-    return Task(kind, 0, addresses)
-  addresses.pop('evaluator', None)
-  if sum(len(some) for some in addresses.values()) <= 1:
-    return Task()
-  index = _index(task)
-  _check(kind, index, addresses)
-  return Task(kind, index, addresses)
-
-
-def _index(task: dict[str, object]) -> int:
-  """Return a task's index; a default might give two tasks the same one."""
-  for key in ('type', 'index'):
-    if key not in task:
-      raise ClusterError(f'Invalid TF_CONFIG: its "task" has no "{key}".')
-  index = task['index']
-  digits = f'{index}'
-  if isinstance(index, bool) or not re.fullmatch(r'[0-9]+', digits):
-    raise ClusterError(
-      f'Invalid TF_CONFIG: index {index!r} is not a non-negative integer.'
-    )
-  return int(digits)
-
-
-def _check(kind: str, index: int, addresses: dict[str, list[str]]) -> None:
-  """Raise ClusterError if the cluster is invalid or lacks the task."""
-  problem = None
-  if unknown := sorted(set(addresses) - set(_TYPES)):
-    problem = f'it has tasks of an unknown type, {unknown[0]!r}'
-  elif len(addresses.get('chief', [])) > 1:
-    problem = 'it has more than one chief'
-  elif not (addresses.get('chief') or addresses.get('worker')):
-    problem = 'it has no "chief" and no "worker"'
-  elif not 0 <= index < len(addresses.get(kind, [])):
-    problem = f'"task" is {kind} {index}, which "cluster" does not list'
-  for address in sum(addresses.values(), []):
-    host, _, port = str(address).rpartition(':')
-    if not (host and port.isdigit()):
-      problem = f'{address!r} is not an address such as "host:2222"'
-  if problem:
-    raise ClusterError(f'Invalid TF_CONFIG: {problem}.')
+Statuses = dict[Task, dict | None]
 
 
 class Cluster:
@@ -197,6 +47,10 @@ class Cluster:
 
   Attributes:
     task: the task of this process.
+    workers: the tasks that compute gradients, the chief first.
+    servers: the parameter servers.
+    is_alone: whether there is no cluster.
+    is_chief: whether this task is the chief.
     device: TensorFlow device or device function for the graph, or None.
     gradients_per_step: number of workers whose gradients a step averages.
     initializes: whether this process initializes variables.
@@ -204,15 +58,34 @@ class Cluster:
     signals: signals that ask this process to stop, in order of arrival.
   """
 
-  def __init__(self, task: Task):
+  def __init__(self, task: Task, addresses: Addresses | None = None):
+    """Initialize the cluster; `join` connects to it.
+
+    Args:
+      task: the task of this process.
+      addresses: addresses of all tasks; none without a cluster.
+    """
     self.task = task
+    self._addresses = addresses or {}
+    self.workers = self._tasks('chief') + self._tasks('worker') or [task]
+    self.servers = self._tasks('ps')
+    self.is_alone = not addresses
+    self.is_chief = task == self.workers[0]
     self.device: str | Callable[[tf.Operation], str] | None = None
     self.gradients_per_step = 1
-    self.initializes = task.is_chief
+    self.initializes = self.is_chief
     self.master = ''
     self.signals: list[int] = []
-    self._needed = [*task.servers, task.workers[0]]
+    self._needed = [*self.servers, self.workers[0]]
     self._has_ended = False
+
+  def _tasks(self, kind: str) -> list[Task]:
+    return [Task(kind, k) for k in range(len(self._addresses.get(kind, [])))]
+
+  @property
+  def number(self) -> int:
+    """Position of this task in `workers`."""
+    return self.workers.index(self.task)
 
   def join(
     self, config: tf.ConfigProto, settings: dict[str, object], timeout_secs: int
@@ -225,12 +98,23 @@ class Cluster:
       timeout_secs: seconds without response after which to give up on a task.
 
     Raises:
+      ClusterError: if the port of this task is not free.
       UserError: if a task does not respond, or refuses the settings.
     """
-    if self.task.is_alone:
+    if self.is_alone:
       return
-    self.master = start_server(self.task, config).target
-    self._own = Status(self.task.name, self.master)
+    spec = tf.train.ClusterSpec(self._addresses)
+    try:
+      server = tf.train.Server(
+        spec, self.task.kind, self.task.index, config=config
+      )
+    except tf.errors.OpError as error:
+      raise ClusterError(
+        f'{self.task} cannot serve at {self._address(self.task)}: '
+        f'{error.message}. Is its port in use?'
+      ) from error
+    self.master = server.target
+    self._own = Status(self.task, self.master)
     self._content: dict = {'process': secrets.token_hex(8)}
     self._publish(ended=False, settings=settings)
     self._meet(timeout_secs)
@@ -242,6 +126,9 @@ class Cluster:
     # The main thread raises the same errors, and `watch` names missing tasks.
     tf.logging.set_verbosity(tf.logging.FATAL)
     threading.excepthook = _hide_session_errors
+
+  def _address(self, task: Task) -> str:
+    return self._addresses[task.kind][task.index]
 
   def _publish(self, **changes: object) -> None:
     """Change entries of this task's status.
@@ -257,21 +144,22 @@ class Cluster:
 
     Runs in a thread because the main thread may block in TensorFlow.
     """
-    chief = self.task.workers[0]
     try:
-      for statuses in watch(self.task, self._needed, timeout_secs, 1):
+      for statuses in self.watch(self._needed, timeout_secs, poll_secs=1):
         if self._has_ended:
           return
-        if (statuses.get(chief) or {}).get('ended'):
+        if (statuses.get(self.workers[0]) or {}).get('ended'):
           self._publish(ended=True)
           time.sleep(2)  # until the chief has read it
           return
         self._notice(statuses)
-    except UserError as reason:
-      print(reason, file=sys.stderr, flush=True)
-      os._exit(1)
-    except BaseException:
-      traceback.print_exc()
+    except BaseException as error:
+      is_expected = isinstance(error, UserError)
+      print(
+        error if is_expected else traceback.format_exc(),
+        file=sys.stderr,
+        flush=True,
+      )
       os._exit(1)
 
   def _end(self) -> None:
@@ -284,6 +172,59 @@ class Cluster:
 
   def _notice(self, statuses: Statuses) -> None:
     """Handle the statuses of the needed tasks, about once per second."""
+
+  def read(
+    self, tasks: list[Task], poll_secs: float = POLL_SECS
+  ) -> Iterator[Statuses]:
+    """Repeatedly yield the statuses of other tasks.
+
+    Args:
+      tasks: the tasks to read; this one is skipped.
+      poll_secs: seconds between two readings.
+    """
+    sources = {
+      task: Status(task, f'grpc://{self._address(task)}', _ANSWER_SECS)
+      for task in tasks
+      if task != self.task
+    }
+    while True:
+      yield {task: source.read() for task, source in sources.items()}
+      time.sleep(poll_secs)
+
+  def watch(
+    self, tasks: list[Task], timeout_secs: float, poll_secs: float = POLL_SECS
+  ) -> Iterator[Statuses]:
+    """Read the statuses of other tasks as `read` does, and report silent ones.
+
+    Args:
+      tasks: the tasks to read; this one is skipped.
+      timeout_secs: seconds without answer after which to give up on a task.
+      poll_secs: seconds between two readings.
+
+    Raises:
+      UserError: if a task has not answered for `timeout_secs`.
+    """
+    since = dict.fromkeys(tasks, time.monotonic())
+    missed: set[Task] = set()
+    for statuses in self.read(tasks, poll_secs):
+      now = time.monotonic()
+      for task, status in statuses.items():
+        where = f'{task} at {self._address(task)}'
+        if status is not None:
+          since[task] = now
+          if task in missed:
+            missed.remove(task)
+            print(f'Found {where}.', flush=True)
+        elif now - since[task] > timeout_secs:
+          raise UserError(
+            f'{self.task} gives up: {where} has not answered for '
+            f'{timeout_secs:g} s. After a restart, training resumes from the '
+            'last checkpoint.'
+          )
+        elif now - since[task] > _SILENCE_SECS and task not in missed:
+          missed.add(task)
+          print(f'Waiting for {where}.', flush=True)
+      yield statuses
 
   def stops(self) -> bool:
     """Return whether to stop before the next step because of a signal."""
@@ -312,17 +253,17 @@ class Cluster:
 
   def leave(self) -> None:
     """Wait until all tasks know that the chief has finished."""
-    if self.task.is_alone:
+    if self.is_alone:
       return
-    if not self.task.is_chief:
+    if not self.is_chief:
       self._thread.join()
       return
     self._has_ended = True
     self._publish(ended=True)
-    unaware = {*self.task.workers[1:], *self.task.servers}
+    unaware = {*self.workers[1:], *self.servers}
     deadline = time.monotonic() + _FAREWELL_SECS
-    for statuses in read(self.task, list(unaware)):
-      unaware -= {name for name, it in statuses.items() if it and it['ended']}
+    for statuses in self.read(list(unaware)):
+      unaware -= {task for task, it in statuses.items() if it and it['ended']}
       if not unaware or time.monotonic() > deadline:
         return
 
@@ -330,56 +271,37 @@ class Cluster:
 ALONE = Cluster(Task())
 
 
-def start_server(task: Task, config: tf.ConfigProto) -> tf.train.Server:
-  """Start the gRPC server of a task.
-
-  Raises:
-    ClusterError: if its port is not free.
-  """
-  try:
-    return tf.train.Server(
-      tf.train.ClusterSpec(task.addresses), task.type, task.index, config=config
-    )
-  except tf.errors.OpError as error:
-    raise ClusterError(
-      f'{task.name} cannot serve at {task.address(task.name)}: '
-      f'{error.message}. Is its port in use?'
-    ) from error
-
-
 class Status:
   """Status of a task: a JSON object in a variable on the task's server."""
 
-  def __init__(self, name: TaskName, target: str, timeout_secs: int = 0):
+  def __init__(self, task: Task, target: str, timeout_secs: int = 0):
     """Prepare access to a task's status, without waiting for its server.
 
     Args:
-      name: name of the task.
+      task: the task.
       target: gRPC target of its server.
       timeout_secs: seconds after which reading fails; 0 waits indefinitely.
     """
-    self._address = target.removeprefix('grpc://')
+    self._target = target
     self._timeout_secs = timeout_secs
-    self._session_arguments = dict(
-      target=target,
-      graph=tf.Graph(),
-      config=tf.ConfigProto(
-        device_filters=[name.device],
-        operation_timeout_in_ms=1000 * timeout_secs,
-      ),
+    self._config = tf.ConfigProto(
+      device_filters=[task.device], operation_timeout_in_ms=1000 * timeout_secs
     )
-    with self._session_arguments['graph'].as_default(), tf.device(name.device):
+    with tf.Graph().as_default() as self._graph, tf.device(task.device):
       self._variable = tf.get_variable(
         'status', initializer='', use_resource=True
       )
-    self._session = tf.Session(**self._session_arguments)
+    self._connect()
+
+  def _connect(self) -> None:
+    self._session = tf.Session(self._target, self._graph, self._config)
 
   def write(self, status: dict) -> None:
     self._variable.load(json.dumps(status), self._session)
 
   def read(self) -> dict | None:
     """Return the status, or None if the task does not answer."""
-    host, _, port = self._address.rpartition(':')
+    host, _, port = self._target.removeprefix('grpc://').rpartition(':')
     options = tf.RunOptions(timeout_in_ms=1000 * self._timeout_secs)
     try:
       # TensorFlow would wait for a missing server.
@@ -389,68 +311,8 @@ class Status:
       return None
     except tf.errors.OpError:
       # The session may be with an earlier process, or on another machine.
-      self._session = tf.Session(**self._session_arguments)
+      self._connect()
       return None
-
-
-def read(
-  task: Task, names: list[TaskName], poll_secs: float = POLL_SECS
-) -> Iterator[Statuses]:
-  """Repeatedly yield the statuses of other tasks.
-
-  Args:
-    task: the task of this process.
-    names: names of the tasks to read; this one is skipped.
-    poll_secs: seconds between two readings.
-  """
-  sources = {
-    name: Status(name, f'grpc://{task.address(name)}', _ANSWER_SECS)
-    for name in names
-    if name != task.name
-  }
-  while True:
-    yield {name: source.read() for name, source in sources.items()}
-    time.sleep(poll_secs)
-
-
-def watch(
-  task: Task,
-  names: list[TaskName],
-  timeout_secs: float,
-  poll_secs: float = POLL_SECS,
-) -> Iterator[Statuses]:
-  """Read the statuses of other tasks as `read` does, and report silent ones.
-
-  Args:
-    task: the task of this process.
-    names: names of the other tasks.
-    timeout_secs: seconds without answer after which to give up on a task.
-    poll_secs: seconds between two readings.
-
-  Raises:
-    UserError: if a task has not answered for `timeout_secs`.
-  """
-  since = {name: time.monotonic() for name in names}
-  missed: set[TaskName] = set()
-  for statuses in read(task, names, poll_secs):
-    now = time.monotonic()
-    for name, status in statuses.items():
-      where = f'{name} at {task.address(name)}'
-      if status is not None:
-        since[name] = now
-        if name in missed:
-          missed.remove(name)
-          print(f'Found {where}.', flush=True)
-      elif now - since[name] > timeout_secs:
-        raise UserError(
-          f'{task.name} gives up: {where} has not answered for '
-          f'{timeout_secs:g} s. After a restart, training resumes from the '
-          'last checkpoint.'
-        )
-      elif now - since[name] > _SILENCE_SECS and name not in missed:
-        missed.add(name)
-        print(f'Waiting for {where}.', flush=True)
-    yield statuses
 
 
 def _hide_session_errors(failure: threading.ExceptHookArgs) -> None:

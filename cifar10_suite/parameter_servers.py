@@ -8,7 +8,8 @@ import time
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite.cluster import POLL_SECS, Cluster, Task, read
+from cifar10_suite.cluster import POLL_SECS, Cluster
+from cifar10_suite.tf_config import Addresses, Task
 
 _SILENCE_SECS = 5  # after which a worker counts as gone
 
@@ -16,10 +17,10 @@ _SILENCE_SECS = 5  # after which a worker counts as gone
 class ParameterServers(Cluster):
   """Worker whose variables are on parameter servers."""
 
-  def __init__(self, task: Task):
-    super().__init__(task)
+  def __init__(self, task: Task, addresses: Addresses):
+    super().__init__(task, addresses)
     self.device = tf.train.replica_device_setter(
-      worker_device=task.device, cluster=tf.train.ClusterSpec(task.addresses)
+      worker_device=task.device, cluster=tf.train.ClusterSpec(addresses)
     )
 
   def scaffold(
@@ -60,22 +61,21 @@ class _Scaffold(tf.train.Scaffold):
         missing = session.run(self.ready_for_local_init_op).size
     except tf.errors.OpError:  # a server is down, which `watch` reports
       return False
-    return self._cluster.task.is_chief or not missing
+    return self._cluster.is_chief or not missing
 
 
-def serve(task: Task, timeout_secs: int) -> None:
+def serve(server: Cluster, timeout_secs: int) -> None:
   """Run a parameter server until the chief has finished.
 
   The server then stays until the workers have exited, for at most
   `timeout_secs`. It exits with status 1 if the chief does not answer for that
   long.
   """
-  server = Cluster(task)
   server.join(tf.ConfigProto(), {}, timeout_secs)
   server.leave()
   seen = time.monotonic()
   deadline = seen + timeout_secs
-  for statuses in read(task, task.workers):
+  for statuses in server.read(server.workers):
     now = time.monotonic()
     if any(statuses.values()):
       seen = now

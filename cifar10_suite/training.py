@@ -82,7 +82,7 @@ def run_training(
     SystemExit: with status 130 or 143 after a signal.
   """
   where = cli.short_path(settings.train_dir)
-  is_chief = cluster.task.is_chief
+  is_chief = cluster.is_chief
   start, max_steps = 0, settings.recipe.max_steps
   if is_chief:
     runs.refuse_other_classes(
@@ -95,7 +95,7 @@ def run_training(
     )
   if start >= max_steps:
     print(f'{where} is already at step {start}: nothing left to train.')
-    if cluster.task.is_alone:
+    if cluster.is_alone:
       return
     # In a cluster, the chief continues: the workers wait for it to restore the
     # variables, and only then see that no step is left.
@@ -110,7 +110,7 @@ def run_training(
         'hold_out': settings.hold_out,
         'init_from': settings.init_from,
         'seed': settings.seed,
-        'workers': len(cluster.task.workers),
+        'workers': len(cluster.workers),
         'towers': num_towers,
       },
     )
@@ -120,7 +120,7 @@ def run_training(
     start,
     max_steps,
     settings.log_frequency,
-    counts=not cluster.task.servers,
+    counts=not cluster.servers,
   )
   try:
     with (
@@ -164,7 +164,7 @@ def _session(
   init_fn: Callable[[tf.train.Scaffold, tf.Session], None] | None,
 ) -> tf.train.MonitoredSession:
   """Return a session that restores, saves, writes summaries and logs."""
-  with tf.device(cluster.task.device):
+  with tf.device(cluster.device):
     saver = tf.train.Saver(
       max_to_keep=settings.keep_checkpoint_max, save_relative_paths=True
     )
@@ -174,7 +174,7 @@ def _session(
     tf.train.StopAtStepHook(last_step=settings.recipe.max_steps),
     log_hook,
   ]
-  if cluster.task.is_chief:
+  if cluster.is_chief:
     # Last, so that the log hook checks the loss before a checkpoint is written.
     session_hooks.append(
       tf.train.CheckpointSaverHook(
@@ -191,7 +191,7 @@ def _session(
   return tf.train.MonitoredTrainingSession(
     master=cluster.master,
     is_chief=cluster.initializes,
-    checkpoint_dir=settings.train_dir if cluster.task.is_chief else None,
+    checkpoint_dir=settings.train_dir if cluster.is_chief else None,
     scaffold=scaffold,
     hooks=session_hooks,
     config=config,
@@ -199,7 +199,7 @@ def _session(
     save_checkpoint_steps=None,
     save_summaries_steps=settings.save_summaries_steps,
     # Time for threads to end before the session closes.
-    stop_grace_period_secs=120 if cluster.task.is_alone else 2,
+    stop_grace_period_secs=120 if cluster.is_alone else 2,
   )
 
 

@@ -17,8 +17,8 @@ from support.data import SMALL_RATE
 from support.programs import ROOT, TIMEOUT, Program, run, summaries
 
 from benchmarks.hosts import Hosts
-from cifar10_suite import cluster as clusters
 from cifar10_suite import parameter_servers
+from cifar10_suite.tf_config import Task
 
 # Without parameter servers, and with one.
 WITHOUT, WITH = {'ps': 0, 'workers': 3}, {'ps': 1, 'workers': 2}
@@ -173,9 +173,7 @@ def test_a_server_outlasts_the_workers(quiet_threads):
     '--cluster_timeout_secs=20',
     environment=environment(addresses, 'ps'),
   ) as server:
-    chief = parameter_servers.ParameterServers(
-      clusters.Task('chief', 0, addresses)
-    )
+    chief = parameter_servers.ParameterServers(Task('chief', 0), addresses)
     # It continues to monitor the server, and must not give up when that exits.
     chief.join(tf.ConfigProto(), {}, timeout_secs=float('inf'))
     chief.leave()
@@ -443,8 +441,8 @@ def test_a_link_cut_and_healed(hosts, kinds, start_on_host, record_fault):
   for lines in (5, 15):
     wait_for(logs[chief], ', loss = ', lines)
     sent = hosts.bytes_from(0)
-    steps = re.findall(r': step (\d+), ', logs[chief].read_text())
-    looks.append((int(steps[-1]), sent))
+    printed = re.findall(r': step (\d+), ', logs[chief].read_text())
+    looks.append((int(printed[-1]), sent))
   (first, sent_before), (last, sent) = looks
   per_step = (sent - sent_before) / (last - first)
   for victim in (2, 0):

@@ -12,10 +12,11 @@ from support.cluster import addresses_of, environment
 from support.programs import TIMEOUT
 
 import cifar10
-from cifar10_suite import all_reduce, parameter_servers, updates
-from cifar10_suite import cluster as clusters
+from cifar10_suite import all_reduce, parameter_servers, tf_config, updates
+from cifar10_suite.cluster import Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES
+from cifar10_suite.tf_config import Task
 
 EXAMPLES = 4  # per worker
 
@@ -36,27 +37,28 @@ class TestTask:
     kind = 'master' if 'master' in config else kind
     for key, value in environment(addresses, kind, int(index)).items():
       monkeypatch.setenv(key, value)
-    task = clusters.this_task()
-    assert str(task.name) == name
-    assert (task.is_chief, task.number) == (is_chief, number)
-    assert [str(server) for server in task.servers] == ['ps 0', 'ps 1']
-    assert not task.is_alone
+    cluster = Cluster(*tf_config.from_environment())
+    assert str(cluster.task) == name
+    assert (cluster.is_chief, cluster.number) == (is_chief, number)
+    assert cluster.servers == [Task('ps', 0), Task('ps', 1)]
+    assert not cluster.is_alone
 
   def test_needs_no_parameter_servers(self, monkeypatch):
     addresses = {'chief': ['a:1'], 'worker': ['b:1', 'c:1']}
     for key, value in environment(addresses, 'worker', 1).items():
       monkeypatch.setenv(key, value)
-    task = clusters.this_task()
-    assert task.number == 2 and not task.servers and not task.is_alone
+    cluster = Cluster(*tf_config.from_environment())
+    assert cluster.number == 2
+    assert not cluster.servers and not cluster.is_alone
 
   @pytest.mark.parametrize(
     'config', ['', '{}', '{"cluster": {"chief": ["a:1"]}}']
   )
   def test_is_alone(self, monkeypatch, config):
     monkeypatch.setenv('TF_CONFIG', config)
-    task = clusters.this_task()
-    assert task.is_alone and task.is_chief
-    assert [str(worker) for worker in task.workers] == ['chief 0']
+    cluster = Cluster(*tf_config.from_environment())
+    assert cluster.is_alone and cluster.is_chief
+    assert cluster.workers == [Task('chief', 0)]
 
   @pytest.mark.parametrize(
     ('config', 'says'),
@@ -77,8 +79,8 @@ class TestTask:
     if not isinstance(config, str):
       config = environment(config, 'chief')['TF_CONFIG']
     monkeypatch.setenv('TF_CONFIG', config)
-    with pytest.raises(clusters.ClusterError) as error:
-      clusters.this_task()
+    with pytest.raises(tf_config.ClusterError) as error:
+      tf_config.from_environment()
     assert says in str(error.value) and '\n' not in str(error.value)
 
   @pytest.mark.parametrize(
@@ -102,20 +104,20 @@ class TestTask:
     addresses = {'ps': ['a:1', 'b:1'], 'chief': ['c:1'], 'worker': ['d:1']}
     config = {'cluster': addresses} | ({} if task is None else {'task': task})
     monkeypatch.setenv('TF_CONFIG', json.dumps(config))
-    with pytest.raises(clusters.ClusterError) as error:
-      clusters.this_task()
+    with pytest.raises(tf_config.ClusterError) as error:
+      tf_config.from_environment()
     assert says in str(error.value) and '\n' not in str(error.value)
 
   def test_an_index_may_be_a_string_of_digits(self, monkeypatch):
     addresses = {'ps': ['a:1', 'b:1'], 'chief': ['c:1']}
     for key, value in environment(addresses, 'ps', '1').items():
       monkeypatch.setenv(key, value)
-    assert str(clusters.this_task().name) == 'ps 1'
+    assert tf_config.from_environment()[0] == Task('ps', 1)
 
 
 def test_variables_are_on_parameter_servers():
   cluster = parameter_servers.ParameterServers(
-    clusters.Task('chief', 0, addresses_of(ps=2))
+    Task('chief', 0), addresses_of(ps=2)
   )
   with tf.Graph().as_default(), tf.device(cluster.device):
     build_step(RECIPES['tutorial'], np.zeros([2, 24, 24, 3], 'f'), [1, 2])
@@ -150,10 +152,9 @@ class Workers:
 
   def run(self, work):
     """Call `work(cluster, session)` in a thread for each worker."""
-    names = clusters.Task('chief', 0, self.addresses).workers
     self.threads = [
-      threading.Thread(target=self._run_one, args=[work, name], daemon=True)
-      for name in names
+      threading.Thread(target=self._run_one, args=[work, task], daemon=True)
+      for task in Cluster(Task('chief', 0), self.addresses).workers
     ]
     for thread in self.threads:
       thread.start()
@@ -163,15 +164,14 @@ class Workers:
     if self.errors:
       raise next(iter(self.errors.values()))
 
-  def _run_one(self, work, name):
+  def _run_one(self, work, task):
     try:
-      task = clusters.Task(name.kind, name.index, self.addresses)
-      cluster = all_reduce.AllReduce(task, **self.options)
+      cluster = all_reduce.AllReduce(task, self.addresses, **self.options)
       config = tf.ConfigProto()
       with tf.Graph().as_default(), tf.device(cluster.device):
         work(cluster, config)
     except Exception as error:
-      self.errors[name] = error
+      self.errors[task] = error
 
 
 def session_of(cluster, config):
@@ -215,7 +215,7 @@ def test_workers_update_as_one(quiet_threads, name, count, steps):
   values = [[] for _ in range(count)]
 
   def work(cluster, config):
-    number = cluster.task.number
+    number = cluster.number
     train_op, variables = build_step(
       recipe,
       images[number],
@@ -274,13 +274,13 @@ def test_workers_start_with_the_variables_of_the_chief(quiet_threads):
 
   def work(cluster, config):
     number, update, step = one_number(
-      cluster, 7.0 + cluster.task.number, 2.0 * cluster.task.number
+      cluster, 7.0 + cluster.number, 2.0 * cluster.number
     )
     cluster.join(config, {}, TIMEOUT)
     with session_of(cluster, config) as session:
-      found[cluster.task.number] = [values_in(session, number)]
+      found[cluster.number] = [values_in(session, number)]
       session.run(update)
-      found[cluster.task.number] += values_in(session, [number, step])
+      found[cluster.number] += values_in(session, [number, step])
 
   Workers(2).run(work)
   assert found == {0: [7, 6, 1], 1: [7, 6, 1]}
@@ -296,7 +296,7 @@ def test_gradients_in_bfloat16(quiet_threads):
     cluster.join(config, {}, TIMEOUT)
     with session_of(cluster, config) as session:
       session.run(update)
-      found[cluster.task.number] = values_in(session, number)
+      found[cluster.number] = values_in(session, number)
 
   Workers(2, in_bfloat16=True).run(work)
   assert found == {0: -1 - 2**-7, 1: -1 - 2**-7}
@@ -314,7 +314,7 @@ def test_different_variables_are_not_saved(
     number, update, _ = one_number(cluster)
     change = number.assign_add(0.5)
     hooks = cluster.hooks()
-    if cluster.task.is_chief:
+    if cluster.is_chief:
       hooks.append(
         tf.train.CheckpointSaverHook(
           str(tmp_path),
@@ -328,7 +328,7 @@ def test_different_variables_are_not_saved(
       cluster.master, is_chief=True, hooks=hooks, config=config
     ) as session:
       session.run(update)
-      if cluster.task.is_chief:
+      if cluster.is_chief:
         saved.set()
       else:
         assert saved.wait(TIMEOUT)

@@ -1,0 +1,95 @@
+"""The tasks of a cluster, from the environment variable TF_CONFIG.
+
+Training operators set it for each task. It lists the addresses of all tasks and
+says which one this process is:
+
+  {"cluster": {"chief": ["a:2222"], "worker": ["b:2222", "c:2222"]},
+   "task": {"type": "worker", "index": 0}}
+"""
+
+import dataclasses
+import json
+import os
+import re
+
+from cifar10_suite.errors import UserError
+
+
+class ClusterError(UserError):
+  """Invalid TF_CONFIG or unusable port; the message gives the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A task of a cluster, printed as 'worker 0'.
+
+  Attributes:
+    kind: 'chief', 'worker', 'ps' or 'evaluator'.
+    index: index among the tasks of this kind.
+  """
+
+  kind: str = 'chief'
+  index: int = 0
+
+  def __str__(self) -> str:
+    return f'{self.kind} {self.index}'
+
+  @property
+  def device(self) -> str:
+    """TensorFlow device name of the task's machine."""
+    return f'/job:{self.kind}/replica:0/task:{self.index}'
+
+
+# 'host:port' of the tasks of each kind.
+Addresses = dict[str, list[str]]
+
+
+def from_environment() -> tuple[Task, Addresses]:
+  """Return the task of this process and the addresses of all, from TF_CONFIG.
+
+  There are no addresses without a cluster.
+
+  Raises:
+    ClusterError: if TF_CONFIG is invalid.
+  """
+  try:
+    config = json.loads(os.environ.get('TF_CONFIG') or '{}')
+    addresses = {
+      'chief' if kind == 'master' else kind: list(some)
+      for kind, some in config.get('cluster', {}).items()
+    }
+    task = dict(config.get('task', {}))
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ClusterError(f'Invalid TF_CONFIG: {error}') from error
+  if task.get('type') == 'evaluator':
+    return Task('evaluator'), addresses
+  addresses.pop('evaluator', None)
+  if sum(map(len, addresses.values())) <= 1:
+    return Task(), {}
+  if task.get('type') == 'master':
+    task['type'] = 'chief'
+  if problem := _problem(task, addresses):
+    raise ClusterError(f'Invalid TF_CONFIG: {problem}.')
+  return Task(task['type'], int(task['index'])), addresses
+
+
+def _problem(task: dict[str, object], addresses: Addresses) -> str | None:
+  """Describe what is wrong with a cluster, or with a task in it."""
+  for key in ('type', 'index'):
+    if key not in task:  # a default might give two tasks the same one
+      return f'its "task" has no "{key}"'
+  kind, index = str(task['type']), str(task['index'])
+  if not index.isdecimal():
+    return f'index {task["index"]!r} is not a non-negative integer'
+  for address in sum(addresses.values(), []):
+    if not re.fullmatch(r'.+:\d+', str(address)):
+      return f'{address!r} is not an address such as "host:2222"'
+  if unknown := set(addresses) - {'chief', 'worker', 'ps'}:
+    return f'it has tasks of an unknown type, {min(unknown)!r}'
+  if len(addresses.get('chief', [])) > 1:
+    return 'it has more than one chief'
+  if not (addresses.get('chief') or addresses.get('worker')):
+    return 'it has no "chief" and no "worker"'
+  if int(index) >= len(addresses.get(kind, [])):
+    return f'"task" is {kind} {index}, which "cluster" does not list'
+  return None
