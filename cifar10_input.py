@@ -12,10 +12,9 @@ image, each with 32x32 pixels in row order.
 
 import dataclasses
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import dataset, views, xla
+from cifar10_suite import dataset, distortion, views
 from cifar10_suite.recipes import TUTORIAL
 
 # Height and width of the network's input in pixels, from 8 to 32.
@@ -239,90 +238,19 @@ def distort(
   """
   count, _, height, width = planes.shape.as_list()
   count = tf.shape(planes)[0] if count is None else count
-  planes = crop_and_flip(
+  planes = distortion.crop_and_flip(
     planes,
-    _random_offsets(count, height, crop_margin),
-    _random_offsets(count, width, crop_margin),
+    distortion.random_offsets(count, height, IMAGE_SIZE, crop_margin),
+    distortion.random_offsets(count, width, IMAGE_SIZE, crop_margin),
     tf.random.uniform([count]) < 0.5,
+    IMAGE_SIZE,
   )
-  return adjust_and_standardize(
+  return distortion.adjust_and_standardize(
     planes,
     tf.random.uniform([count, 1, 1, 1], -MAX_BRIGHTNESS, MAX_BRIGHTNESS),
     tf.random.uniform([count, 1, 1, 1], *contrast),
     dtype,
   )
-
-
-@xla.compiled
-def crop_and_flip(
-  planes: tf.Tensor, tops: tf.Tensor, lefts: tf.Tensor, flips: tf.Tensor
-) -> tf.Tensor:
-  """Crop a 24x24 window from each image and mirror some of them.
-
-  Args:
-    planes: uint8 [n, channels, height, width].
-    tops, lefts: int32 [n], the windows' first rows and columns.
-    flips: bool [n], whether to mirror.
-
-  Returns:
-    uint8 [n, channels, 24, 24].
-  """
-  channels, height, width = planes.shape.as_list()[1:]
-  window = tf.range(IMAGE_SIZE)
-  rows = tops[:, tf.newaxis] + window
-  columns = lefts[:, tf.newaxis] + tf.where_v2(
-    flips[:, tf.newaxis], IMAGE_SIZE - 1 - window, window
-  )
-  first_rows = height * tf.reshape(
-    tf.range(tf.shape(planes)[0] * channels), [-1, channels, 1, 1]
-  )
-  rows = rows[:, tf.newaxis, :, tf.newaxis] + first_rows
-  columns = columns[:, tf.newaxis, tf.newaxis, :]
-  return tf.gather(tf.reshape(planes, [-1]), rows * width + columns)
-
-
-@xla.compiled
-def adjust_and_standardize(
-  planes: tf.Tensor,
-  brightness: tf.Tensor,
-  contrast: tf.Tensor,
-  dtype: tf.DType,
-) -> tf.Tensor:
-  """Adjust the brightness and contrast of each image, then standardize it.
-
-  Args:
-    planes: numbers [n, channels, height, width].
-    brightness: float32 [n, 1, 1, 1], added to the image.
-    contrast: float32 [n, 1, 1, 1], factor of the contrast: the deviations of
-      pixels from the mean of their channel.
-    dtype: type of the result.
-
-  Returns:
-    [n, height, width, channels]: as from `tf.image.per_image_standardization`,
-    of mean 0 and standard deviation 1, unless the image is almost plain.
-  """
-  planes = tf.cast(planes, tf.float32) + brightness
-  means = tf.reduce_mean(planes, axis=[2, 3], keepdims=True)
-  planes = (planes - means) * contrast + means
-  # Contrast leaves the means of the channels, and so that of the image.
-  planes -= tf.reduce_mean(means, axis=1, keepdims=True)
-  variance = tf.reduce_mean(tf.square(planes), axis=[1, 2, 3], keepdims=True)
-  size = np.prod(planes.shape.as_list()[1:])
-  planes /= tf.maximum(tf.sqrt(variance), size**-0.5)
-  return tf.cast(tf.transpose(planes, [0, 2, 3, 1]), dtype)
-
-
-def _random_offsets(
-  count: int | tf.Tensor, length: int, margin: float | tf.Tensor
-) -> tf.Tensor:
-  """Draw the starts of crops along one axis, int32 [count]."""
-  last = length - IMAGE_SIZE
-  centre = last // 2
-  before, after = margin * centre, margin * (last - centre)
-  offsets = tf.random.uniform([count], -before - 0.5, after + 0.5)
-  # Rounding may exceed the bounds at the ends of the interval.
-  starts = tf.clip_by_value(centre + tf.round(offsets), 0, last)
-  return tf.cast(starts, tf.int32)
 
 
 def _check_image_size() -> None:

@@ -67,11 +67,11 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
     arguments: workers, ps, evaluator and log_dir, from the command line.
     command: command of each task.
   """
-  names = [
-    *(f'ps {k}' for k in range(arguments.ps)),
+  workers = [
     'chief 0',
     *(f'worker {k}' for k in range(arguments.workers - 1)),
   ]
+  names = [*(f'ps {k}' for k in range(arguments.ps)), *workers]
   addresses = {}
   for name, port in zip(names, free_ports(len(names)), strict=True):
     addresses.setdefault(name.split()[0], []).append(f'localhost:{port}')
@@ -83,13 +83,16 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
     task = {'type': kind, 'index': int(index)}
     config = json.dumps({'cluster': addresses, 'task': task})
     with open(log_path(arguments.log_dir, name), 'a') as log:
-      return subprocess.Popen(
+      process = subprocess.Popen(
         [*command, *flags],
         env={**os.environ, 'TF_CONFIG': config},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # keep Ctrl-C from tasks: servers exit last
       )
+    if name in workers:
+      share_cores(process, workers.index(name), len(workers))
+    return process
 
   with open(log_path(arguments.log_dir, 'chief 0'), 'a') as log:
     end_of_earlier = log.tell()
@@ -117,6 +120,25 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
     return 0
   finally:
     stop(tasks)
+
+
+def share_cores(process: subprocess.Popen, number: int, count: int) -> None:
+  """Restrict a process to its share of the cores.
+
+  Otherwise each process would start as many threads as there are cores, and
+  the threads of all processes would compete. Does nothing if there are no equal
+  shares, or the system cannot do it.
+
+  Args:
+    process: a process that has just started.
+    number: number of the process, from 0.
+    count: number of processes that share the cores.
+  """
+  if hasattr(os, 'sched_setaffinity'):
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) % count == 0:
+      with contextlib.suppress(OSError):  # it may have ended
+        os.sched_setaffinity(process.pid, cores[number::count])
 
 
 def free_ports(count: int) -> list[int]:

@@ -11,7 +11,7 @@ from support.data import random_images, write_records
 
 import cifar10_input
 import download
-from cifar10_suite import dataset, views, whitening
+from cifar10_suite import dataset, distortion, views, whitening
 
 # Seeds are fixed, so a distribution test fails always or never.
 P_VALUE = 1e-3
@@ -161,8 +161,12 @@ def test_crop_and_flip_equals_slicing(graph, as_tensor):
   planes = random_images(100).transpose(0, 3, 1, 2)
   tops, lefts = [0, 8, 3, 8, 1] * 20, [8, 0, 5, 8] * 25
   flips = [False, True, True, False, True] * 20
-  crops = cifar10_input.crop_and_flip(
-    as_tensor(planes), tf.constant(tops), tf.constant(lefts), tf.constant(flips)
+  crops = distortion.crop_and_flip(
+    as_tensor(planes),
+    tf.constant(tops),
+    tf.constant(lefts),
+    tf.constant(flips),
+    24,
   )
   with tf.Session() as session:
     got = session.run(crops)
@@ -184,7 +188,7 @@ def test_adjust_and_standardize_equals_numpy(
   planes = random_images(100).transpose(0, 3, 1, 2)
   brightness = np.linspace(-63, 63, 100, dtype='f4').reshape(-1, 1, 1, 1)
   contrast = np.linspace(1.8, 0.2, 100, dtype='f4').reshape(-1, 1, 1, 1)
-  images = cifar10_input.adjust_and_standardize(
+  images = distortion.adjust_and_standardize(
     as_tensor(planes), tf.constant(brightness), tf.constant(contrast), dtype
   )
   assert images.dtype == dtype

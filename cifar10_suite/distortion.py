@@ -1,0 +1,94 @@
+"""Parts of the random distortion of training images."""
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from cifar10_suite import xla
+
+
+def random_offsets(
+  count: int | tf.Tensor, length: int, size: int, margin: float | tf.Tensor
+) -> tf.Tensor:
+  """Draw the starts of crops along one axis.
+
+  Args:
+    count: number of crops, an int or int32 [].
+    length: length of the image along the axis.
+    size: length of a crop.
+    margin: maximum offset from the centre, a number or float32 [] from 0 (none)
+      to 1 (up to the edge).
+
+  Returns:
+    int32 [count].
+  """
+  last = length - size
+  centre = last // 2
+  before, after = margin * centre, margin * (last - centre)
+  offsets = tf.random.uniform([count], -before - 0.5, after + 0.5)
+  # Rounding may exceed the bounds at the ends of the interval.
+  starts = tf.clip_by_value(centre + tf.round(offsets), 0, last)
+  return tf.cast(starts, tf.int32)
+
+
+@xla.compiled
+def crop_and_flip(
+  planes: tf.Tensor,
+  tops: tf.Tensor,
+  lefts: tf.Tensor,
+  flips: tf.Tensor,
+  size: int,
+) -> tf.Tensor:
+  """Crop a window from each image and mirror some of them.
+
+  Args:
+    planes: uint8 [n, channels, height, width].
+    tops, lefts: int32 [n], the windows' first rows and columns.
+    flips: bool [n], whether to mirror.
+    size: height and width of the windows.
+
+  Returns:
+    uint8 [n, channels, size, size].
+  """
+  channels, height, width = planes.shape.as_list()[1:]
+  window = tf.range(size)
+  rows = tops[:, tf.newaxis] + window
+  columns = lefts[:, tf.newaxis] + tf.where_v2(
+    flips[:, tf.newaxis], size - 1 - window, window
+  )
+  first_rows = height * tf.reshape(
+    tf.range(tf.shape(planes)[0] * channels), [-1, channels, 1, 1]
+  )
+  rows = rows[:, tf.newaxis, :, tf.newaxis] + first_rows
+  columns = columns[:, tf.newaxis, tf.newaxis, :]
+  return tf.gather(tf.reshape(planes, [-1]), rows * width + columns)
+
+
+@xla.compiled
+def adjust_and_standardize(
+  planes: tf.Tensor,
+  brightness: tf.Tensor,
+  contrast: tf.Tensor,
+  dtype: tf.DType,
+) -> tf.Tensor:
+  """Adjust the brightness and contrast of each image, then standardize it.
+
+  Args:
+    planes: numbers [n, channels, height, width].
+    brightness: float32 [n, 1, 1, 1], added to the image.
+    contrast: float32 [n, 1, 1, 1], factor of the contrast: the deviations of
+      pixels from the mean of their channel.
+    dtype: type of the result.
+
+  Returns:
+    [n, height, width, channels]: as from `tf.image.per_image_standardization`,
+    of mean 0 and standard deviation 1, unless the image is almost plain.
+  """
+  planes = tf.cast(planes, tf.float32) + brightness
+  means = tf.reduce_mean(planes, axis=[2, 3], keepdims=True)
+  planes = (planes - means) * contrast + means
+  # Contrast leaves the means of the channels, and so that of the image.
+  planes -= tf.reduce_mean(means, axis=1, keepdims=True)
+  variance = tf.reduce_mean(tf.square(planes), axis=[1, 2, 3], keepdims=True)
+  size = np.prod(planes.shape.as_list()[1:])
+  planes /= tf.maximum(tf.sqrt(variance), size**-0.5)
+  return tf.cast(tf.transpose(planes, [0, 2, 3, 1]), dtype)
