@@ -106,7 +106,7 @@ def refused(flags, tmp_path):
 @pytest.mark.parametrize(
   'how',
   [
-    'copied',
+    pytest.param('copied', marks=pytest.mark.faults),
     pytest.param('moved', marks=pytest.mark.faults),
     'moved, another in place',
   ],
@@ -195,6 +195,7 @@ def test_another_runs_state_file_is_not_followed(tmp_path, train, record_fault):
   record_fault('the state file of another run')
 
 
+@pytest.mark.faults
 def test_a_state_file_alone_is_not_followed(
   tmp_path, train, refused, record_fault
 ):
@@ -259,7 +260,7 @@ class TestRelativeDirectories:
     'fault',
     [
       'index',
-      'state',
+      pytest.param('state', marks=pytest.mark.faults),
       pytest.param('none', marks=pytest.mark.faults),
       pytest.param('data', marks=pytest.mark.faults),
     ],
@@ -311,6 +312,7 @@ class TestRelativeDirectories:
     record_fault('a directory of checkpoints copied or moved')
 
 
+@pytest.mark.faults
 def test_fewer_checkpoints_are_kept_when_told_so(tmp_path, train):
   write_run(tmp_path / 'a', range(1, 9))
   train(tmp_path / 'a', 10, '--keep_checkpoint_max=3')
@@ -357,32 +359,29 @@ class TestFilesOfOthers:
     assert 'model.ckpt-3' in refused(tmp_path / 'a', '--restart')
     record_fault("another program's or a user's file in the way")
 
-  @pytest.mark.parametrize('kind', ['graph.pbtxt', 'events.out.tfevents.*'])
-  def test_restart_spares_a_single_file(
-    self, tmp_path, refused, train, kind, record_fault
+  def test_restart_spares_single_files_and_folders(
+    self, tmp_path, refused, train, record_fault
   ):
     train(tmp_path / 'a', 1)
     write_other_network(tmp_path / 'b', 3)
-    (source,) = glob.glob(f'{tmp_path}/b/{kind}')
-    shutil.copy(source, tmp_path / 'a')
-    name = os.path.basename(source)
-    assert name in refused(tmp_path / 'a', '--restart')
-    record_fault("another program's or a user's file in the way")
-
-  @pytest.mark.parametrize(
-    'name', ['checkpoint', 'model.ckpt-5_temp', 'events.out.tfevents.mine']
-  )
-  def test_restart_spares_a_folder(
-    self, tmp_path, refused, train, name, record_fault
-  ):
-    train(tmp_path / 'a', 1)
-    folder = tmp_path / 'a' / name
-    if folder.exists():
-      folder.unlink()
-    folder.mkdir()
-    (folder / 'thesis.tex').write_text('years of work')
-    assert name in refused(tmp_path / 'a', '--restart')
-    record_fault("another program's or a user's file in the way")
+    for kind in ('graph.pbtxt', 'events.out.tfevents.*'):
+      (source,) = glob.glob(f'{tmp_path}/b/{kind}')
+      path = tmp_path / 'a' / os.path.basename(source)
+      own = path.read_bytes() if path.exists() else None
+      shutil.copy(source, path)
+      assert path.name in refused(tmp_path / 'a', '--restart')
+      path.unlink()
+      if own is not None:
+        path.write_bytes(own)
+    for name in ('model.ckpt-5_temp', 'events.out.tfevents.mine', 'checkpoint'):
+      folder = tmp_path / 'a' / name
+      if folder.exists():
+        folder.unlink()
+      folder.mkdir()
+      (folder / 'thesis.tex').write_text('years of work')
+      assert name in refused(tmp_path / 'a', '--restart')
+      shutil.rmtree(folder)
+    record_fault("another program's or a user's file in the way", 5)
 
   def test_restart_removes_what_damage_left(self, tmp_path, train):
     train(tmp_path / 'a', 2)
@@ -465,8 +464,15 @@ class TestFilesOfOthers:
     [
       ('examples/queue_demo.py', 'test_7.jpg', []),
       ('examples/save_images.py', '7.jpg', []),
-      ('examples/save_images.py', 'distorted.png', ['--distorted']),
-      ('examples/save_images.py', 'contact_sheet.png', ['--contact_sheet']),
+      *(
+        pytest.param(
+          'examples/save_images.py', name, [flag], marks=pytest.mark.faults
+        )
+        for name, flag in (
+          ('distorted.png', '--distorted'),
+          ('contact_sheet.png', '--contact_sheet'),
+        )
+      ),
     ],
   )
   def test_a_lesson_writes_over_no_other_picture(

@@ -145,6 +145,7 @@ def test_kills_of_a_trainer(flags, train_dir, shard, kills, record_fault):
   record_fault('training killed', kills, worst)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(('shard', 'kills'), kill_shards(4, 25))
 def test_kills_of_an_evaluator(data_dir, tmp_path, shard, kills, record_fault):
   """Each checkpoint is scored once, whenever the evaluator is killed."""
@@ -529,6 +530,7 @@ def test_mutated_pictures(tmp_path, count, record_fault):
   record_fault('a picture mutated', count)
 
 
+@pytest.mark.faults
 def test_a_seed_gives_the_same_start(flags, tmp_path):
   starts = []
   for number in (0, 1):

@@ -6,8 +6,6 @@ import tensorflow.compat.v1 as tf
 from support.data import SMALL_RATE
 from support.programs import run
 
-EXAMPLES = 16
-
 
 def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
   flags = [
@@ -19,9 +17,9 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
   ]
   losses, names = [], []  # losses: first loss of each run
   for max_steps, program in (
-    (60, ['cifar10_train.py']),
-    (120, ['cifar10_multi_gpu_train.py', '--num_gpus=2']),
-    (180, ['cifar10_train.py']),
+    (30, ['cifar10_train.py']),
+    (60, ['cifar10_multi_gpu_train.py', '--num_gpus=2']),
+    (90, ['cifar10_train.py']),
   ):
     lines, errors = run(*program, *flags, f'--max_steps={max_steps}')
     assert errors == ''
@@ -29,7 +27,7 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
       assert 'Without GPUs: 2 towers on the processor.' in lines
     found = re.findall(r'step (\d+), loss = ([\d.]+)', '\n'.join(lines))
     assert [int(step) for step, _ in found] == [
-      *range(max_steps - 60, max_steps)
+      *range(max_steps - 30, max_steps)
     ]
     losses.append(float(found[0][1]))
     checkpoint = tf.train.latest_checkpoint(f'{tmp_path}/train')
@@ -37,6 +35,6 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
     names.append(tf.train.list_variables(checkpoint))
   lines, _ = run('cifar10_eval.py', *eval_flags, '--all_checkpoints')
   scored = re.findall(r'step (\d+): ', '\n'.join(lines))
-  assert scored == ['0', '60', '120', '180']
+  assert scored == ['0', '30', '60', '90']
   assert losses[0] > max(losses[1:]), losses
   assert names[0] == names[1] == names[2]

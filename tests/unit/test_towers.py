@@ -39,6 +39,7 @@ def train_on_same_images(build, config=None, values=None):
     labels = tf.placeholder(tf.int32, [EXAMPLES])
     loss, train_op = build(images, labels)
     variables = sorted(tf.global_variables(), key=lambda v: v.op.name)
+    reads = {variable.op.name: variable.read_value() for variable in variables}
     start = {
       variable.op.name: (
         rng.uniform(-0.03, 0.03, variable.shape.as_list())
@@ -61,9 +62,7 @@ def train_on_same_images(build, config=None, values=None):
           labels: rng.randint(10, size=[EXAMPLES]),
         }
         losses.append(session.run([loss, train_op], feed)[0])
-        values.append(
-          {v.op.name: session.run(v.read_value()) for v in variables}
-        )
+        values.append(session.run(reads))
   return losses, values
 
 
