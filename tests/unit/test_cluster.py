@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import json
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -17,6 +20,7 @@ from cifar10_suite.cluster import Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES
 from cifar10_suite.tf_config import Task
+from examples.cluster import share_cores
 
 EXAMPLES = 4  # per worker
 
@@ -336,3 +340,25 @@ def test_different_variables_are_not_saved(
     Workers(2).run(work)
   path = tf.train.latest_checkpoint(str(tmp_path))
   assert tf.train.load_variable(path, 'x') == -1
+
+
+@pytest.mark.skipif(
+  not hasattr(os, 'sched_setaffinity'), reason='not on this system'
+)
+def test_processes_share_the_cores_of_a_machine():
+  cores = sorted(os.sched_getaffinity(0))
+
+  def cores_of(number, count):
+    with subprocess.Popen(
+      [sys.executable, '-c', 'input()'], stdin=subprocess.PIPE
+    ) as process:
+      share_cores(process, number, count)
+      try:
+        return os.sched_getaffinity(process.pid)
+      finally:
+        process.kill()
+
+  shares = [cores_of(k, len(cores)) for k in range(len(cores))]
+  assert shares == [{core} for core in cores]
+  # More processes than cores, or shares that would not be equal.
+  assert cores_of(0, len(cores) + 1) == set(cores)
