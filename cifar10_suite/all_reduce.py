@@ -159,7 +159,7 @@ class AllReduce(Cluster):
       instance_key=next(self._instances),
       merge_op='Add',
       final_op=final_op,
-      subdiv_offsets=[0],
+      subdiv_offsets=[0, 0],  # two halves: one is sent while one is added
       communication_hint='ring',
     )
 
