@@ -138,7 +138,9 @@ def main() -> None:
         'num_views': int(FLAGS.num_views),
       },
     )
-    refuse_other_classes(FLAGS.checkpoint_dir, class_names)
+    refuse_other_classes(
+      checkpoints.directory_of(FLAGS.checkpoint_dir), class_names
+    )
     network = build_evaluation(len(class_names), num_examples, hold_out)
     for checkpoint in checkpoints_to_score(network.variables):
       try:
@@ -181,7 +183,7 @@ def held_out() -> int:
   Raises:
     UserError: if it holds out none, or has not started yet.
   """
-  run = runs.read(FLAGS.checkpoint_dir)
+  run = runs.read(checkpoints.directory_of(FLAGS.checkpoint_dir))
   count = run['starts'][-1].get('hold_out', 0) if run else 0
   if not count:
     raise UserError(
@@ -233,7 +235,8 @@ def checkpoints_to_score(variables: dict[str, tf.Variable]) -> Iterator[str]:
   """Yield the paths of the checkpoints that the flags select.
 
   Without --run_once or --all_checkpoints, these are the newest usable
-  checkpoint, then each new one, indefinitely.
+  checkpoint, then each new one, indefinitely. If --checkpoint_dir names a
+  checkpoint, it is the only one.
 
   Args:
     variables: the variables to restore, by checkpoint name.
@@ -242,6 +245,9 @@ def checkpoints_to_score(variables: dict[str, tf.Variable]) -> Iterator[str]:
     CheckpointError: with --run_once, if all checkpoints are unusable.
   """
   directory = FLAGS.checkpoint_dir
+  if named := checkpoints.named(directory):
+    yield named
+    return
   latest = checkpoints.latest(directory)
   if FLAGS.all_checkpoints:
     found = checkpoints.saved_in(directory)
@@ -307,7 +313,9 @@ def score(
     record = scores.make_record(
       copy,
       step,
-      is_latest=not FLAGS.all_checkpoints,
+      is_latest=not (
+        FLAGS.all_checkpoints or checkpoints.named(FLAGS.checkpoint_dir)
+      ),
       measures=scoring.measure(labels, log_probabilities, class_names),
     )
     wrong = _draw_wrong_images(

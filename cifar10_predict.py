@@ -131,6 +131,9 @@ def predict(images: tf.Tensor, num_views: int, num_classes: int) -> tf.Tensor:
 def restore(checkpoint_dir: str) -> tf.Session:
   """Return a session with the moving averages of the latest checkpoint.
 
+  Args:
+    checkpoint_dir: directory of the checkpoints, or path of one of them.
+
   Raises:
     CheckpointError: if there is no checkpoint, or it does not match the graph.
   """
@@ -149,12 +152,12 @@ def restore(checkpoint_dir: str) -> tf.Session:
 def load_checkpoint(
   checkpoint_dir: str, num_views: int
 ) -> tuple[Network, tuple[str, ...]]:
-  """Load network and class names from the latest checkpoint in a directory.
+  """Load network and class names from a checkpoint, as `restore` does.
 
   Raises:
     CheckpointError: if there is no usable checkpoint.
   """
-  names = runs.class_names(checkpoint_dir)
+  names = runs.class_names(checkpoints.directory_of(checkpoint_dir))
   with tf.Graph().as_default():
     images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3])
     probabilities = predict(images, num_views, len(names))
@@ -194,7 +197,7 @@ def export(checkpoint_dir: str, export_dir: str, num_views: int) -> None:
   and `probabilities` (float32 [n, classes]).
 
   Args:
-    checkpoint_dir: directory of the checkpoint.
+    checkpoint_dir: directory of the checkpoints, or path of one of them.
     export_dir: directory to create.
     num_views: number of windows per picture to average over: 1, 2 or 10.
 
@@ -207,7 +210,7 @@ def export(checkpoint_dir: str, export_dir: str, num_views: int) -> None:
       f'--export_dir {export_dir} already exists: name a new directory.'
     )
   temporary = f'{export_dir.rstrip("/")}.{secrets.token_hex(4)}.tmp'
-  class_names = runs.class_names(checkpoint_dir)
+  class_names = runs.class_names(checkpoints.directory_of(checkpoint_dir))
   with tf.Graph().as_default():
     names = tf.constant(class_names, name=_CLASS_NAMES)
     images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3], 'images')

@@ -93,7 +93,9 @@ tf.app.flags.DEFINE_integer(
   lower_bound=0,
 )
 tf.app.flags.DEFINE_string(
-  'init_from', None, 'Directory of a run whose weights to start from.'
+  'init_from',
+  None,
+  'Directory or checkpoint of a run whose weights to start from.',
 )
 tf.app.flags.DEFINE_integer(
   'seed', None, 'Random seed; by default, each run differs.'

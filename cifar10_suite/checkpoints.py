@@ -39,6 +39,35 @@ def saved_in(directory: str) -> list[str]:
   )
 
 
+def named(path: str) -> str | None:
+  """Return the checkpoint that a path names, or None for a directory.
+
+  Args:
+    path: a directory, or the path of a checkpoint such as
+      'cifar10_train/model.ckpt-100', optionally followed by '.index'.
+
+  Raises:
+    CheckpointError: if the path names a checkpoint that does not exist.
+  """
+  path = path.removesuffix('.index')
+  if os.path.isfile(f'{path}.index'):
+    return path
+  directory, name = os.path.split(path)
+  if os.path.isdir(path) or not re.fullmatch(r'model\.ckpt-\d+', name):
+    return None
+  steps = [f'{_step_in_name(other):g}' for other in saved_in(directory)]
+  there = f'It has steps {", ".join(steps[-5:])}.' if steps else 'It has none.'
+  raise CheckpointError(
+    f'There is no checkpoint {name} in {directory or "."}. {there}'
+  )
+
+
+def directory_of(path: str) -> str:
+  """Return the directory that a path names, or that of its checkpoint."""
+  checkpoint = named(path)
+  return os.path.dirname(checkpoint) or '.' if checkpoint else path
+
+
 def files_of(checkpoint: str) -> list[str]:
   """Return the paths of the files that make up a checkpoint."""
   return [
@@ -96,7 +125,7 @@ def newest_good(
   """Find the newest readable checkpoint, and report those it skips.
 
   Args:
-    directory: directory to search.
+    directory: directory to search, or the path of the checkpoint to use.
     variables: the variables to restore, by checkpoint name.
 
   Returns:
@@ -107,15 +136,17 @@ def newest_good(
     CheckpointError: if no checkpoint is readable.
     OtherNetworkError: if the newest readable one is of a different network.
   """
+  if path := named(directory):
+    return path, check(path, variables)
   if files.is_pattern(directory):
     raise CheckpointError(
       f'{directory} has one of the characters * ? [ \\ in its name, which '
       'TensorFlow treats as a pattern. Rename the directory.'
     )
   paths = saved_in(directory)
-  named = latest(directory)
-  if named is not None and named not in paths:
-    paths.append(named)
+  newest = latest(directory)
+  if newest is not None and newest not in paths:
+    paths.append(newest)
   for path in sorted(paths, key=_step_in_name, reverse=True):
     try:
       return path, check(path, variables)
@@ -231,8 +262,8 @@ def find_start(train_dir: str, keep: int) -> int:
       f'{error} Choose another --train_dir, or start over with --restart.'
     ) from error
   if found is None:
-    if named := _named_by_state(train_dir):
-      print(f'{train_dir} has no checkpoint; its state file names {named}.')
+    if gone := _named_by_state(train_dir):
+      print(f'{train_dir} has no checkpoint; its state file names {gone}.')
       os.remove(os.path.join(train_dir, _STATE))
     return 0
   path, step = found
@@ -251,7 +282,7 @@ def find_start(train_dir: str, keep: int) -> int:
 
 
 def starting_from(
-  directory: str,
+  source: str,
 ) -> Callable[[tf.train.Scaffold, tf.Session], None]:
   """Return a function that initializes variables from another run.
 
@@ -260,18 +291,22 @@ def starting_from(
   checkpoint. Layers of another shape, such as the last one for another number
   of classes, stay as they are. The function prints which.
 
+  Args:
+    source: directory of the run, or path of one of its checkpoints.
+
   Raises:
     CheckpointError: if there is no readable checkpoint of this network.
   """
+  one = named(source)
   readers = (
     (path, tf.train.load_checkpoint(path))
-    for path in reversed(saved_in(directory))
+    for path in ([one] if one else reversed(saved_in(source)))
     if 'conv1/weights' in (names_in(path) or ())
   )
   path, reader = next(readers, (None, None))
   if reader is None:
     raise CheckpointError(
-      f'--init_from {directory} has no readable checkpoint of this network.'
+      f'--init_from {source} has no readable checkpoint of this network.'
     )
   values = {}
   fits: dict[str, bool] = {}
@@ -279,11 +314,11 @@ def starting_from(
   for variable in tf.global_variables():
     name = variable.op.name.removesuffix(suffix)
     average = f'{name}{suffix}'
-    source = average if reader.has_tensor(average) else name
+    stored = average if reader.has_tensor(average) else name
     layer = name.rpartition('/')[0]
-    if not layer or not reader.has_tensor(source) or name.endswith('/Muon'):
+    if not layer or not reader.has_tensor(stored) or name.endswith('/Muon'):
       continue
-    value = reader.get_tensor(source)
+    value = reader.get_tensor(stored)
     fits[layer] = list(value.shape) == variable.shape.as_list()
     if fits[layer]:
       values[variable] = value

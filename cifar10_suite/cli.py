@@ -100,7 +100,8 @@ def define_checkpoint_flags(checkpoint_dir: str) -> None:
     flags.DEFINE_string(
       'checkpoint_dir',
       checkpoint_dir,
-      'Directory of the checkpoints.',
+      'Directory of checkpoints, to use the latest, or path of one of them, '
+      'such as cifar10_train/model.ckpt-1000.',
     )
     flags.DEFINE_enum(
       'num_views',

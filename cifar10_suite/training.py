@@ -24,7 +24,8 @@ class TrainSettings:
     data_dir: directory of the data set.
     data_set: its classes and number of images.
     hold_out: number of images at the end of the training files to leave out.
-    init_from: directory of a run whose weights to start from, or None.
+    init_from: directory or checkpoint of a run whose weights to start from, or
+      None.
     dtype: compute type.
     log_frequency: steps between lines on the console.
     save_checkpoint_secs: seconds between checkpoints.

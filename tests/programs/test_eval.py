@@ -131,6 +131,8 @@ def test_scores_all_once_keeps_the_best_and_reports(tmp_path, train_dir):
   assert len(lines) == 3
   assert all('has already been scored' in line for line in lines)
   assert len(read_records(tmp_path)) == 3
+  lines = run_eval(tmp_path, *flags, f'--checkpoint_dir={bad}.index')
+  assert lines[:-1] == [f'{bad} has already been scored.']
 
   page = (tmp_path / 'report.html').read_text()
   precision = read_records(tmp_path)[-1]['precision']

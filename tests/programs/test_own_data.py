@@ -198,7 +198,7 @@ def test_initial_weights_are_those_averages(trained, tmp_path):
   train(
     data_dir,
     tmp_path / 'train',
-    f'--init_from={trained}/train',
+    f'--init_from={trained}/train/model.ckpt-60',
     '--learning_rate=0',
     steps=1,
   )

@@ -123,7 +123,8 @@ def ask(model_dir, tmp_path, request):
 
 
 def test_exported_model_serves_without_the_project(tmp_path, train_dir):
-  flag = f'--checkpoint_dir={train_dir}'
+  write_network_by_hand(train_dir, 5)
+  flag = f'--checkpoint_dir={train_dir}/model.ckpt-3'
   model_dir = tmp_path / 'model'
   lines, errors = run('cifar10_predict.py', flag, f'--export_dir={model_dir}')
   assert errors == '' and lines == [f'Exported to {model_dir}.']
@@ -170,6 +171,7 @@ def test_exported_model_serves_without_the_project(tmp_path, train_dir):
   ('flags', 'says'),
   [
     (['x.png'], 'No checkpoint file found in'),
+    (['--checkpoint_dir=a/model.ckpt-7', 'x.png'], 'There is no checkpoint'),
     (['--export_dir=.'], '--export_dir . already exists'),
     (['--saved_model=none', 'x.png'], 'There is no exported model in none.'),
   ],
