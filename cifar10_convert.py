@@ -27,6 +27,7 @@ from cifar10_suite.cli import short_path
 from cifar10_suite.conversion import Examples
 from cifar10_suite.dataset import BATCHES_DIR, CLASS_NAMES_FILE, TEST_FILE
 from cifar10_suite.errors import UserError
+from cifar10_suite.files import refuse_remote
 
 _TEST_FRACTION = 0.2  # the default
 _UNEQUAL = 5  # ratio of class sizes from which on a warning is printed
@@ -207,6 +208,7 @@ def main() -> None:
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')  # for odd file names
   try:
+    refuse_remote(sys.argv[1:])
     convert(
       args.pictures,
       args.data_dir,

@@ -549,6 +549,7 @@ def main() -> None:
   )
   args = parser.parse_args()
   try:
+    files.refuse_remote(sys.argv[1:])
     is_cifar10 = maybe_download_and_extract(args.data_dir, repair=args.repair)
   except UserError as error:
     sys.exit(f'{error}')

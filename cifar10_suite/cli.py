@@ -69,6 +69,7 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
     if len(argv) > 1 and not takes_arguments:
       sys.exit(f'Unexpected argument: {argv[1]} (flags begin with --)')
     try:
+      files.refuse_remote(sys.argv[1:])
       main(*([argv[1:]] if takes_arguments else []))
     except UserError as error:
       sys.exit(f'{error}')

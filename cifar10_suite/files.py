@@ -20,6 +20,22 @@ def is_pattern(path: str) -> bool:
   return any(character in path for character in '*?[\\')
 
 
+def refuse_remote(arguments: list[str]) -> None:
+  """Refuse addresses such as s3://bucket/run among command-line arguments.
+
+  Raises:
+    UserError: if there is one. Locks, atomic renames and the search for
+      checkpoints need a local directory, or a mounted one.
+  """
+  for argument in arguments:
+    value = re.sub(r'^--?\w+=', '', argument)
+    if re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', value):
+      raise UserError(
+        f'{value} is not a local path, which this suite needs. Mount the '
+        'storage as a directory, or copy the files.'
+      )
+
+
 def write_whole(path: str, content: bytes) -> None:
   """Write a file atomically: write a temporary file and rename it."""
   beside = f'{path}.{secrets.token_hex(4)}.tmp'

@@ -372,6 +372,22 @@ class TestMistakes:
     for path in (tmp_path / 'file', '/proc/nowhere'):
       self.check(program, f'{flag}={path}', says=f'{flag} {path}')
 
+  @pytest.mark.parametrize(
+    ('program', 'arguments'),
+    [
+      ('cifar10_train.py', ['--train_dir=s3://bucket/run']),
+      ('cifar10_eval.py', ['--checkpoint_dir', 'gs://bucket/run']),
+      ('cifar10_predict.py', ['hdfs://host/cat.jpg']),
+      ('download.py', ['--data_dir', 's3://bucket/data']),
+    ],
+  )
+  def test_remote_directories(self, program, arguments, tmp_path):
+    _, errors = run(program, *arguments, status=1, cwd=tmp_path)
+    value = arguments[-1].rpartition('=')[2]
+    assert errors.startswith(f'{value} is not a local path')
+    assert len(errors.splitlines()) == 1
+    assert not os.listdir(tmp_path)
+
   def test_a_directory_that_looks_like_a_pattern(self, eval_flags, tmp_path):
     flag = f'--train_dir={tmp_path}/run[1]'
     self.check('cifar10_train.py', flag, says=f'{flag.replace("=", " ")} has')

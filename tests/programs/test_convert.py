@@ -359,3 +359,10 @@ class TestInterruption:
     self.process.kill()
     assert self.finish() == -signal.SIGKILL
     assert sorted(os.listdir(tmp_path)) == ['noise.png', 'pictures']
+
+
+def test_remote_directories_are_refused(tmp_path):
+  status, _, errors = run('a', '--data_dir=s3://bucket/data', cwd=tmp_path)
+  assert status == 1 and len(errors.splitlines()) == 1
+  assert errors.startswith('s3://bucket/data is not a local path')
+  assert not os.listdir(tmp_path)
