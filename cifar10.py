@@ -23,6 +23,7 @@ import tensorflow.compat.v1 as tf
 
 import cifar10_input
 from cifar10_suite import (
+  compatibility,
   convolution,
   dataset,
   lrn,
@@ -49,7 +50,7 @@ tf.app.flags.DEFINE_boolean(
   'use_bf16', False, 'Compute in bfloat16, with float32 variables.'
 )
 tf.app.flags.mark_bool_flags_as_mutual_exclusive(['use_fp16', 'use_bf16'])
-FLAGS = tf.app.flags.FLAGS
+FLAGS = tf.app.flags.FLAGS  # for scripts, as in the tutorial
 
 IMAGE_SIZE = cifar10_input.IMAGE_SIZE
 NUM_CLASSES = cifar10_input.NUM_CLASSES
@@ -77,13 +78,14 @@ def maybe_download_and_extract() -> None:
   """
   import download  # imported here: the model does not need the downloader
 
-  download.maybe_download_and_extract(FLAGS.data_dir)
+  download.maybe_download_and_extract(compatibility.known_flags().data_dir)
 
 
 def compute_type() -> tf.DType:
   """Return the compute type selected by `--use_fp16` and `--use_bf16`."""
-  dtype = tf.float16 if FLAGS.use_fp16 else tf.float32
-  dtype = tf.bfloat16 if FLAGS.use_bf16 else dtype
+  flags = compatibility.known_flags()
+  dtype = tf.float16 if flags.use_fp16 else tf.float32
+  dtype = tf.bfloat16 if flags.use_bf16 else dtype
   if not convolution.is_fast(dtype):
     print(f'{dtype.name} is slower than float32 on this processor.')
   return dtype
@@ -96,8 +98,9 @@ def distorted_inputs() -> tuple[tf.Tensor, tf.Tensor]:
     images: [batch_size, 24, 24, 3], in the compute type.
     labels: int32 [batch_size].
   """
-  batches_dir = os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR)
-  images, labels = cifar10_input.distorted_inputs(batches_dir, FLAGS.batch_size)
+  flags = compatibility.known_flags()
+  batches_dir = os.path.join(flags.data_dir, dataset.BATCHES_DIR)
+  images, labels = cifar10_input.distorted_inputs(batches_dir, flags.batch_size)
   return tf.cast(images, compute_type()), labels
 
 
@@ -111,9 +114,10 @@ def inputs(eval_data: bool) -> tuple[tf.Tensor, tf.Tensor]:
     images: [batch_size, 24, 24, 3], in the compute type.
     labels: int32 [batch_size].
   """
-  batches_dir = os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR)
+  flags = compatibility.known_flags()
+  batches_dir = os.path.join(flags.data_dir, dataset.BATCHES_DIR)
   images, labels = cifar10_input.inputs(
-    bool(eval_data), batches_dir, FLAGS.batch_size
+    bool(eval_data), batches_dir, flags.batch_size
   )
   return tf.cast(images, compute_type()), labels
 
@@ -139,7 +143,11 @@ def inference(
 
   Returns:
     The logits, float32 [batch, num_classes].
+
+  Raises:
+    RuntimeError: in eager execution.
   """
+  compatibility.require_graph_mode()
   with tf.variable_scope('conv1'):
     sums, biases = _convolution(images, 64, bias=0.0, filters=first_filters)
     _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
@@ -225,7 +233,8 @@ def train(
   _, train_op = train_towers(
     [total_loss],
     global_step,
-    examples_per_step=examples_per_step or FLAGS.batch_size,
+    examples_per_step=examples_per_step
+    or compatibility.known_flags().batch_size,
     recipe=recipe,
   )
   return train_op

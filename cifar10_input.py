@@ -14,7 +14,7 @@ import dataclasses
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import dataset, distortion, views
+from cifar10_suite import compatibility, dataset, distortion, views
 from cifar10_suite.recipes import TUTORIAL
 
 # Height and width of the network's input in pixels, from 8 to 32.
@@ -122,6 +122,7 @@ def distorted_batches(
   Raises:
     DataError: as for `distorted_inputs`.
   """
+  compatibility.require_graph_mode()
   _check_image_size()
   filenames, boundary, first = dataset.split(data_dir, hold_out)
   if boundary:
@@ -192,6 +193,7 @@ def inputs(
   Raises:
     DataError: if a file is missing or damaged (a subclass of ValueError).
   """
+  compatibility.require_graph_mode()
   _check_image_size()
   boundary, first = '', 0
   filenames = dataset.evaluation_files(eval_data, data_dir)

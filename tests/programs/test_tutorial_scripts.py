@@ -19,6 +19,10 @@ def run_script(name, *arguments, prelude=''):
   """Run a script as a process, after `prelude`; return its output."""
   path = os.path.join(ROOT, 'tests', 'tutorial_scripts', name)
   code = f'import runpy; {prelude}runpy.run_path({path!r}, run_name="__main__")'
+  return run_code(code, *arguments)
+
+
+def run_code(code, *arguments):
   result = subprocess.run(
     [sys.executable, '-c', code, *arguments],
     env={**os.environ, 'PYTHONPATH': ROOT},
@@ -29,6 +33,32 @@ def run_script(name, *arguments, prelude=''):
   )
   assert result.returncode == 0, result.stdout
   return result.stdout
+
+
+_NOTEBOOK = """
+import tensorflow as tf, cifar10, cifar10_input
+calls = [
+  lambda: cifar10.distorted_inputs(),
+  lambda: cifar10_input.inputs(True, '.', 1),
+  lambda: cifar10.inference(tf.zeros([1, 24, 24, 3])),
+]
+for call in calls:
+  try:
+    call()
+  except RuntimeError as error:
+    assert 'Call tf.compat.v1.disable_v2_behavior()' in str(error)
+  else:
+    raise AssertionError
+with tf.Graph().as_default():
+  images, labels = cifar10.distorted_inputs()
+  print(images.shape, cifar10.inference(images).shape)
+"""
+
+
+def test_another_programs_command_line(data_dir):
+  """As in a notebook; its cells execute eagerly."""
+  flags = ['-f', 'kernel.json', '--matplotlib=inline', f'--data_dir={data_dir}']
+  assert '(128, 24, 24, 3) (128, 10)' in run_code(_NOTEBOOK, *flags)
 
 
 @pytest.mark.parametrize('behaviour', PRELUDES)
