@@ -3,9 +3,11 @@
 import contextlib
 import io
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from absl import app, flags
 
@@ -20,10 +22,11 @@ _REMOVED_FLAGS = dict.fromkeys(
 
 
 def quiet_tensorflow() -> None:
-  """Suppress TensorFlow's log messages; call this before importing TensorFlow.
+  """Import TensorFlow without its log messages; call this before other imports.
 
   Errors are still raised as exceptions. To see the messages of the C++ runtime,
-  set TF_CPP_MIN_LOG_LEVEL=0 in the environment.
+  set TF_CPP_MIN_LOG_LEVEL=0 in the environment. Ctrl-C during the import, which
+  takes seconds, ends a program of this suite at once.
   """
   # TensorFlow logs the placement of operations at the lowest level.
   wants_placement = any(
@@ -36,7 +39,7 @@ def quiet_tensorflow() -> None:
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
   # Without a GPU, the import and the first listing of devices print messages
   # that no setting suppresses.
-  with _discarded_stderr():
+  with _import_announced(), _keras_left_out(), _discarded_stderr():
     import tensorflow.compat.v1 as tf
 
     tf.config.list_physical_devices()
@@ -148,6 +151,47 @@ def short_path(path: str) -> str:
   except ValueError:  # on another drive
     return path
   return path if relative.startswith(os.pardir) else relative
+
+
+@contextlib.contextmanager
+def _import_announced() -> Iterator[None]:
+  """Say on a terminal what takes time, and react to Ctrl-C meanwhile.
+
+  Only for the programs of this suite: others may import them as modules.
+  """
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  if os.path.dirname(os.path.abspath(sys.argv[0])) != root:
+    yield
+    return
+
+  def stop(*_: object) -> NoReturn:
+    os.write(1, b'Stopped by SIGINT.\n')
+    os._exit(130)  # an exception could get lost in an import
+
+  previous = signal.signal(signal.SIGINT, stop)
+  is_terminal = sys.stderr.isatty()
+  if is_terminal:
+    print('Loading TensorFlow ...', end='\r', file=sys.stderr, flush=True)
+  yield
+  if is_terminal:
+    print('\x1b[K', end='', file=sys.stderr, flush=True)  # clears the line
+  signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _keras_left_out() -> Iterator[None]:
+  """Keep TensorFlow from importing Keras, which takes a second.
+
+  TensorFlow then looks for an older Keras, and ignores that it is missing.
+  Afterwards, `tf.keras` is imported as usual when it is first used.
+  """
+  name = 'TF_USE_LEGACY_KERAS'
+  if name in os.environ:
+    yield
+    return
+  os.environ[name] = '1'
+  yield
+  del os.environ[name]
 
 
 @contextlib.contextmanager

@@ -235,6 +235,25 @@ def test_sigterm_saves_the_last_step(train_flags, tmp_path):
   )
 
 
+def test_control_c_while_tensorflow_loads(tmp_path):
+  (tmp_path / 'tensorflow').mkdir()
+  (tmp_path / 'tensorflow' / '__init__.py').write_text(
+    "import time; print('loading', flush=True); time.sleep(1000)"
+  )
+  with subprocess.Popen(
+    [sys.executable, os.path.join(ROOT, 'cifar10_train.py')],
+    env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout.readline() == 'loading\n'
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=TIMEOUT)
+  assert (process.returncode, errors) == (130, '')
+  assert output == 'Stopped by SIGINT.\n'
+
+
 def test_restart_removes_only_what_training_wrote(train_flags, tmp_path):
   train_dir = tmp_path / 'train'
   run('cifar10_train.py', *train_flags, '--max_steps=3')
