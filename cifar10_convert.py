@@ -22,7 +22,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from cifar10_suite import cifar100, class_folders, conversion
+from cifar10_suite import cifar100, class_folders, conversion, processor
 from cifar10_suite.cli import short_path
 from cifar10_suite.conversion import Examples
 from cifar10_suite.dataset import BATCHES_DIR, CLASS_NAMES_FILE, TEST_FILE
@@ -100,7 +100,7 @@ def _read_folders(source: str, skip_unreadable: bool) -> Examples:
       + (f' and {len(more):,} more' if more else '')
     )
   with tqdm(total=len(found.paths), unit=' pictures', disable=None) as bar:
-    processes = class_folders.available_cores()
+    processes = processor.usable_cores()
     examples, problems = class_folders.read(found, processes, bar.update)
   for path, reason in problems:
     _warn(f'Cannot read {short_path(path)}: {reason}')

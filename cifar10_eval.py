@@ -31,6 +31,7 @@ from cifar10_suite import (
   dataset,
   files,
   optimizers,
+  processor,
   report,
   runs,
   views,
@@ -52,6 +53,7 @@ tf.app.flags.DEFINE_enum(
   'Images to score: those of the test file or of the training files.',
 )
 cli.define_checkpoint_flags(os.path.join(_HERE, 'cifar10_train'))
+cli.define_threads_flag()
 tf.app.flags.DEFINE_integer(
   'eval_interval_secs',
   300,
@@ -112,8 +114,8 @@ def main() -> None:
   if hasattr(os, 'nice'):  # not on Windows
     os.nice(_NICENESS)
   # Use half of the cores, but at least two, and leave the rest to training.
-  os.environ.setdefault(
-    'TF_NUM_INTRAOP_THREADS', str(max(2, (os.cpu_count() or 1) // 2))
+  processor.use_threads(
+    FLAGS.num_threads or max(2, processor.usable_cores() // 2)
   )
   cli.prepare_dir('--eval_dir', FLAGS.eval_dir)
   if FLAGS.report:

@@ -53,6 +53,7 @@ def main() -> None:
     settings,
     config,
     num_towers=len(devices),
+    num_gpus=sum('gpu' in device for device in devices),
   )
 
 

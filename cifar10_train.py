@@ -32,9 +32,11 @@ from cifar10_suite import (
   cluster,
   convolution,
   dataset,
+  devices,
   files,
   ownership,
   parameter_servers,
+  processor,
   schedules,
   tf_config,
   training,
@@ -117,6 +119,7 @@ tf.app.flags.DEFINE_boolean(
 tf.app.flags.DEFINE_boolean(
   'restart', False, 'Delete the earlier run in --train_dir and start over.'
 )
+cli.define_threads_flag()
 tf.app.flags.adopt_module_key_flags(cifar10)
 FLAGS = tf.app.flags.FLAGS
 
@@ -141,7 +144,9 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
   """Return the settings from the flags; those that are set override the recipe.
 
   If the recipe prefers bfloat16, this also changes the default of `--use_bf16`.
+  It also sets the number of threads: measuring compute types depends on it.
   """
+  processor.use_threads(num_threads())
   changes = {
     name: FLAGS[name].value
     for name in ('batch_size', 'learning_rate', 'max_steps')
@@ -169,6 +174,11 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
       )
     },
   )
+
+
+def num_threads() -> int:
+  """Return the number of threads for computing on the CPU."""
+  return FLAGS.num_threads or processor.usable_cores()
 
 
 def build_graph(
@@ -257,6 +267,7 @@ def run(
   settings: TrainSettings,
   config: tf.ConfigProto,
   num_towers: int = 1,
+  num_gpus: int | None = None,
 ) -> None:
   """Train on one machine, or run this process's task of a cluster.
 
@@ -265,6 +276,7 @@ def run(
     settings: settings from the flags.
     config: configuration of the session.
     num_towers: number of batches that this process handles per step.
+    num_gpus: number of GPUs that it uses; one by default, if there is one.
   """
   task, addresses = tf_config.from_environment()
   if task.kind == 'evaluator':
@@ -288,6 +300,7 @@ def run(
     )
     if workers.is_chief:
       stack.enter_context(files.locked_dir('--train_dir', settings.train_dir))
+    announce(settings, num_gpus)
     stack.enter_context(tf.Graph().as_default())
     if settings.seed is not None:
       tf.set_random_seed(settings.seed + workers.number)
@@ -315,6 +328,19 @@ def run(
       cluster=workers,
       init_fn=init_fn,
     )
+
+
+def announce(settings: TrainSettings, num_gpus: int | None) -> None:
+  """Print what training runs on, in which precision, how and where to."""
+  there = len(tf.config.list_physical_devices('GPU'))
+  num_gpus = min(there, 1) if num_gpus is None else num_gpus
+  print(
+    f'Training with {devices.describe(num_gpus, num_threads())} in '
+    f'{settings.dtype.name}: recipe {settings.recipe.name}, results in '
+    f'{cli.short_path(settings.train_dir)}.'
+  )
+  if hint := devices.hint(num_gpus, there):
+    print(hint)
 
 
 def settings_in_common(

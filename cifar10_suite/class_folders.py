@@ -80,13 +80,6 @@ def find(root: str) -> Pictures:
     ) from error
 
 
-def available_cores() -> int:
-  """Return the number of cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):  # on Linux
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def read(
   found: Pictures, processes: int, advance: Callable[[int], object]
 ) -> tuple[Examples, list[tuple[str, str]]]:

@@ -118,6 +118,19 @@ def define_checkpoint_flags(checkpoint_dir: str) -> None:
     flags.declare_key_flag(name)
 
 
+def define_threads_flag() -> None:
+  """Define `--num_threads`; repeated calls have no further effect."""
+  if 'num_threads' not in flags.FLAGS:
+    flags.DEFINE_integer(
+      'num_threads',
+      None,
+      'Threads that compute on the CPU; by default, one per core that the '
+      'process may use; for evaluation, half as many, but at least two.',
+      lower_bound=1,
+    )
+  flags.declare_key_flag('num_threads')
+
+
 def prepare_dir(flag: str, path: str) -> None:
   """Create a directory and check that it is writable.
 

@@ -112,12 +112,20 @@ def test_learns_stops_resumes_and_is_evaluated(
   assert {'total_loss', 'learning_rate', 'images/image/0'} <= tags
 
 
-def test_rates_are_true(train_flags):
+def test_rates_are_true(train_flags, tmp_path):
   begin = datetime.datetime.now()
   lines, _ = run(
-    'cifar10_train.py', *train_flags, '--max_steps=40', '--log_frequency=7'
+    'cifar10_train.py',
+    *train_flags,
+    '--max_steps=40',
+    '--log_frequency=7',
+    '--num_threads=3',
   )
   end = datetime.datetime.now()
+  assert (
+    'Training with 3 threads on the CPU in float32: recipe tutorial, results '
+    f'in {tmp_path}/train.'
+  ) in lines
   steps = steps_in(lines)
   assert [int(line['step']) for line in steps] == [0, 7, 14, 21, 28, 35]
   last_time, last_step = None, -1
