@@ -35,7 +35,7 @@ def saved_in(directory: str) -> list[str]:
   pattern = os.path.join(glob.escape(directory), 'model.ckpt-*.index')
   paths = [path.removesuffix('.index') for path in glob.glob(pattern)]
   return sorted(
-    (path for path in paths if re.search(r'-\d+$', path)), key=_step_in_name
+    (path for path in paths if re.search(r'-\d+$', path)), key=step_in_name
   )
 
 
@@ -84,7 +84,7 @@ def _named_by_state(directory: str) -> str | None:
   return state.model_checkpoint_path if state else None
 
 
-def _step_in_name(path: str) -> float:
+def step_in_name(path: str) -> float:
   """Return the step in a checkpoint's name, or infinity if it has none."""
   match = re.search(r'-(\d+)$', path)
   return int(match[1]) if match else math.inf
@@ -116,7 +116,7 @@ def newest_good(
   named = latest(directory)
   if named is not None and named not in paths:
     paths.append(named)
-  for path in sorted(paths, key=_step_in_name, reverse=True):
+  for path in sorted(paths, key=step_in_name, reverse=True):
     try:
       return path, check(path, variables)
     except OtherNetworkError:
@@ -239,7 +239,7 @@ def find_start(train_dir: str, keep: int) -> int:
   own = [
     other
     for other in saved_in(train_dir)
-    if _step_in_name(other) < step
+    if step_in_name(other) < step
     and set(variables) <= (names_in(other) or set())
   ]
   surplus = own[: max(len(own) + 1 - keep, 0)] if keep else []

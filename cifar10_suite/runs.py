@@ -79,6 +79,12 @@ def record_start(
   )
 
 
+def last_step(run: dict) -> int:
+  """Return the step at which a run, from `read`, ends or has ended."""
+  start = run['starts'][-1]
+  return start.get('stopped_at', start['recipe']['max_steps'])
+
+
 def class_names(directory: str) -> tuple[str, ...]:
   """Return the classes of the run in a directory.
 

@@ -153,12 +153,15 @@ def test_evaluator_waits_and_scores_each_checkpoint_once(
     'cifar10_eval.py', *eval_flags, '--eval_interval_secs=1'
   ) as evaluator:
     evaluator.wait_for('No checkpoint file found')
+    evaluator.wait_for(f'Waiting for a checkpoint in {tmp_path}/train.')
     for step in (2, 4):
       run('cifar10_train.py', *train_flags, f'--max_steps={step}')
       evaluator.wait_for(f'step {step}: ')
     evaluator.send_signal(signal.SIGINT)
     status, lines = evaluator.finish()
     assert status == 130
+    best, *lines = lines
+    assert re.fullmatch(r'  best so far: \d\.\d{3} at step [024]', best)
     assert lines == ['Stopped by SIGINT.']
     assert evaluator.errors() == ''
   steps = scored_steps(tmp_path)
@@ -203,20 +206,27 @@ def test_evaluator_skips_what_it_cannot_use(train_flags, eval_flags, tmp_path):
   assert lines[-3].startswith(f'Skipped: Cannot read {train_dir}/model.ckpt-3')
   lines, errors = run('cifar10_eval.py', *eval_flags, '--all_checkpoints')
   assert 'been scored' in lines[-2] and lines[-1].startswith('Skipped: ')
-  with Program(
-    'cifar10_eval.py', *eval_flags, '--eval_interval_secs=1'
-  ) as evaluator:
-    evaluator.wait_for('Skipped')
+  with Program('cifar10_eval.py', *eval_flags, '--until_trained') as evaluator:
+    evaluator.wait_for('Waiting')  # step 3 is the last, but has no score
     data.write_bytes(whole)
     run('cifar10_train.py', *train_flags, '--max_steps=4')
     evaluator.wait_for('step 4: ')
-    assert evaluator.errors() == ''
+    status, lines = evaluator.finish()
+    assert lines[-1].endswith('/model.ckpt-4 is the last step.')
+    assert status == 0 and evaluator.errors() == ''
   assert scored_steps(tmp_path) == [0, 4]
 
 
-def test_evaluation_without_checkpoint_fails(eval_flags):
-  lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once', status=1)
-  assert 'No checkpoint file found' in lines[-1]
+@pytest.mark.parametrize(
+  ('flag', 'says'),
+  [
+    ('--run_once', 'No checkpoint file found'),
+    ('--timeout_secs=1', 'Evaluation ends: no new checkpoint'),
+  ],
+)
+def test_evaluation_without_checkpoint_fails(eval_flags, flag, says):
+  lines, errors = run('cifar10_eval.py', *eval_flags, flag, status=1)
+  assert says in lines[-1]
   assert errors == ''
 
 
