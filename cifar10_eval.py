@@ -41,11 +41,7 @@ from cifar10_suite.errors import UserError
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
-tf.app.flags.DEFINE_string(
-  'eval_dir',
-  os.path.join(_HERE, 'cifar10_eval'),
-  'Directory for scores, event files and the best checkpoint.',
-)
+cli.define_eval_dir(os.path.join(_HERE, 'cifar10_eval'))
 tf.app.flags.DEFINE_enum(
   'eval_data',
   'test',

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, cli, hooks, runs
+from cifar10_suite import checkpoints, cli, hooks, runs, stopping
 from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.dataset import CIFAR10, DataSet
 from cifar10_suite.recipes import Recipe
@@ -30,6 +30,9 @@ class TrainSettings:
     save_checkpoint_secs: seconds between checkpoints.
     save_summaries_steps: steps between summaries.
     keep_checkpoint_max: number of checkpoints to keep; 0 keeps all.
+    stop_at_precision: precision at which to stop, or None.
+    patience: number of scores without a new best after which to stop, or None.
+    eval_dir: directory of the scores, for the last two; only read.
     seed: random seed, or None.
     restart: whether to remove an earlier run from `train_dir` first.
     cluster_timeout_secs: seconds without response after which to give up on a
@@ -47,9 +50,17 @@ class TrainSettings:
   save_checkpoint_secs: int = 600
   save_summaries_steps: int = 100
   keep_checkpoint_max: int = 5
+  stop_at_precision: float | None = None
+  patience: int | None = None
+  eval_dir: str = ''
   seed: int | None = None
   restart: bool = False
   cluster_timeout_secs: int = 600
+
+  @property
+  def stops_by_score(self) -> bool:
+    """Whether scores may end training before the last step."""
+    return bool(self.stop_at_precision or self.patience)
 
 
 def run_training(
@@ -94,13 +105,16 @@ def run_training(
       settings.train_dir, settings.keep_checkpoint_max
     )
   if start >= max_steps:
-    print(f'{where} is already at step {start}: nothing left to train.')
+    print(
+      f'{where} is already at step {start}: nothing left to train. To '
+      'continue, raise --max_steps.'
+    )
     if cluster.is_alone:
       return
     # In a cluster, the chief continues: the workers wait for it to restore the
     # variables, and only then see that no step is left.
 
-  if is_chief:
+  if is_chief and start < max_steps:
     runs.record_start(
       settings.train_dir,
       settings.data_set.class_names,
@@ -122,15 +136,18 @@ def run_training(
     settings.log_frequency,
     counts=not cluster.servers,
   )
+  watch = _watch_scores(settings)
   try:
     with (
       _collected_signals(cluster.signals),
       _session(
-        settings, log_hook, config or session_config(), cluster, init_fn
+        settings, log_hook, watch, config or session_config(), cluster, init_fn
       ) as session,
     ):
       options = step_options()
-      while not session.should_stop() and not cluster.stops():
+      while not (
+        session.should_stop() or cluster.stops() or (watch and watch.stops())
+      ):
         session.run(train_op, options=options)
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
@@ -151,14 +168,35 @@ def run_training(
       'training.'
     )
     sys.exit(128 + cluster.signals[0])
-  saved = f', which is saved in {where}' if is_chief else ''
-  print(f'Trained to step {step}{saved}.')
+  if watch and watch.reason and step < max_steps:
+    runs.record_stop(settings.train_dir, step)
+    print(watch.reason)
+  if start < max_steps:
+    saved = f', which is saved in {where}' if is_chief else ''
+    print(f'Trained to step {step}{saved}.')
   cluster.leave()
+
+
+def _watch_scores(settings: TrainSettings) -> stopping.StopByScore | None:
+  """Return what ends training by score, if the settings ask for it."""
+  if not settings.stops_by_score:
+    return None
+  print(
+    f'Training may stop by the scores in {cli.short_path(settings.eval_dir)}: '
+    'run cifar10_eval.py beside it.'
+  )
+  return stopping.StopByScore(
+    settings.train_dir,
+    settings.eval_dir,
+    settings.stop_at_precision,
+    settings.patience,
+  )
 
 
 def _session(
   settings: TrainSettings,
   log_hook: hooks.LogHook,
+  watch: stopping.StopByScore | None,
   config: tf.ConfigProto,
   cluster: Cluster,
   init_fn: Callable[[tf.train.Scaffold, tf.Session], None] | None,
@@ -185,6 +223,7 @@ def _session(
           hooks.RefuseToSaveNan(),
           hooks.WatchDataFiles(),
           *cluster.listeners(),
+          *([watch] if watch else []),
         ],
       )
     )

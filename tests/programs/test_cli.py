@@ -171,27 +171,34 @@ def test_evaluator_waits_and_scores_each_checkpoint_once(
 def test_evaluator_beside_a_trainer_that_deletes_checkpoints(
   train_flags, eval_flags, tmp_path
 ):
+  """Training ends by score, and evaluation with it."""
   with Program(
     'cifar10_train.py',
     *train_flags,
     '--save_checkpoint_secs=1',
     '--keep_checkpoint_max=2',
+    '--patience=2',
+    f'--eval_dir={tmp_path}/eval',
   ) as trainer:
-    for _ in range(2):  # killed and restarted
-      with Program(
-        'cifar10_eval.py', *eval_flags, '--eval_interval_secs=0'
-      ) as evaluator:
-        for _ in range(2):
-          evaluator.wait_for(' right, ')
-        assert evaluator.errors() == ''
-    trainer.send_signal(signal.SIGINT)
-    status, _ = trainer.finish()
-    assert status == 130
+    eval_flags.append('--eval_interval_secs=0')
+    with Program('cifar10_eval.py', *eval_flags) as evaluator:
+      for _ in range(2):  # then killed and restarted
+        evaluator.wait_for(' right, ')
+      assert evaluator.errors() == ''
+    lines, errors = run('cifar10_eval.py', *eval_flags, '--until_trained')
+    assert errors == '' and 'Evaluation ends: ' in lines[-1]
+    status, (*_, reason, last) = trainer.finish()
+    assert (status, trainer.errors()) == (0, '')
   steps = scored_steps(tmp_path)
-  assert steps == sorted(set(steps)) and len(steps) >= 4
+  assert steps == sorted(set(steps)) and len(steps) >= 3
   metrics = (tmp_path / 'eval' / 'metrics.jsonl').read_text()
-  assert [json.loads(line)['step'] for line in metrics.splitlines()] == steps
+  scores = [json.loads(line) for line in metrics.splitlines()]
+  assert [score['step'] for score in scores] == steps
   assert len(glob.glob(f'{tmp_path}/train/*.index')) == 2
+  assert f'Trained to step {steps[-1]}, ' in last
+  best = max(scores, key=lambda score: score['precision'])
+  assert reason.startswith('Stopped by --patience 2: the best precision is ')
+  assert f' {best["precision"]:.3f} at step {best["step"]}, ' in reason
 
 
 def test_evaluator_skips_what_it_cannot_use(train_flags, eval_flags, tmp_path):
