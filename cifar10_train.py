@@ -74,7 +74,8 @@ tf.app.flags.DEFINE_integer(
 tf.app.flags.DEFINE_integer(
   'save_checkpoint_secs',
   600,
-  'Seconds between checkpoints; the first and last steps are always saved.',
+  'Maximum seconds between checkpoints. Also saved: the first and last steps, '
+  'and each twentieth of --max_steps if that is not too often.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_integer(

@@ -27,7 +27,7 @@ class TrainSettings:
     init_from: directory of a run whose weights to start from, or None.
     dtype: compute type.
     log_frequency: steps between lines on the console.
-    save_checkpoint_secs: seconds between checkpoints.
+    save_checkpoint_secs: maximum number of seconds between checkpoints.
     save_summaries_steps: steps between summaries.
     keep_checkpoint_max: number of checkpoints to keep; 0 keeps all.
     stop_at_precision: precision at which to stop, or None.
@@ -215,9 +215,10 @@ def _session(
   if cluster.is_chief:
     # Last, so that the log hook checks the loss before a checkpoint is written.
     session_hooks.append(
-      tf.train.CheckpointSaverHook(
+      hooks.SaveCheckpoints(
         settings.train_dir,
-        save_secs=settings.save_checkpoint_secs,
+        settings.save_checkpoint_secs,
+        settings.recipe.max_steps,
         scaffold=scaffold,
         listeners=[
           hooks.RefuseToSaveNan(),

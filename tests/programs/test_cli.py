@@ -365,6 +365,7 @@ class TestMistakes:
     ('program', 'argument', 'says'),
     [
       ('cifar10_train.py', '--batch_size=0', '--batch_size=0'),
+      ('cifar10_train.py', '--stop_at_precision=86', 'such as 0.86'),
       ('cifar10_train.py', '--data_dri=x', 'Did you mean: data_dir'),
       ('cifar10_train.py', 'stray', 'Unexpected argument: stray'),
       ('cifar10_eval.py', '--num_examples=-1', '--num_examples=-1'),

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
-from cifar10_suite import stopping
+import cifar10_train
+from cifar10_suite import stopping, training
+from cifar10_suite.errors import UserError
+from cifar10_suite.recipes import TUTORIAL
 
 
 class Run:
@@ -103,3 +106,15 @@ def test_looks_at_most_once_per_second(run):
   assert not watch.stops()
   run.clock += 1
   assert watch.stops()
+
+
+@pytest.mark.parametrize('flag', [{'stop_at_precision': 0.5}, {'patience': 3}])
+def test_is_refused_in_a_cluster(tmp_path, monkeypatch, flag):
+  addresses = {'chief': ['localhost:1'], 'worker': ['localhost:2']}
+  monkeypatch.setenv(
+    'TF_CONFIG',
+    json.dumps({'cluster': addresses, 'task': {'type': 'worker', 'index': 0}}),
+  )
+  settings = training.TrainSettings(TUTORIAL, str(tmp_path), **flag)
+  with pytest.raises(UserError, match='not work in a cluster'):
+    cifar10_train.run(None, settings, None)
