@@ -80,7 +80,10 @@ tf.app.flags.DEFINE_integer(
   lower_bound=1,
 )
 tf.app.flags.DEFINE_string(
-  'report', None, 'HTML file to write a report to after each score.'
+  'report',
+  None,
+  'HTML file to write a report to after each score; auto is report.html in '
+  '--eval_dir.',
 )
 tf.app.flags.DEFINE_enum(
   'device', 'auto', ['auto', 'cpu'], 'Device to run on; cpu disables GPUs.'
@@ -122,9 +125,9 @@ def main() -> None:
     'TF_NUM_INTRAOP_THREADS', str(max(2, (os.cpu_count() or 1) // 2))
   )
   cli.prepare_dir('--eval_dir', FLAGS.eval_dir)
-  if FLAGS.report:
-    cli.prepare_dir('--report', os.path.dirname(FLAGS.report) or '.')
-    report.refuse_to_overwrite(FLAGS.report)
+  if page := report_path():
+    cli.prepare_dir('--report', os.path.dirname(page) or '.')
+    report.refuse_to_overwrite(page)
   cifar10.maybe_download_and_extract()
   class_names = dataset.class_names(_batches_dir())
   paths = dataset.evaluation_files(FLAGS.eval_data == 'test', _batches_dir())
@@ -154,8 +157,15 @@ def main() -> None:
         print(f'Skipped: {error}')
   if not some:
     sys.exit(1)
-  if FLAGS.report:
-    print(f'Wrote {cli.short_path(FLAGS.report)}.')
+  if page:
+    print(f'Wrote {cli.short_path(page)}.')
+
+
+def report_path() -> str | None:
+  """Return the path of the report, or None without `--report`."""
+  if FLAGS.report == 'auto':
+    return os.path.join(FLAGS.eval_dir, 'report.html')
+  return FLAGS.report
 
 
 def number_to_score(hold_out: int) -> int:
@@ -374,8 +384,8 @@ def score(
   if not FLAGS.run_once:
     best = max(scores.curve(), key=lambda it: it['precision'])
     print(f'  best so far: {best["precision"]:.3f} at step {best["step"]}')
-  if FLAGS.report:
-    report.write_page(FLAGS.report, scores.curve(), record, wrong)
+  if page := report_path():
+    report.write_page(page, scores.curve(), record, wrong)
 
 
 def evaluate(

@@ -325,7 +325,8 @@ def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
     raise UserError(
       f'{path} was trained with another --recipe: it '
       f'{"has" if slots & there else "lacks"} momenta. Use that recipe, '
-      'choose another --train_dir, or start over with --restart.'
+      'choose another --train_dir (with make, RUN=NAME), or start over with '
+      '--restart.'
     )
 
 
