@@ -1,34 +1,50 @@
 # Each target creates .venv if necessary, then runs one command.
 # ARGS passes flags: make train ARGS='--max_steps 2000'
+# RUN names a run: with RUN=fast, its files are in runs/fast/train and .../eval.
 
 PYTHON ?= python3
 ARGS ?=
+RUN ?=
 WORKERS ?= 2
 # With GPU=1, the libraries for NVIDIA GPUs are installed, too.
 GPU ?=
 ENVIRONMENT = .venv/$(if $(GPU),gpu,run)
+N ?= 3
+
+comma := ,
+train_dir = $(if $(RUN),runs/$(RUN)/train,cifar10_train)
+eval_dir = $(if $(RUN),runs/$(RUN)/eval,cifar10_eval)
+train_flags = $(if $(RUN),--train_dir $(train_dir) --eval_dir $(eval_dir))
+eval_flags = $(if $(RUN),--checkpoint_dir $(train_dir) --eval_dir $(eval_dir))
+
+# Shows and runs a command. Ctrl-C (status 130) is not an error; the
+# trap lets the shell wait while the program saves its last step.
+run = @$(info $(strip $(1)))trap : INT; $(1) || [ $$? -eq 130 ]
 
 .DEFAULT_GOAL := help
-.PHONY: help train cluster eval report tensorboard check lint format types \
+.PHONY: help train seeds cluster eval report tensorboard check lint format types \
   test test-unit faults bench
 
 help: # Show this list
 	@grep -E '^[a-z-]+:.*# ' Makefile | sed -E 's/:.*# /\t/' | expand -t 14
 
-train: $(ENVIRONMENT) # Train: make train ARGS='--max_steps 5000'
-	.venv/bin/python cifar10_train.py $(ARGS)
+train: $(ENVIRONMENT) # Train: make train RUN=short ARGS='--max_steps 5000'
+	$(call run,.venv/bin/python cifar10_train.py $(train_flags) $(ARGS))
 
 eval: $(ENVIRONMENT) # Score each new checkpoint during training
-	.venv/bin/python cifar10_eval.py $(ARGS)
+	$(call run,.venv/bin/python cifar10_eval.py --eval_interval_secs 30 $(eval_flags) $(ARGS))
 
 report: $(ENVIRONMENT) # Score the latest checkpoint and write an HTML report
-	.venv/bin/python cifar10_eval.py --run_once --report cifar10_eval/report.html $(ARGS)
+	$(call run,.venv/bin/python cifar10_eval.py --run_once --report auto $(eval_flags) $(ARGS))
 
 tensorboard: $(ENVIRONMENT) # Show training and evaluation at localhost:6006
-	.venv/bin/tensorboard --logdir_spec train:cifar10_train,eval:cifar10_eval $(ARGS)
+	$(call run,.venv/bin/tensorboard --logdir_spec train:$(train_dir)$(comma)eval:$(eval_dir) $(ARGS))
+
+seeds: $(ENVIRONMENT) # Train and score N seeds: make seeds N=5 ARGS='--recipe fast'
+	$(call run,.venv/bin/python examples/seeds.py --seeds $(N) --dir runs/$(or $(RUN),seeds) $(ARGS))
 
 cluster: $(ENVIRONMENT) # Train in a cluster of WORKERS processes
-	.venv/bin/python examples/cluster.py --workers $(WORKERS) $(ARGS)
+	$(call run,.venv/bin/python examples/cluster.py --workers $(WORKERS) $(train_flags) $(ARGS))
 
 check: lint types test # Run all checks that every change must pass
 

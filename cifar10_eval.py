@@ -8,6 +8,7 @@ test image exactly once. Scores go to the console, to event files for
 TensorBoard and to metrics.jsonl. A copy of the best checkpoint is kept.
 """
 
+import contextlib
 import datetime
 import io
 import os
@@ -41,11 +42,7 @@ from cifar10_suite.errors import UserError
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
-tf.app.flags.DEFINE_string(
-  'eval_dir',
-  os.path.join(_HERE, 'cifar10_eval'),
-  'Directory for scores, event files and the best checkpoint.',
-)
+cli.define_eval_dir(os.path.join(_HERE, 'cifar10_eval'))
 tf.app.flags.DEFINE_enum(
   'eval_data',
   'test',
@@ -72,11 +69,23 @@ tf.app.flags.DEFINE_boolean(
 tf.app.flags.DEFINE_boolean(
   'all_checkpoints', False, 'Score every checkpoint, oldest first, and exit.'
 )
+tf.app.flags.DEFINE_boolean(
+  'until_trained', False, 'Exit when the last step of training is scored.'
+)
 tf.app.flags.mark_bool_flags_as_mutual_exclusive(
-  ['run_once', 'all_checkpoints']
+  ['run_once', 'all_checkpoints', 'until_trained']
+)
+tf.app.flags.DEFINE_integer(
+  'timeout_secs',
+  None,
+  'Exit if no new checkpoint appears for this many seconds.',
+  lower_bound=1,
 )
 tf.app.flags.DEFINE_string(
-  'report', None, 'HTML file to write a report to after each score.'
+  'report',
+  None,
+  'HTML file to write a report to after each score; auto is report.html in '
+  '--eval_dir.',
 )
 tf.app.flags.DEFINE_enum(
   'device', 'auto', ['auto', 'cpu'], 'Device to run on; cpu disables GPUs.'
@@ -118,9 +127,9 @@ def main() -> None:
     FLAGS.num_threads or max(2, processor.usable_cores() // 2)
   )
   cli.prepare_dir('--eval_dir', FLAGS.eval_dir)
-  if FLAGS.report:
-    cli.prepare_dir('--report', os.path.dirname(FLAGS.report) or '.')
-    report.refuse_to_overwrite(FLAGS.report)
+  if page := report_path():
+    cli.prepare_dir('--report', os.path.dirname(page) or '.')
+    report.refuse_to_overwrite(page)
   cifar10.maybe_download_and_extract()
   class_names = dataset.class_names(_batches_dir())
   paths = dataset.evaluation_files(FLAGS.eval_data == 'test', _batches_dir())
@@ -144,7 +153,7 @@ def main() -> None:
       checkpoints.directory_of(FLAGS.checkpoint_dir), class_names
     )
     network = build_evaluation(len(class_names), num_examples, hold_out)
-    for checkpoint in checkpoints_to_score(network.variables):
+    for checkpoint in checkpoints_to_score(network.variables, scores):
       try:
         score(checkpoint, network, scores, class_names)
         some = True
@@ -152,8 +161,15 @@ def main() -> None:
         print(f'Skipped: {error}')
   if not some:
     sys.exit(1)
-  if FLAGS.report:
-    print(f'Wrote {cli.short_path(FLAGS.report)}.')
+  if page:
+    print(f'Wrote {cli.short_path(page)}.')
+
+
+def report_path() -> str | None:
+  """Return the path of the report, or None without `--report`."""
+  if FLAGS.report == 'auto':
+    return os.path.join(FLAGS.eval_dir, 'report.html')
+  return FLAGS.report
 
 
 def number_to_score(hold_out: int) -> int:
@@ -233,15 +249,18 @@ def build_evaluation(
   )
 
 
-def checkpoints_to_score(variables: dict[str, tf.Variable]) -> Iterator[str]:
+def checkpoints_to_score(
+  variables: dict[str, tf.Variable], scores: scoring.Scores
+) -> Iterator[str]:
   """Yield the paths of the checkpoints that the flags select.
 
   Without --run_once or --all_checkpoints, these are the newest usable
-  checkpoint, then each new one, indefinitely. If --checkpoint_dir names a
-  checkpoint, it is the only one.
+  checkpoint, then each new one. If --checkpoint_dir names a checkpoint, it is
+  the only one.
 
   Args:
     variables: the variables to restore, by checkpoint name.
+    scores: existing scores, to which the caller adds those of the checkpoints.
 
   Raises:
     CheckpointError: with --run_once, if all checkpoints are unusable.
@@ -259,7 +278,7 @@ def checkpoints_to_score(variables: dict[str, tf.Variable]) -> Iterator[str]:
     print(f'No checkpoint file found in {cli.short_path(directory)}')
   yield from found
   if not (FLAGS.run_once or FLAGS.all_checkpoints):
-    yield from _later_checkpoints(directory, FLAGS.eval_interval_secs, latest)
+    yield from _later_checkpoints(directory, latest, scores)
 
 
 def _newest_good(
@@ -276,18 +295,63 @@ def _newest_good(
 
 
 def _later_checkpoints(
-  directory: str, interval_secs: float, last: str | None
+  directory: str, last: str | None, scores: scoring.Scores
 ) -> Iterator[str]:
+  """Yield new checkpoints until --until_trained or --timeout_secs ends this.
+
+  Args:
+    directory: directory to watch.
+    last: path of its latest checkpoint so far.
+    scores: scores of the checkpoints.
+  """
   # `tf.train.checkpoints_iterator` would follow the paths in the state file,
   # which lead out of a directory that was copied.
+  where = cli.short_path(directory)
+  last_time = time.monotonic()  # of a new checkpoint, or of its score
+  next_time = last_time  # of a check
+  is_told = False
   while True:
     latest = checkpoints.latest(directory)
-    if latest in (None, last):
-      time.sleep(_POLL_SECS)
-    else:
-      last = latest
-      yield latest
-      time.sleep(interval_secs)
+    is_last = latest and FLAGS.until_trained and is_last_step(latest)
+    now = time.monotonic()
+    if latest not in (None, last):
+      if is_last or now >= next_time:
+        last = latest
+        yield latest
+        last_time = time.monotonic()
+        next_time = last_time + FLAGS.eval_interval_secs
+        continue
+    elif latest and is_last and is_scored(latest, scores):
+      print(f'Evaluation ends: {cli.short_path(latest)} is the last step.')
+      return
+    elif FLAGS.timeout_secs and now > last_time + FLAGS.timeout_secs:
+      print(
+        f'Evaluation ends: no new checkpoint in {where} for '
+        f'{FLAGS.timeout_secs} s.'
+      )
+      return
+    if not is_told:
+      print(f'Waiting for a checkpoint in {where}.')
+      is_told = True
+    time.sleep(_POLL_SECS)
+
+
+def is_last_step(checkpoint: str) -> bool:
+  """Return whether a checkpoint is of the step at which its training ends.
+
+  Without run.json, as in the tutorial's directories, this is unknown.
+  """
+  run = runs.read(os.path.dirname(checkpoint))
+  return run is not None and (
+    checkpoints.step_in_name(checkpoint) >= runs.last_step(run)
+  )
+
+
+def is_scored(checkpoint: str, scores: scoring.Scores) -> bool:
+  """Return whether a checkpoint has a score; False if it is unreadable."""
+  with contextlib.suppress(checkpoints.CheckpointError):
+    return scores.find(checkpoints.digest(checkpoint)) is not None
+  return False
 
 
 def score(
@@ -327,8 +391,11 @@ def score(
       summary = summarize(record, wrong, summary)
       scores.add(record, copy, summary, tf.get_default_graph())
   _print(record)
-  if FLAGS.report:
-    report.write_page(FLAGS.report, scores.curve(), record, wrong)
+  if not FLAGS.run_once:
+    best = max(scores.curve(), key=lambda it: it['precision'])
+    print(f'  best so far: {best["precision"]:.3f} at step {best["step"]}')
+  if page := report_path():
+    report.write_page(page, scores.curve(), record, wrong)
 
 
 def evaluate(

@@ -43,6 +43,7 @@ from cifar10_suite import (
   updates,
   whitening,
 )
+from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES, Recipe
 from cifar10_suite.training import TrainSettings
 
@@ -75,7 +76,8 @@ tf.app.flags.DEFINE_integer(
 tf.app.flags.DEFINE_integer(
   'save_checkpoint_secs',
   600,
-  'Seconds between checkpoints; the first and last steps are always saved.',
+  'Maximum seconds between checkpoints. Also saved: the first and last steps, '
+  'and each twentieth of --max_steps if that is not too often.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_integer(
@@ -94,6 +96,24 @@ tf.app.flags.DEFINE_integer(
   'cifar10_eval.py scores them with --eval_data=held_out.',
   lower_bound=0,
 )
+tf.app.flags.DEFINE_float(
+  'stop_at_precision',
+  None,
+  'Stop when cifar10_eval.py, running beside the trainer, has scored a '
+  'checkpoint with this precision (0 to 1).',
+)
+tf.app.flags.register_validator(
+  'stop_at_precision',
+  lambda value: value is None or 0 < value <= 1,
+  'must be greater than 0 and at most 1, such as 0.86',
+)
+tf.app.flags.DEFINE_integer(
+  'patience',
+  None,
+  'Stop when the best of these scores is this many scores ago.',
+  lower_bound=1,
+)
+cli.define_eval_dir(os.path.join(_HERE, 'cifar10_eval'))
 tf.app.flags.DEFINE_string(
   'init_from',
   None,
@@ -168,6 +188,9 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
         'save_checkpoint_secs',
         'save_summaries_steps',
         'keep_checkpoint_max',
+        'stop_at_precision',
+        'patience',
+        'eval_dir',
         'seed',
         'restart',
         'cluster_timeout_secs',
@@ -282,6 +305,11 @@ def run(
   if task.kind == 'evaluator':
     become_evaluator()
   workers = cluster_of(task, addresses)
+  if settings.stops_by_score and not workers.is_alone:
+    raise UserError(
+      '--stop_at_precision and --patience do not work in a cluster. Remove '
+      'them.'
+    )
   if task.kind == 'ps':
     parameter_servers.serve(workers, settings.cluster_timeout_secs)
     return
@@ -383,7 +411,7 @@ def become_evaluator() -> NoReturn:
   """
   flags = [
     FLAGS[name].serialize()
-    for name in ('data_dir', 'use_fp16', 'use_bf16')
+    for name in ('data_dir', 'eval_dir', 'use_fp16', 'use_bf16')
     if FLAGS[name].present
   ]
   program = os.path.join(_HERE, 'cifar10_eval.py')

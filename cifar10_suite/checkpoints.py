@@ -35,7 +35,7 @@ def saved_in(directory: str) -> list[str]:
   pattern = os.path.join(glob.escape(directory), 'model.ckpt-*.index')
   paths = [path.removesuffix('.index') for path in glob.glob(pattern)]
   return sorted(
-    (path for path in paths if re.search(r'-\d+$', path)), key=_step_in_name
+    (path for path in paths if re.search(r'-\d+$', path)), key=step_in_name
   )
 
 
@@ -55,7 +55,7 @@ def named(path: str) -> str | None:
   directory, name = os.path.split(path)
   if os.path.isdir(path) or not re.fullmatch(r'model\.ckpt-\d+', name):
     return None
-  steps = [f'{_step_in_name(other):g}' for other in saved_in(directory)]
+  steps = [f'{step_in_name(other):g}' for other in saved_in(directory)]
   there = f'It has steps {", ".join(steps[-5:])}.' if steps else 'It has none.'
   raise CheckpointError(
     f'There is no checkpoint {name} in {directory or "."}. {there}'
@@ -113,7 +113,7 @@ def _named_by_state(directory: str) -> str | None:
   return state.model_checkpoint_path if state else None
 
 
-def _step_in_name(path: str) -> float:
+def step_in_name(path: str) -> float:
   """Return the step in a checkpoint's name, or infinity if it has none."""
   match = re.search(r'-(\d+)$', path)
   return int(match[1]) if match else math.inf
@@ -147,7 +147,7 @@ def newest_good(
   newest = latest(directory)
   if newest is not None and newest not in paths:
     paths.append(newest)
-  for path in sorted(paths, key=_step_in_name, reverse=True):
+  for path in sorted(paths, key=step_in_name, reverse=True):
     try:
       return path, check(path, variables)
     except OtherNetworkError:
@@ -270,7 +270,7 @@ def find_start(train_dir: str, keep: int) -> int:
   own = [
     other
     for other in saved_in(train_dir)
-    if _step_in_name(other) < step
+    if step_in_name(other) < step
     and set(variables) <= (names_in(other) or set())
   ]
   surplus = own[: max(len(own) + 1 - keep, 0)] if keep else []
@@ -360,7 +360,8 @@ def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
     raise UserError(
       f'{path} was trained with another --recipe: it '
       f'{"has" if slots & there else "lacks"} momenta. Use that recipe, '
-      'choose another --train_dir, or start over with --restart.'
+      'choose another --train_dir (with make, RUN=NAME), or start over with '
+      '--restart.'
     )
 
 

@@ -131,6 +131,21 @@ def define_threads_flag() -> None:
   flags.declare_key_flag('num_threads')
 
 
+def define_eval_dir(eval_dir: str) -> None:
+  """Define the flag for the directory of scores; repeated calls do nothing.
+
+  Args:
+    eval_dir: default of `--eval_dir`.
+  """
+  if 'eval_dir' not in flags.FLAGS:
+    flags.DEFINE_string(
+      'eval_dir',
+      eval_dir,
+      'Directory for scores, event files and the best checkpoint.',
+    )
+  flags.declare_key_flag('eval_dir')
+
+
 def prepare_dir(flag: str, path: str) -> None:
   """Create a directory and check that it is writable.
 

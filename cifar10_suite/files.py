@@ -12,6 +12,7 @@ import filelock
 from cifar10_suite.errors import UserError
 
 LOCK = '.lock'  # lock file of a directory that only one process may use
+SCORES = 'metrics.jsonl'  # in --eval_dir: one line of JSON per score
 _LOCK_TEXT = re.compile(r'(process \d+ on .*)?')
 
 

@@ -13,6 +13,10 @@ from tqdm import tqdm
 from cifar10_suite import dataset
 from cifar10_suite.errors import UserError
 
+_SAVES = 20  # checkpoints of a run that is not short
+_SAVE_PAUSE = 100  # times the duration of a save until the next one
+_MIN_SAVE_PAUSE_SECS = 15
+
 
 class LogHook(tf.train.SessionRunHook):
   """Hook that prints a line every few steps and, on a terminal, a progress bar.
@@ -106,6 +110,57 @@ class LogHook(tf.train.SessionRunHook):
       with contextlib.suppress(tf.errors.OpError):  # or finished
         self.step = int(session.run(self._global_step))
     self._bar.close()
+
+
+class SaveCheckpoints(tf.train.CheckpointSaverHook):
+  """Hook that saves by time, and often enough to see a curve.
+
+  It saves the first and the last step, whenever `save_secs` have passed, and
+  after each twentieth of the steps, unless saving would take more than 1% of
+  the time.
+  """
+
+  def __init__(
+    self,
+    train_dir: str,
+    save_secs: float,
+    max_steps: int,
+    scaffold: tf.train.Scaffold,
+    listeners: list[tf.train.CheckpointSaverListener],
+  ):
+    super().__init__(
+      train_dir, save_secs=save_secs, scaffold=scaffold, listeners=listeners
+    )
+    self._timer = _SaveTimer(save_secs, max(max_steps // _SAVES, 1))
+
+  def after_run(
+    self,
+    run_context: tf.train.SessionRunContext,
+    run_values: tf.train.SessionRunValues,
+  ) -> None:
+    last, begin = self._timer.last_triggered_step(), time.monotonic()
+    super().after_run(run_context, run_values)
+    if self._timer.last_triggered_step() != last:  # it has saved
+      self._timer.rest(_SAVE_PAUSE * (time.monotonic() - begin))
+
+
+class _SaveTimer(tf.train.SecondOrStepTimer):
+  """Timer that triggers after `secs`, or after `steps` and a pause."""
+
+  def __init__(self, secs: float, steps: int):
+    super().__init__(every_secs=secs)
+    self._steps = steps
+    self.rest(0)
+
+  def rest(self, secs: float) -> None:
+    """Do not trigger because of steps for some seconds."""
+    self._next_time = time.monotonic() + max(secs, _MIN_SAVE_PAUSE_SECS)
+
+  def should_trigger_for_step(self, step: int) -> bool:
+    return super().should_trigger_for_step(step) or (
+      step >= self.last_triggered_step() + self._steps
+      and time.monotonic() >= self._next_time
+    )
 
 
 class RefuseToSaveNan(tf.train.CheckpointSaverListener):

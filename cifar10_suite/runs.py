@@ -5,7 +5,8 @@
    "starts": [{"step": 0, "command": "cifar10_train.py --max_steps=5000",
                "recipe": {"name": "tutorial", "batch_size": 128, ...}, ...}]}
 
-The file is written when training starts; each resume appends to `starts`.
+The file is written when training starts; each resume appends to `starts`. If
+training ends before `max_steps` by score, its start gets a `stopped_at`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -68,15 +70,42 @@ def record_start(
   os.makedirs(train_dir, exist_ok=True)
   before = read(train_dir) if step else None
   starts = before['starts'] if before else []
+  _write(train_dir, class_names, [*starts, {'step': step, **description}])
+
+
+def record_stop(train_dir: str, step: int) -> None:
+  """Record that training has ended before its last step.
+
+  Args:
+    train_dir: directory of the run.
+    step: step at which training has ended.
+  """
+  run = read(train_dir)
+  if run:
+    *earlier, start = run['starts']
+    _write(
+      train_dir, run['class_names'], [*earlier, {**start, 'stopped_at': step}]
+    )
+
+
+def _write(
+  train_dir: str, class_names: Sequence[str], starts: list[dict]
+) -> None:
   content = {
     'program': _PROGRAM,
     'class_names': list(class_names),
-    'starts': [*starts, {'step': step, **description}],
+    'starts': starts,
   }
   files.write_whole(
     os.path.join(train_dir, NAME),
     json.dumps(content, indent=1, ensure_ascii=False).encode() + b'\n',
   )
+
+
+def last_step(run: dict) -> int:
+  """Return the step at which a run, from `read`, ends or has ended."""
+  start = run['starts'][-1]
+  return start.get('stopped_at', start['recipe']['max_steps'])
 
 
 def class_names(directory: str) -> tuple[str, ...]:

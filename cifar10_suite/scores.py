@@ -169,7 +169,7 @@ class Scores:
     """
     self._eval_dir = eval_dir
     self._settings = settings
-    self._path = os.path.join(eval_dir, 'metrics.jsonl')
+    self._path = os.path.join(eval_dir, files.SCORES)
     self.records = self._load()
     self._load_best()  # fail now rather than after an evaluation
     self._step_without_record = self._find_step_without_record()

@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, cli, hooks, runs
+from cifar10_suite import checkpoints, cli, hooks, runs, stopping
 from cifar10_suite.cluster import ALONE, Cluster
-from cifar10_suite.dataset import CIFAR10, DataSet
+from cifar10_suite.dataset import CIFAR10, DEFAULT_DATA_DIR, DataSet
 from cifar10_suite.recipes import Recipe
 
 
@@ -28,9 +30,12 @@ class TrainSettings:
       None.
     dtype: compute type.
     log_frequency: steps between lines on the console.
-    save_checkpoint_secs: seconds between checkpoints.
+    save_checkpoint_secs: maximum number of seconds between checkpoints.
     save_summaries_steps: steps between summaries.
     keep_checkpoint_max: number of checkpoints to keep; 0 keeps all.
+    stop_at_precision: precision at which to stop, or None.
+    patience: number of scores without a new best after which to stop, or None.
+    eval_dir: directory of the scores, for the last two; only read.
     seed: random seed, or None.
     restart: whether to remove an earlier run from `train_dir` first.
     cluster_timeout_secs: seconds without response after which to give up on a
@@ -48,9 +53,17 @@ class TrainSettings:
   save_checkpoint_secs: int = 600
   save_summaries_steps: int = 100
   keep_checkpoint_max: int = 5
+  stop_at_precision: float | None = None
+  patience: int | None = None
+  eval_dir: str = ''
   seed: int | None = None
   restart: bool = False
   cluster_timeout_secs: int = 600
+
+  @property
+  def stops_by_score(self) -> bool:
+    """Whether scores may end training before the last step."""
+    return bool(self.stop_at_precision or self.patience)
 
 
 def run_training(
@@ -82,6 +95,7 @@ def run_training(
     UserError: if training cannot continue.
     SystemExit: with status 130 or 143 after a signal.
   """
+  begin = time.monotonic()
   where = cli.short_path(settings.train_dir)
   is_chief = cluster.is_chief
   start, max_steps = 0, settings.recipe.max_steps
@@ -95,13 +109,16 @@ def run_training(
       settings.train_dir, settings.keep_checkpoint_max
     )
   if start >= max_steps:
-    print(f'{where} is already at step {start}: nothing left to train.')
+    print(
+      f'{where} is already at step {start}: nothing left to train. To '
+      'continue, raise --max_steps.'
+    )
     if cluster.is_alone:
       return
     # In a cluster, the chief continues: the workers wait for it to restore the
     # variables, and only then see that no step is left.
 
-  if is_chief:
+  if is_chief and start < max_steps:
     runs.record_start(
       settings.train_dir,
       settings.data_set.class_names,
@@ -123,15 +140,18 @@ def run_training(
     settings.log_frequency,
     counts=not cluster.servers,
   )
+  watch = _watch_scores(settings)
   try:
     with (
       _collected_signals(cluster.signals),
       _session(
-        settings, log_hook, config or session_config(), cluster, init_fn
+        settings, log_hook, watch, config or session_config(), cluster, init_fn
       ) as session,
     ):
       options = step_options()
-      while not session.should_stop() and not cluster.stops():
+      while not (
+        session.should_stop() or cluster.stops() or (watch and watch.stops())
+      ):
         session.run(train_op, options=options)
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
@@ -152,14 +172,55 @@ def run_training(
       'training.'
     )
     sys.exit(128 + cluster.signals[0])
-  saved = f', which is saved in {where}' if is_chief else ''
-  print(f'Trained to step {step}{saved}.')
+  if watch and watch.reason and step < max_steps:
+    runs.record_stop(settings.train_dir, step)
+    print(watch.reason)
+  if start < max_steps:
+    saved = f', which is saved in {where}' if is_chief else ''
+    print(f'Trained to step {step}{saved}.')
+    if cluster.is_alone:
+      print(f'It took {_duration(time.monotonic() - begin)}. {_next(settings)}')
   cluster.leave()
+
+
+def _duration(seconds: float) -> str:
+  """Return a duration for messages, such as '3 min 7 s'."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours} h {minutes} min'
+  return f'{minutes} min {rest} s' if minutes else f'{rest} s'
+
+
+def _next(settings: TrainSettings) -> str:
+  """Say how to score the last checkpoint."""
+  command = ['python', 'cifar10_eval.py', '--run_once']
+  command += ['--checkpoint_dir', cli.short_path(settings.train_dir)]
+  if settings.data_dir != DEFAULT_DATA_DIR:
+    command += ['--data_dir', cli.short_path(settings.data_dir)]
+  return f'To score it: {shlex.join(command)}'
+
+
+def _watch_scores(settings: TrainSettings) -> stopping.StopByScore | None:
+  """Return what ends training by score, if the settings ask for it."""
+  if not settings.stops_by_score:
+    return None
+  print(
+    f'Training may stop by the scores in {cli.short_path(settings.eval_dir)}: '
+    'run cifar10_eval.py beside it.'
+  )
+  return stopping.StopByScore(
+    settings.train_dir,
+    settings.eval_dir,
+    settings.stop_at_precision,
+    settings.patience,
+  )
 
 
 def _session(
   settings: TrainSettings,
   log_hook: hooks.LogHook,
+  watch: stopping.StopByScore | None,
   config: tf.ConfigProto,
   cluster: Cluster,
   init_fn: Callable[[tf.train.Scaffold, tf.Session], None] | None,
@@ -178,14 +239,16 @@ def _session(
   if cluster.is_chief:
     # Last, so that the log hook checks the loss before a checkpoint is written.
     session_hooks.append(
-      tf.train.CheckpointSaverHook(
+      hooks.SaveCheckpoints(
         settings.train_dir,
-        save_secs=settings.save_checkpoint_secs,
+        settings.save_checkpoint_secs,
+        settings.recipe.max_steps,
         scaffold=scaffold,
         listeners=[
           hooks.RefuseToSaveNan(),
           hooks.WatchDataFiles(),
           *cluster.listeners(),
+          *([watch] if watch else []),
         ],
       )
     )

@@ -112,6 +112,7 @@ def test_trains_and_changes_places_with_one_machine(flags, tmp_path, tasks):
   with Tasks([*flags, '--max_steps=25'], **tasks) as running:
     lines = running.finish()
   assert any('nothing left to train' in line for line in lines['chief 0'])
+  assert not any('Trained to' in line for line in lines['chief 0'])
 
 
 @pytest.mark.faults

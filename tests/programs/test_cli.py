@@ -126,6 +126,11 @@ def test_rates_are_true(train_flags, tmp_path):
     'Training with 3 threads on the CPU in float32: recipe tutorial, results '
     f'in {tmp_path}/train.'
   ) in lines
+  assert re.fullmatch(
+    r'It took \d+ s\. To score it: python cifar10_eval\.py --run_once '
+    rf'--checkpoint_dir {tmp_path}/train --data_dir \S+',
+    lines[-1],
+  )
   steps = steps_in(lines)
   assert [int(line['step']) for line in steps] == [0, 7, 14, 21, 28, 35]
   last_time, last_step = None, -1
@@ -161,12 +166,15 @@ def test_evaluator_waits_and_scores_each_checkpoint_once(
     'cifar10_eval.py', *eval_flags, '--eval_interval_secs=1'
   ) as evaluator:
     evaluator.wait_for('No checkpoint file found')
+    evaluator.wait_for(f'Waiting for a checkpoint in {tmp_path}/train.')
     for step in (2, 4):
       run('cifar10_train.py', *train_flags, f'--max_steps={step}')
       evaluator.wait_for(f'step {step}: ')
     evaluator.send_signal(signal.SIGINT)
     status, lines = evaluator.finish()
     assert status == 130
+    best, *lines = lines
+    assert re.fullmatch(r'  best so far: \d\.\d{3} at step [024]', best)
     assert lines == ['Stopped by SIGINT.']
     assert evaluator.errors() == ''
   steps = scored_steps(tmp_path)
@@ -176,27 +184,34 @@ def test_evaluator_waits_and_scores_each_checkpoint_once(
 def test_evaluator_beside_a_trainer_that_deletes_checkpoints(
   train_flags, eval_flags, tmp_path
 ):
+  """Training ends by score, and evaluation with it."""
   with Program(
     'cifar10_train.py',
     *train_flags,
     '--save_checkpoint_secs=1',
     '--keep_checkpoint_max=2',
+    '--patience=2',
+    f'--eval_dir={tmp_path}/eval',
   ) as trainer:
-    for _ in range(2):  # killed and restarted
-      with Program(
-        'cifar10_eval.py', *eval_flags, '--eval_interval_secs=0'
-      ) as evaluator:
-        for _ in range(2):
-          evaluator.wait_for(' right, ')
-        assert evaluator.errors() == ''
-    trainer.send_signal(signal.SIGINT)
-    status, _ = trainer.finish()
-    assert status == 130
+    eval_flags.append('--eval_interval_secs=0')
+    with Program('cifar10_eval.py', *eval_flags) as evaluator:
+      for _ in range(2):  # then killed and restarted
+        evaluator.wait_for(' right, ')
+      assert evaluator.errors() == ''
+    lines, errors = run('cifar10_eval.py', *eval_flags, '--until_trained')
+    assert errors == '' and 'Evaluation ends: ' in lines[-1]
+    status, (*_, reason, last, _) = trainer.finish()
+    assert (status, trainer.errors()) == (0, '')
   steps = scored_steps(tmp_path)
-  assert steps == sorted(set(steps)) and len(steps) >= 4
+  assert steps == sorted(set(steps)) and len(steps) >= 3
   metrics = (tmp_path / 'eval' / 'metrics.jsonl').read_text()
-  assert [json.loads(line)['step'] for line in metrics.splitlines()] == steps
+  scores = [json.loads(line) for line in metrics.splitlines()]
+  assert [score['step'] for score in scores] == steps
   assert len(glob.glob(f'{tmp_path}/train/*.index')) == 2
+  assert f'Trained to step {steps[-1]}, ' in last
+  best = max(scores, key=lambda score: score['precision'])
+  assert reason.startswith('Stopped by --patience 2: the best precision is ')
+  assert f' {best["precision"]:.3f} at step {best["step"]}, ' in reason
 
 
 def test_evaluator_skips_what_it_cannot_use(train_flags, eval_flags, tmp_path):
@@ -211,20 +226,27 @@ def test_evaluator_skips_what_it_cannot_use(train_flags, eval_flags, tmp_path):
   assert lines[-3].startswith(f'Skipped: Cannot read {train_dir}/model.ckpt-3')
   lines, errors = run('cifar10_eval.py', *eval_flags, '--all_checkpoints')
   assert 'been scored' in lines[-2] and lines[-1].startswith('Skipped: ')
-  with Program(
-    'cifar10_eval.py', *eval_flags, '--eval_interval_secs=1'
-  ) as evaluator:
-    evaluator.wait_for('Skipped')
+  with Program('cifar10_eval.py', *eval_flags, '--until_trained') as evaluator:
+    evaluator.wait_for('Waiting')  # step 3 is the last, but has no score
     data.write_bytes(whole)
     run('cifar10_train.py', *train_flags, '--max_steps=4')
     evaluator.wait_for('step 4: ')
-    assert evaluator.errors() == ''
+    status, lines = evaluator.finish()
+    assert lines[-1].endswith('/model.ckpt-4 is the last step.')
+    assert status == 0 and evaluator.errors() == ''
   assert scored_steps(tmp_path) == [0, 4]
 
 
-def test_evaluation_without_checkpoint_fails(eval_flags):
-  lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once', status=1)
-  assert 'No checkpoint file found' in lines[-1]
+@pytest.mark.parametrize(
+  ('flag', 'says'),
+  [
+    ('--run_once', 'No checkpoint file found'),
+    ('--timeout_secs=1', 'Evaluation ends: no new checkpoint'),
+  ],
+)
+def test_evaluation_without_checkpoint_fails(eval_flags, flag, says):
+  lines, errors = run('cifar10_eval.py', *eval_flags, flag, status=1)
+  assert says in lines[-1]
   assert errors == ''
 
 
@@ -375,6 +397,7 @@ class TestMistakes:
     ('program', 'argument', 'says'),
     [
       ('cifar10_train.py', '--batch_size=0', '--batch_size=0'),
+      ('cifar10_train.py', '--stop_at_precision=86', 'such as 0.86'),
       ('cifar10_train.py', '--data_dri=x', 'Did you mean: data_dir'),
       ('cifar10_train.py', 'stray', 'Unexpected argument: stray'),
       ('cifar10_eval.py', '--num_examples=-1', '--num_examples=-1'),

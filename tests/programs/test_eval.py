@@ -123,18 +123,18 @@ def test_scores_all_once_keeps_the_best_and_reports(tmp_path, train_dir):
     bad,
     lambda name, old: np.array(200) if 'step' in name else 0 * old,
   )
-  flags = ['--num_examples=50', f'--report={tmp_path}/report.html']
+  flags = ['--num_examples=50', '--report=auto']
   lines = run_eval(tmp_path, *flags, '--all_checkpoints')
   assert [r['step'] for r in read_records(tmp_path)] == [9, 10, 200]
   lines = run_eval(tmp_path, *flags, '--all_checkpoints')
-  assert lines.pop() == f'Wrote {tmp_path}/report.html.'
+  assert lines.pop() == f'Wrote {tmp_path}/eval/report.html.'
   assert len(lines) == 3
   assert all('has already been scored' in line for line in lines)
   assert len(read_records(tmp_path)) == 3
   lines = run_eval(tmp_path, *flags, f'--checkpoint_dir={bad}.index')
   assert lines[:-1] == [f'{bad} has already been scored.']
 
-  page = (tmp_path / 'report.html').read_text()
+  page = (tmp_path / 'eval' / 'report.html').read_text()
   precision = read_records(tmp_path)[-1]['precision']
   assert f'{precision:.1%}' in page and 'step 200' in page
   pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import pytest
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import hooks, training
@@ -44,3 +45,46 @@ def test_lines_cover_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
     'step 13, loss = 2.50 (8.0 examples/sec; 1.000 sec/batch)',
     'step 15, loss = 2.50 (16.0 examples/sec; 0.500 sec/batch)',
   ]
+
+
+class Clock(tf.train.CheckpointSaverListener):
+  """A clock that moves by the duration of each save and each step."""
+
+  def __init__(self, secs_per_save):
+    self.now = 0.0
+    self.saved = []
+    self._secs_per_save = secs_per_save
+
+  def before_save(self, session, global_step_value):
+    self.saved.append(int(global_step_value))
+    self.now += self._secs_per_save
+
+
+@pytest.mark.parametrize(
+  ('max_steps', 'secs_per_save', 'save_secs', 'saved'),
+  [
+    (100, 0.0, 1000, [0, 15, 30, 45, 60, 70]),  # at least 15 s apart
+    (400, 0.0, 1000, [0, 20, 40, 60, 70]),  # a twentieth is 20 steps
+    (100, 0.25, 1000, [0, 15, 40, 65, 70]),  # at least 100 saves apart
+    (100, 0.25, 20, [0, 15, 35, 55, 70]),  # always after save_secs
+  ],
+)
+def test_checkpoints_are_spread(
+  graph, tmp_path, monkeypatch, max_steps, secs_per_save, save_secs, saved
+):
+  clock = Clock(secs_per_save)
+  monkeypatch.setattr(hooks.time, 'monotonic', lambda: clock.now)
+  monkeypatch.setattr(hooks.time, 'time', lambda: clock.now)
+  step = tf.train.get_or_create_global_step()
+  train_op = tf.assign_add(step, 1).op
+  scaffold = tf.train.Scaffold(saver=tf.train.Saver(max_to_keep=1))
+  hook = hooks.SaveCheckpoints(
+    str(tmp_path), save_secs, max_steps, scaffold, [clock]
+  )
+  with tf.train.MonitoredSession(
+    tf.train.ChiefSessionCreator(scaffold), hooks=[hook]
+  ) as session:
+    for _ in range(70):
+      clock.now += 1
+      session.run(train_op)
+  assert clock.saved == saved

@@ -1,0 +1,113 @@
+"""Stopping training by the scores of an evaluator that runs beside it."""
+
+import contextlib
+import json
+import os
+import time
+
+import tensorflow.compat.v1 as tf
+
+from cifar10_suite import checkpoints, files
+
+_LOOK_SECS = 1  # between two looks at the scores
+_USED = ('digest', 'step', 'precision', 'eval_data')  # of a `scores.Record`
+
+
+class StopByScore(tf.train.CheckpointSaverListener):
+  """Listener that knows the checkpoints of this run and reads their scores.
+
+  Scores of other checkpoints, such as those of an earlier run, do not count.
+
+  Attributes:
+    reason: why to stop training, one sentence; '' to continue.
+  """
+
+  def __init__(
+    self,
+    train_dir: str,
+    eval_dir: str,
+    precision: float | None,
+    patience: int | None,
+  ):
+    """Initialize the listener.
+
+    Args:
+      train_dir: directory of the checkpoints; those that are there count.
+      eval_dir: directory of the scores.
+      precision: precision at which to stop, or None.
+      patience: number of scores without a new best after which to stop, or
+        None.
+    """
+    self.reason = ''
+    self._train_dir = train_dir
+    self._path = os.path.join(eval_dir, files.SCORES)
+    self._precision = precision
+    self._patience = patience
+    self._begin = time.monotonic()
+    # Seconds from the start to each save, by digest; unknown for earlier ones.
+    self._saved: dict[str, float | None] = {}
+    for path in checkpoints.saved_in(train_dir):
+      with contextlib.suppress(checkpoints.CheckpointError):
+        self._saved[checkpoints.digest(path)] = None
+    self._next_look = self._begin
+    self._seen: tuple[int, int] | None = None  # size and time of the file
+
+  def after_save(self, session: tf.Session, global_step_value: int) -> None:
+    path = os.path.join(self._train_dir, f'model.ckpt-{global_step_value}')
+    seconds = time.monotonic() - self._begin
+    self._saved.setdefault(checkpoints.digest(path), seconds)
+    self._seen = None
+
+  def stops(self) -> bool:
+    """Return whether to stop; look for new scores at most once per second."""
+    now = time.monotonic()
+    if now >= self._next_look and not self.reason:
+      self._next_look = now + _LOOK_SECS
+      with contextlib.suppress(FileNotFoundError):
+        status = os.stat(self._path)
+        seen = status.st_size, status.st_mtime_ns
+        if seen != self._seen:
+          self._seen = seen
+          self.reason = self._find_reason()
+    return bool(self.reason)
+
+  def _find_reason(self) -> str:
+    scores = self._scores()
+    if not scores:
+      return ''
+    if self._precision is not None:
+      for score in scores:
+        if score['precision'] >= self._precision:
+          seconds = self._saved[score['digest']]
+          when = '' if seconds is None else f', after {seconds:.0f} s'
+          return (
+            f'Stopped by --stop_at_precision {self._precision:g}: precision '
+            f'{score["precision"]:.3f} at step {score["step"]}{when}.'
+          )
+    best = max(scores, key=lambda score: score['precision'])
+    later = len(scores) - 1 - scores.index(best)
+    if self._patience is not None and later >= self._patience:
+      return (
+        f'Stopped by --patience {self._patience}: the best precision is '
+        f'{best["precision"]:.3f} at step {best["step"]}, {later} scores ago.'
+      )
+    return ''
+
+  def _scores(self) -> list[dict]:
+    """Return the scores that count, sorted by step.
+
+    These are scores of held-out images if there are any, otherwise of the test
+    images.
+    """
+    scores = []
+    with open(self._path, errors='replace') as file:
+      for line in file:
+        # The last line may be incomplete.
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+          record = json.loads(line)
+          if record['digest'] in self._saved:
+            scores.append({name: record[name] for name in _USED})
+    for images in ('held_out', 'test'):
+      if chosen := [it for it in scores if it['eval_data'] == images]:
+        return sorted(chosen, key=lambda score: score['step'])
+    return []

@@ -1,0 +1,154 @@
+"""Train and score several seeds, one after another.
+
+  python examples/seeds.py --seeds 5 --dir runs/fast [flags of cifar10_train.py]
+
+Seed 1 is in runs/fast/seed-1/train and runs/fast/seed-1/eval, and so on. After
+an interruption, the same command skips finished seeds and resumes the other.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
+
+from cifar10_suite import cli
+
+cli.quiet_tensorflow()
+
+from cifar10_suite import files, runs
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description='Train and score seeds 1 to N; other flags go to the trainer.',
+    allow_abbrev=False,
+  )
+  parser.add_argument('--seeds', type=int, default=3, help='number of seeds')
+  parser.add_argument(
+    '--dir',
+    default=os.path.join(_ROOT, 'runs', 'seeds'),
+    help='directory for the results',
+  )
+  parser.add_argument('--data_dir', help='directory of the data set')
+  arguments, flags = parser.parse_known_args()
+  if arguments.seeds < 1:
+    parser.error('--seeds must be at least 1')
+  if arguments.data_dir:
+    flags.append(f'--data_dir={arguments.data_dir}')
+  records = [
+    train_and_score(seed, arguments, flags)
+    for seed in range(1, arguments.seeds + 1)
+  ]
+  print(summary(records))
+
+
+def train_and_score(
+  seed: int, arguments: argparse.Namespace, flags: list[str]
+) -> dict:
+  """Train and score a seed unless that is done; return its record.
+
+  Args:
+    seed: number of the seed.
+    arguments: dir and data_dir, from the command line.
+    flags: flags of the trainer.
+  """
+  where = os.path.join(arguments.dir, f'seed-{seed}')
+  train_dir, eval_dir = f'{where}/train', f'{where}/eval'
+  command = ['cifar10_train.py', *flags]
+  command += [f'--seed={seed}', f'--train_dir={train_dir}']
+  record = find_record(train_dir, eval_dir, command)
+  if record:
+    print(f'Seed {seed} is finished: {where}', flush=True)
+    return record
+  print(f'Seed {seed} of {arguments.seeds}: {where}', flush=True)
+  evaluation = ['cifar10_eval.py', '--run_once']
+  evaluation += [f'--checkpoint_dir={train_dir}', f'--eval_dir={eval_dir}']
+  if arguments.data_dir:
+    evaluation.append(f'--data_dir={arguments.data_dir}')
+  for program in (command, evaluation):
+    if status := run(program):
+      print(f'Stopped in seed {seed}. The same command continues.')
+      sys.exit(status)
+  record = find_record(train_dir, eval_dir)
+  if not record:
+    sys.exit(f'{eval_dir} has no score of the last step.')
+  return record
+
+
+def find_record(
+  train_dir: str, eval_dir: str, command: list[str] | None = None
+) -> dict | None:
+  """Return the score of the last step of a run, or None if there is none.
+
+  Args:
+    train_dir: directory of the run.
+    eval_dir: directory of its scores.
+    command: what the run must have been trained by, if given.
+  """
+  path = os.path.join(eval_dir, files.SCORES)
+  run_json = runs.read(train_dir)
+  if not run_json or not os.path.exists(path):
+    return None
+  if command and run_json['starts'][-1]['command'] != shlex.join(command):
+    return None
+  with open(path) as file:
+    records = [json.loads(line) for line in file]
+  last = runs.last_step(run_json)
+  found = [record for record in records if record['step'] >= last]
+  return found[-1] if found else None
+
+
+def run(command: list[str]) -> int:
+  """Run a program and return its status; it stops by the same signals."""
+  received: list[int] = []
+  program, *flags = command
+  process = subprocess.Popen(
+    [sys.executable, os.path.join(_ROOT, program), *flags]
+  )
+
+  def forward(number: int, _: object) -> None:
+    received.append(number)
+    if number == signal.SIGTERM:  # a terminal sends Ctrl-C to all processes
+      process.terminate()
+
+  previous = {
+    number: signal.signal(number, forward)
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  status = process.wait()
+  for number, handler in previous.items():
+    signal.signal(number, handler)
+  if status < 0:  # killed by a signal
+    return 128 - status
+  return status or (128 + received[0] if received else 0)
+
+
+def summary(records: list[dict]) -> str:
+  """Return lines with the mean, the standard deviation and each precision."""
+  precisions = [record['precision'] for record in records]
+  count = len(precisions)
+  deviation = ''
+  if count > 1:
+    deviation = f', standard deviation {statistics.stdev(precisions):.4f}'
+  return '\n'.join(
+    [
+      f'Precision of {count} {"seed" if count == 1 else "seeds"}: '
+      f'mean {statistics.mean(precisions):.4f}{deviation}',
+      *(
+        f'  seed {seed}: {record["precision"]:.4f} at step {record["step"]}'
+        for seed, record in enumerate(records, start=1)
+      ),
+    ]
+  )
+
+
+if __name__ == '__main__':
+  main()
