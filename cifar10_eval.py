@@ -47,20 +47,20 @@ tf.app.flags.DEFINE_enum(
   'eval_data',
   'test',
   ['test', 'train_eval', 'held_out'],
-  'Images to score: those of the test file or of the training files.',
+  'Images to score; held_out are those that training left out.',
 )
 cli.define_checkpoint_flags(os.path.join(_HERE, 'cifar10_train'))
 cli.define_threads_flag()
 tf.app.flags.DEFINE_integer(
   'eval_interval_secs',
   300,
-  'Seconds between a score and the next check for a new checkpoint.',
+  'Seconds from a score to the next look for a checkpoint.',
   lower_bound=0,
 )
 tf.app.flags.DEFINE_integer(
   'num_examples',
   10000,
-  'Number of images to score, from the start of the files.',
+  'Number of images to score; the first ones of the files.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_boolean(
@@ -78,14 +78,13 @@ tf.app.flags.mark_bool_flags_as_mutual_exclusive(
 tf.app.flags.DEFINE_integer(
   'timeout_secs',
   None,
-  'Exit if no new checkpoint appears for this many seconds.',
+  'Exit if no checkpoint appears for this many seconds.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_string(
   'report',
   None,
-  'HTML file to write a report to after each score; auto is report.html in '
-  '--eval_dir.',
+  'HTML file for a report after each score; auto is report.html in --eval_dir.',
 )
 tf.app.flags.DEFINE_enum(
   'device', 'auto', ['auto', 'cpu'], 'Device to run on; cpu disables GPUs.'

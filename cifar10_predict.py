@@ -39,7 +39,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 cli.define_checkpoint_flags(os.path.join(_HERE, 'cifar10_train'))
 tf.app.flags.DEFINE_string(
-  'saved_model', None, 'Directory of an exported model to use for prediction.'
+  'saved_model', None, 'Directory of an exported model to use.'
 )
 tf.app.flags.DEFINE_integer(
   'top_k', 3, 'Number of classes to show.', lower_bound=1

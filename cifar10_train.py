@@ -61,8 +61,7 @@ tf.app.flags.DEFINE_enum(
   'recipe',
   'tutorial',
   list(RECIPES),
-  'Set of hyperparameters; --batch_size, --learning_rate and --max_steps '
-  'override it.',
+  'Hyperparameters; --batch_size, --learning_rate and --max_steps override it.',
 )
 tf.app.flags.DEFINE_float(
   'learning_rate',
@@ -92,15 +91,15 @@ tf.app.flags.DEFINE_integer(
 tf.app.flags.DEFINE_integer(
   'hold_out',
   0,
-  'Number of images at the end of the training files to leave out. '
+  'Number of training images to leave out; the last ones of the files. '
   'cifar10_eval.py scores them with --eval_data=held_out.',
   lower_bound=0,
 )
 tf.app.flags.DEFINE_float(
   'stop_at_precision',
   None,
-  'Stop when cifar10_eval.py, running beside the trainer, has scored a '
-  'checkpoint with this precision (0 to 1).',
+  'Stop once a checkpoint has this precision; a number from 0 to 1. The scores '
+  'are those of cifar10_eval.py, running beside the trainer.',
 )
 tf.app.flags.register_validator(
   'stop_at_precision',
@@ -110,14 +109,14 @@ tf.app.flags.register_validator(
 tf.app.flags.DEFINE_integer(
   'patience',
   None,
-  'Stop when the best of these scores is this many scores ago.',
+  'Stop this many scores after the best one; as for --stop_at_precision.',
   lower_bound=1,
 )
 cli.define_eval_dir(os.path.join(_HERE, 'cifar10_eval'))
 tf.app.flags.DEFINE_string(
   'init_from',
   None,
-  'Directory or checkpoint of a run whose weights to start from.',
+  'Run or checkpoint whose weights to start from; a run is its directory.',
 )
 tf.app.flags.DEFINE_integer(
   'seed', None, 'Random seed; by default, each run differs.'
@@ -125,19 +124,19 @@ tf.app.flags.DEFINE_integer(
 tf.app.flags.DEFINE_boolean(
   'bfloat16_gradients',
   False,
-  'In a cluster without parameter servers, send gradients in bfloat16.',
+  'In a cluster, average gradients in bfloat16; not with parameter servers.',
 )
 tf.app.flags.DEFINE_integer(
   'cluster_timeout_secs',
   600,
-  'In a cluster, exit if a needed task has not answered for this many seconds.',
+  'Seconds to wait for a silent task; in a cluster.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_boolean(
   'log_device_placement', False, 'Log the device of each operation.'
 )
 tf.app.flags.DEFINE_boolean(
-  'restart', False, 'Delete the earlier run in --train_dir and start over.'
+  'restart', False, 'Delete the earlier run in --train_dir first.'
 )
 cli.define_threads_flag()
 tf.app.flags.adopt_module_key_flags(cifar10)

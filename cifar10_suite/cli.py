@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from cifar10_suite import dataset, files
+from cifar10_suite import dataset, files, usage
 from cifar10_suite.errors import UserError
 
 _REMOVED_FLAGS = dict.fromkeys(
@@ -19,6 +19,18 @@ _REMOVED_FLAGS = dict.fromkeys(
   'In a cluster, updates are synchronous without parameter servers, '
   'asynchronous with them.',
 )
+
+# Names that other programs use.
+_OTHER_NAMES = {
+  'lr': '--learning_rate',
+  'epochs': '--max_steps (with 128 images per step, an epoch is 391 steps)',
+  'steps': '--max_steps',
+  'bs': '--batch_size',
+  'output_dir': '--train_dir',
+  'model_dir': '--train_dir or --checkpoint_dir',
+  'gpus': '--num_gpus of cifar10_multi_gpu_train.py',
+  'num_gpus': 'cifar10_multi_gpu_train.py --num_gpus',
+}
 
 
 def quiet_tensorflow() -> None:
@@ -59,10 +71,7 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
   """
   import tensorflow.compat.v1 as tf
 
-  for argument in sys.argv[1:]:
-    name = argument.lstrip('-').partition('=')[0]
-    if argument.startswith('-') and name in _REMOVED_FLAGS:
-      sys.exit(f'Remove --{name}: it no longer exists. {_REMOVED_FLAGS[name]}')
+  _answer_early(sys.argv[1:])
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(line_buffering=True)  # also in pipes
   tf.disable_v2_behavior()
@@ -92,6 +101,21 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
   app.run(checked_main)
 
 
+def _answer_early(arguments: list[str]) -> None:
+  """Print help, or what to use instead of a flag that does not exist."""
+  for argument in arguments:
+    name = argument.lstrip('-').partition('=')[0]
+    if not argument.startswith('-') or name in flags.FLAGS and name != 'help':
+      continue
+    if name in ('h', 'help'):
+      print(usage.text())
+      sys.exit(0)
+    if name in _REMOVED_FLAGS:
+      sys.exit(f'Remove --{name}: it no longer exists. {_REMOVED_FLAGS[name]}')
+    if name in _OTHER_NAMES:
+      sys.exit(f'Unknown flag --{name}. Did you mean {_OTHER_NAMES[name]}?')
+
+
 def define_checkpoint_flags(checkpoint_dir: str) -> None:
   """Define the flags shared by programs that read checkpoints.
 
@@ -104,15 +128,15 @@ def define_checkpoint_flags(checkpoint_dir: str) -> None:
     flags.DEFINE_string(
       'checkpoint_dir',
       checkpoint_dir,
-      'Directory of checkpoints, to use the latest, or path of one of them, '
-      'such as cifar10_train/model.ckpt-1000.',
+      'Directory of checkpoints, or one of them; of a directory, the latest is '
+      'used. An example of one is cifar10_train/model.ckpt-1000.',
     )
     flags.DEFINE_enum(
       'num_views',
       '1',
       ['1', '2', '10'],
-      'Number of views of each image to average over: 1 is the centre, 2 adds '
-      'its mirror image, 10 are centre, corners and their mirror images.',
+      'Views of each image to average over; 1 is the centre, 2 adds its mirror '
+      'image, 10 are centre, corners and their mirror images.',
     )
   for name in ('checkpoint_dir', 'num_views'):
     flags.declare_key_flag(name)
@@ -141,7 +165,7 @@ def define_eval_dir(eval_dir: str) -> None:
     flags.DEFINE_string(
       'eval_dir',
       eval_dir,
-      'Directory for scores, event files and the best checkpoint.',
+      'Directory for scores and the best checkpoint; also for event files.',
     )
   flags.declare_key_flag('eval_dir')
 

@@ -386,6 +386,27 @@ def test_reads_the_tutorials_checkpoints(train_flags, eval_flags, tmp_path):
   assert 'Resuming from step 2' in lines
 
 
+@pytest.mark.parametrize(
+  ('program', 'flag', 'main', 'rare'),
+  [
+    ('cifar10_train.py', '-h', '--max_steps', '--hold_out'),
+    ('cifar10_multi_gpu_train.py', '--help', '--num_gpus', '--patience'),
+    ('cifar10_eval.py', '--help', '--checkpoint_dir', '--eval_data'),
+    ('cifar10_predict.py', '-h', '--top_k', '--json'),
+  ],
+)
+def test_help_fits_on_a_page(program, flag, main, rare):
+  lines, errors = run(program, flag)
+  assert errors == '' and len(lines) < 40
+  assert max(map(len, lines)) <= 80
+  assert not any(ROOT in line for line in lines)
+  at = {
+    name: next(k for k, line in enumerate(lines) if line.startswith(name))
+    for name in (f'  {main} ', 'Rarely used:', f'  {rare} ')
+  }
+  assert list(at.values()) == sorted(at.values())
+
+
 class TestMistakes:
   def check(self, program, *arguments, says):
     _, errors = run(program, *arguments, status=1)
@@ -400,6 +421,8 @@ class TestMistakes:
       ('cifar10_train.py', '--stop_at_precision=86', 'such as 0.86'),
       ('cifar10_train.py', '--data_dri=x', 'Did you mean: data_dir'),
       ('cifar10_train.py', 'stray', 'Unexpected argument: stray'),
+      ('cifar10_train.py', '--lr=1', 'Did you mean --learning_rate?'),
+      ('cifar10_train.py', '--epochs', 'Did you mean --max_steps'),
       ('cifar10_eval.py', '--num_examples=-1', '--num_examples=-1'),
     ],
   )
