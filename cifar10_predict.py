@@ -44,6 +44,9 @@ tf.app.flags.DEFINE_string(
 tf.app.flags.DEFINE_integer(
   'top_k', 3, 'Number of classes to show.', lower_bound=1
 )
+tf.app.flags.DEFINE_boolean(
+  'recursive', False, 'Look into the sub-folders of folders, too.'
+)
 tf.app.flags.DEFINE_boolean('json', False, 'Print one JSON line per picture.')
 tf.app.flags.DEFINE_string(
   'export_dir', None, 'New directory to export the model to; then exit.'
@@ -58,6 +61,11 @@ _CLASS_NAMES = 'all_class_names'  # tensor in exported models
 
 def main(arguments: list[str]) -> None:
   if FLAGS.export_dir:
+    if arguments:
+      raise UserError(
+        f'--export_dir exports a model and takes no pictures: {arguments[0]}. '
+        'Classify them with another command.'
+      )
     export(FLAGS.checkpoint_dir, FLAGS.export_dir, int(FLAGS.num_views))
     return
   if not arguments:
@@ -67,7 +75,7 @@ def main(arguments: list[str]) -> None:
   else:
     network, names = load_checkpoint(FLAGS.checkpoint_dir, int(FLAGS.num_views))
   failed = False
-  found = pictures.find(arguments)
+  found, skipped = pictures.find(arguments, FLAGS.recursive)
   for paths, images, problems in pictures.batches(found):
     for problem in problems:
       failed = True
@@ -75,6 +83,13 @@ def main(arguments: list[str]) -> None:
     if paths:
       for path, probabilities in zip(paths, network(images), strict=True):
         print(describe(path, probabilities, names, FLAGS.top_k, FLAGS.json))
+  if skipped:
+    some = ', '.join(map(os.path.basename, skipped[:3]))
+    print(
+      f'Skipped files that are not pictures: {some}'
+      + (f' and {len(skipped) - 3} more' if len(skipped) > 3 else ''),
+      file=sys.stderr,
+    )
   sys.exit(1 if failed else 0)
 
 
@@ -128,11 +143,15 @@ def predict(images: tf.Tensor, num_views: int, num_classes: int) -> tf.Tensor:
   return tf.exp(views.average(logits, num_views))
 
 
-def restore(checkpoint_dir: str) -> tf.Session:
-  """Return a session with the moving averages of the latest checkpoint.
+def restore(checkpoint_dir: str) -> tuple[tf.Session, str]:
+  """Restore the moving averages of the latest checkpoint.
 
   Args:
     checkpoint_dir: directory of the checkpoints, or path of one of them.
+
+  Returns:
+    session: a session with the variables.
+    checkpoint: path and step of the checkpoint, for messages.
 
   Raises:
     CheckpointError: if there is no checkpoint, or it does not match the graph.
@@ -144,9 +163,10 @@ def restore(checkpoint_dir: str) -> tf.Session:
       f'No checkpoint file found in {cli.short_path(checkpoint_dir)}. '
       'Train first: python cifar10_train.py'
     )
+  path, step = found
   session = tf.Session()
-  tf.train.Saver(variables).restore(session, found[0])
-  return session
+  tf.train.Saver(variables).restore(session, path)
+  return session, f'{cli.short_path(path)} (step {step})'
 
 
 def load_checkpoint(
@@ -161,7 +181,9 @@ def load_checkpoint(
   with tf.Graph().as_default():
     images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3])
     probabilities = predict(images, num_views, len(names))
-    session = restore(checkpoint_dir)
+    session, checkpoint = restore(checkpoint_dir)
+  # Not among the results, which programs may read.
+  print(f'Using {checkpoint}.', file=sys.stderr)
   return lambda batch: session.run(probabilities, {images: batch}), names
 
 
@@ -221,7 +243,8 @@ def export(checkpoint_dir: str, export_dir: str, num_views: int) -> None:
       'encoded': _signature('encoded', encoded, decoded, num_views, names),
     }
     try:
-      with restore(checkpoint_dir) as session:
+      session, _ = restore(checkpoint_dir)
+      with session:
         builder = tf.saved_model.Builder(temporary)
         builder.add_meta_graph_and_variables(
           session, [tf.saved_model.tag_constants.SERVING], signatures

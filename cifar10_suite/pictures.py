@@ -2,7 +2,6 @@
 
 import contextlib
 import glob
-import itertools
 import os
 import warnings
 from collections.abc import Iterator
@@ -22,29 +21,54 @@ class PictureError(UserError):
   """Unreadable picture; the message gives the reason."""
 
 
-def find(arguments: list[str]) -> Iterator[str]:
-  """Yield the files that are specified by files, folders and glob patterns.
+def find(
+  arguments: list[str], recursive: bool = False
+) -> tuple[list[str], list[str]]:
+  """Find the files that are specified by files, folders and glob patterns.
 
   In folders, only files with an extension known to Pillow count.
+
+  Args:
+    arguments: paths and patterns.
+    recursive: whether to look into the sub-folders of folders.
+
+  Returns:
+    paths: each file once, in the order of the arguments; also arguments that
+      are missing, and folders without pictures.
+    skipped: the other files in the folders, without hidden ones.
   """
   extensions = PIL.Image.registered_extensions()
+  paths: dict[str, str] = {}  # by absolute path
+  skipped = []
   for argument in arguments:
+    found = [argument]
     if os.path.isdir(argument):
-      names = sorted(os.listdir(argument))
+      files = list(_files_in(argument, recursive))
       found = [
-        os.path.join(argument, name)
-        for name in names
-        if os.path.splitext(name)[1].lower() in extensions
+        path
+        for path in files
+        if os.path.splitext(path)[1].lower() in extensions
       ]
-      yield from found or [argument]
-    elif os.path.exists(argument):
-      yield argument
-    else:
-      yield from sorted(glob.glob(argument)) or [argument]
+      skipped += sorted(set(files) - set(found))
+      found = found or [argument]
+    elif not os.path.exists(argument):
+      found = sorted(glob.glob(argument)) or [argument]
+    for path in found:
+      paths.setdefault(os.path.abspath(path), path)
+  return list(paths.values()), skipped
+
+
+def _files_in(folder: str, recursive: bool) -> Iterator[str]:
+  """Yield the paths of the files in a folder, without hidden ones."""
+  for root, folders, names in os.walk(folder):
+    folders[:] = sorted(folders) if recursive else []
+    for name in sorted(names):
+      if not name.startswith('.'):
+        yield os.path.join(root, name)
 
 
 def batches(
-  paths: Iterator[str],
+  paths: list[str],
 ) -> Iterator[tuple[list[str], np.ndarray, list[str]]]:
   """Read files in batches.
 
@@ -53,8 +77,8 @@ def batches(
     pictures: uint8 [n, 32, 32, 3], their pictures.
     problems: one error message for each other file.
   """
-  paths = iter(paths)
-  while some := list(itertools.islice(paths, _BATCH_SIZE)):
+  for start in range(0, len(paths), _BATCH_SIZE):
+    some = paths[start : start + _BATCH_SIZE]
     good, pictures, problems = [], [], []
     for path in some:
       try:
@@ -78,13 +102,18 @@ def read_picture(path: str) -> np.ndarray:
     PictureError: if the picture is unreadable.
   """
   if os.path.isdir(path):
-    raise PictureError('there are no pictures in this folder.')
+    raise PictureError(
+      'there are no pictures in this folder. --recursive looks into its '
+      'sub-folders, too.'
+    )
   image: PIL.Image.Image  # as opened, then converted to 8 bits
   try:
-    with _quiet_decoders(), PIL.Image.open(path) as image:
+    with _quiet_decoders(), _open(path) as image:
+      if not image.info.get('progressive'):  # whose decoder needs all pixels
+        image.draft('RGB', (4 * SIZE, 4 * SIZE))  # decode JPEGs at low size
       if image.width * image.height > _MAX_PIXELS:
         raise PIL.Image.DecompressionBombError
-      image.draft('RGB', (4 * SIZE, 4 * SIZE))  # decode large JPEGs at low size
+      image.draft('RGB', (4 * SIZE, 4 * SIZE))
       PIL.ImageOps.exif_transpose(image, in_place=True)
       if image.mode.startswith('I'):  # 16 bits
         image = PIL.Image.fromarray((np.array(image) // 256).astype(np.uint8))
@@ -107,6 +136,15 @@ def read_picture(path: str) -> np.ndarray:
     ) from error
   except Exception as error:  # decoders raise anything for damaged files
     raise PictureError(f'it is damaged ({error}).') from error
+
+
+def _open(path: str) -> PIL.Image.Image:
+  """Open a picture of any size; its pixels are not decoded yet."""
+  limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+  try:
+    return PIL.Image.open(path)
+  finally:
+    PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
 @contextlib.contextmanager

@@ -54,10 +54,17 @@ def test_pictures_of_any_kind(tmp_path, train_dir):
   ):
     colour_image(colour, size, mode).save(folder / name)
     expected[name] = label
-  (folder / 'notes.txt').write_text('not a picture')
+  for name in ('notes.txt', '.hidden', 'x.csv', 'y.csv', 'z.csv'):
+    (folder / name).write_text('not a picture')
   flag = f'--checkpoint_dir={train_dir}'
-  lines, errors = run('cifar10_predict.py', str(folder), '--json', flag)
-  assert errors == '' and predictions(lines) == expected
+  lines, errors = run(
+    'cifar10_predict.py', f'{folder}/a.png', str(folder), '--json', flag
+  )
+  assert predictions(lines) == expected and len(lines) == len(expected)
+  assert errors.splitlines() == [
+    f'Using {train_dir}/model.ckpt-3 (step 3).',
+    'Skipped files that are not pictures: notes.txt, x.csv, y.csv and 1 more',
+  ]
   lines, _ = run(
     'cifar10_predict.py', flag, f'{folder}/[ab].*', '--json', '--num_views=10'
   )
@@ -78,7 +85,7 @@ def test_pictures_of_any_kind(tmp_path, train_dir):
     '--top_k=2',
     status=1,
   )
-  assert [line.split(': ')[0] for line in errors.splitlines()] == [
+  assert [line.split(': ')[0] for line in errors.splitlines()[1:]] == [
     f'Cannot read {tmp_path}/{name}'
     for name in ('text.jpg', 'empty', 'missing.png')
   ]
@@ -173,6 +180,7 @@ def test_exported_model_serves_without_the_project(tmp_path, train_dir):
     (['x.png'], 'No checkpoint file found in'),
     (['--checkpoint_dir=a/model.ckpt-7', 'x.png'], 'There is no checkpoint'),
     (['--export_dir=.'], '--export_dir . already exists'),
+    (['--export_dir=new', 'x.png'], 'takes no pictures: x.png'),
     (['--saved_model=none', 'x.png'], 'There is no exported model in none.'),
   ],
 )
@@ -195,4 +203,5 @@ def test_a_reader_may_have_enough(tmp_path, train_dir):
     stderr=subprocess.PIPE,
     timeout=TIMEOUT,
   )
-  assert result.stderr == b''
+  assert result.stderr.startswith(b'Using ')
+  assert result.stderr.count(b'\n') == 1

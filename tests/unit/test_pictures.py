@@ -49,6 +49,16 @@ class TestReadPicture:
     with pytest.raises(pictures.PictureError, match='million pixels'):
       pictures.read_picture(str(tmp_path / 'large.png'))
 
+  def test_large_jpegs_are_decoded_at_low_size(self, tmp_path):
+    """Of 105 million pixels; decoding all would take 315 MB."""
+    image = PIL.Image.new('L', (10500, 10000), 200)
+    path = tmp_path / 'large.jpg'
+    image.save(path)
+    np.testing.assert_allclose(pictures.read_picture(str(path)), 200, atol=2)
+    image.save(path, progressive=True)  # its decoder needs all pixels
+    with pytest.raises(pictures.PictureError, match='million pixels'):
+      pictures.read_picture(str(path))
+
   @pytest.mark.parametrize('name', ['x.png', 'x.jpg', 'x.gif', 'x.webp'])
   def test_damaged(self, tmp_path, name):
     rng = np.random.RandomState(1)
@@ -67,3 +77,17 @@ class TestReadPicture:
       except pictures.PictureError:
         refused += 1
     assert refused > 0
+
+
+def test_finds_each_picture_once(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ('a/1.png', 'a/b/2.JPG', 'a/b/.3.png', 'a/b/x.txt', 'c/d/4.png'):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  assert pictures.find(['a']) == (['a/1.png'], [])
+  paths = ['a/1.png', 'a/b/2.JPG']
+  assert pictures.find(['a'], recursive=True) == (paths, ['a/b/x.txt'])
+  twice = ['./a/b/2.JPG', 'a', 'a/*.png', f'{tmp_path}/a/1.png', 'none.png']
+  assert pictures.find(twice) == (['./a/b/2.JPG', 'a/1.png', 'none.png'], [])
+  assert pictures.find(['c']) == (['c'], [])  # to be named as empty
