@@ -132,6 +132,23 @@ tf.app.flags.DEFINE_integer(
   'Seconds to wait for a silent task; in a cluster.',
   lower_bound=1,
 )
+tf.app.flags.DEFINE_list(
+  'profile_steps',
+  None,
+  'First and last step to profile, such as 100,110.',
+)
+tf.app.flags.register_validator(
+  'profile_steps',
+  lambda value: (
+    value is None
+    or (
+      len(value) == 2
+      and all(number.isdecimal() for number in value)
+      and int(value[0]) <= int(value[1])
+    )
+  ),
+  'must be two steps, such as 100,110',
+)
 tf.app.flags.DEFINE_boolean(
   'log_device_placement', False, 'Log the device of each operation.'
 )
@@ -176,6 +193,7 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
   return TrainSettings(
     recipe=dataclasses.replace(recipe, **changes),
     dtype=cifar10.compute_type(),
+    profile_steps=FLAGS.profile_steps and tuple(map(int, FLAGS.profile_steps)),
     **{
       name: FLAGS[name].value
       for name in (

@@ -23,6 +23,7 @@ _NAMES = re.compile(
 )
 _FOLDER = re.compile(f'{_CHECKPOINT}_temp')
 _IN_FOLDER = re.compile(r'part-\d+-of-\d+\..*')
+_PROFILE = re.compile(r'profile/[\d_]+/([^/]+\.xplane\.pb|trace\.json)')
 _EMPTY_EVENTS = 100  # bytes; such an event file contains only a header
 
 
@@ -104,11 +105,10 @@ def _is_ours(path: str) -> bool | None:
   """
   name = os.path.basename(path)
   if os.path.isdir(path) and not os.path.islink(path):
-    if _FOLDER.fullmatch(name) and all(
+    left_by_killed_save = _FOLDER.fullmatch(name) and all(
       _IN_FOLDER.fullmatch(inner) for inner in os.listdir(path)
-    ):
-      return None  # left by a killed save
-    return False
+    )
+    return None if left_by_killed_save or _is_profile(path) else False
   if not os.path.lexists(path):
     return None
   if not _NAMES.fullmatch(name) or not stat.S_ISREG(os.lstat(path).st_mode):
@@ -127,6 +127,15 @@ def _is_ours(path: str) -> bool | None:
   if match := re.match(_CHECKPOINT, name):
     return _is_our_checkpoint(os.path.join(os.path.dirname(path), match[0]))
   return None
+
+
+def _is_profile(path: str) -> bool:
+  """Return whether a directory contains only files like those of a profile."""
+  return os.path.basename(path) == 'plugins' and all(
+    _PROFILE.fullmatch(os.path.relpath(os.path.join(folder, name), path))
+    for folder, _, names in os.walk(path)
+    for name in names
+  )
 
 
 def _is_our_checkpoint(prefix: str) -> bool | None:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, cli, hooks, runs, stopping
+from cifar10_suite import checkpoints, cli, hooks, profiling, runs, stopping
 from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.dataset import CIFAR10, DEFAULT_DATA_DIR, DataSet
 from cifar10_suite.recipes import Recipe
+
+_NO_PROFILE = contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class TrainSettings:
     stop_at_precision: precision at which to stop, or None.
     patience: number of scores without a new best after which to stop, or None.
     eval_dir: directory of the scores, for the last two; only read.
+    profile_steps: numbers of the first and the last step to profile, or None.
     seed: random seed, or None.
     restart: whether to remove an earlier run from `train_dir` first.
     cluster_timeout_secs: seconds without response after which to give up on a
@@ -56,6 +59,7 @@ class TrainSettings:
   stop_at_precision: float | None = None
   patience: int | None = None
   eval_dir: str = ''
+  profile_steps: tuple[int, int] | None = None
   seed: int | None = None
   restart: bool = False
   cluster_timeout_secs: int = 600
@@ -141,6 +145,11 @@ def run_training(
     counts=not cluster.servers,
   )
   watch = _watch_scores(settings)
+  profiler = None
+  if settings.profile_steps and is_chief:
+    profiler = profiling.StepProfiler(
+      settings.train_dir, *settings.profile_steps
+    )
   try:
     with (
       _collected_signals(cluster.signals),
@@ -152,7 +161,10 @@ def run_training(
       while not (
         session.should_stop() or cluster.stops() or (watch and watch.stops())
       ):
-        session.run(train_op, options=options)
+        with profiler.step(log_hook.step) if profiler else _NO_PROFILE:
+          session.run(train_op, options=options)
+      if profiler:
+        profiler.stop()
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
     # In a cluster, a task may stop while another one waits for it.

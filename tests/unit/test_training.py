@@ -2,15 +2,19 @@
 
 import dataclasses
 import itertools
+import json
+import os
+import shutil
 
 import pytest
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import hooks, training
+from cifar10_suite import hooks, ownership, training
+from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
 
 
-def train(train_dir, max_steps):
+def train(train_dir, max_steps, profile_steps=None):
   with tf.Graph().as_default():
     step = tf.train.get_or_create_global_step()
     training.run_training(
@@ -22,6 +26,7 @@ def train(train_dir, max_steps):
         log_frequency=5,
         save_checkpoint_secs=1000,
         save_summaries_steps=1000,
+        profile_steps=profile_steps,
       ),
     )
 
@@ -88,3 +93,29 @@ def test_checkpoints_are_spread(
       clock.now += 1
       session.run(train_op)
   assert clock.saved == saved
+
+
+def test_profiles_steps(tmp_path, capsys):
+  train(tmp_path / 'run', 8, profile_steps=(3, 5))
+  (path,) = (tmp_path / 'run').glob('plugins/profile/*/trace.json')
+  names = [
+    event['name'] for event in json.loads(path.read_text())['traceEvents']
+  ]
+  steps = [name for name in names if name.startswith('step ')]
+  assert steps == ['step 3', 'step 4', 'step 5']
+  assert names.count('AssignAdd') == 3
+  assert len(list(path.parent.glob('*.xplane.pb'))) == 1
+  assert str(path) in capsys.readouterr().out
+  train(tmp_path / 'run', 10, profile_steps=(3, 5))
+  assert 'did not run these steps' in capsys.readouterr().out
+
+  # --restart removes profiles, but nothing beside them.
+  os.makedirs(tmp_path / 'other')
+  shutil.copy(tmp_path / 'run' / 'run.json', tmp_path / 'other')
+  shutil.copytree(tmp_path / 'run' / 'plugins', tmp_path / 'other' / 'plugins')
+  (tmp_path / 'other' / 'plugins' / 'notes.txt').write_text('mine')
+  with pytest.raises(UserError, match='also contains plugins'):
+    ownership.remove_earlier_run(str(tmp_path / 'other'))
+  (tmp_path / 'other' / 'plugins' / 'notes.txt').unlink()
+  ownership.remove_earlier_run(str(tmp_path / 'other'))
+  assert os.listdir(tmp_path / 'other') == []
