@@ -65,6 +65,9 @@ class AllReduce(Cluster):
     self, config: tf.ConfigProto, settings: dict[str, object], timeout_secs: int
   ) -> None:
     config.device_filters.append(self.device)
+    if config.inter_op_parallelism_threads:
+      # One more than alone, to send gradients during the backward pass.
+      config.inter_op_parallelism_threads += 1
     config.experimental.collective_group_leader = self.workers[0].device
     settings = {**settings, 'cluster': self._addresses}
     super().join(config, settings, timeout_secs)
