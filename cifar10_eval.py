@@ -42,7 +42,7 @@ from cifar10_suite.errors import UserError
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
-cli.define_eval_dir(os.path.join(_HERE, 'cifar10_eval'))
+cli.define_eval_dir()
 tf.app.flags.DEFINE_enum(
   'eval_data',
   'test',

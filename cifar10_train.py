@@ -112,7 +112,7 @@ tf.app.flags.DEFINE_integer(
   'Stop this many scores after the best one; as for --stop_at_precision.',
   lower_bound=1,
 )
-cli.define_eval_dir(os.path.join(_HERE, 'cifar10_eval'))
+cli.define_eval_dir()
 tf.app.flags.DEFINE_string(
   'init_from',
   None,

@@ -14,6 +14,10 @@ from absl import app, flags
 from cifar10_suite import dataset, files, usage
 from cifar10_suite.errors import UserError
 
+DEFAULT_EVAL_DIR = os.path.join(
+  os.path.dirname(dataset.DEFAULT_DATA_DIR), 'cifar10_eval'
+)
+
 _REMOVED_FLAGS = dict.fromkeys(
   ['sync', 'nosync', 'backup_workers'],
   'In a cluster, updates are synchronous without parameter servers, '
@@ -155,16 +159,12 @@ def define_threads_flag() -> None:
   flags.declare_key_flag('num_threads')
 
 
-def define_eval_dir(eval_dir: str) -> None:
-  """Define the flag for the directory of scores; repeated calls do nothing.
-
-  Args:
-    eval_dir: default of `--eval_dir`.
-  """
+def define_eval_dir() -> None:
+  """Define the flag for the directory of scores; repeated calls do nothing."""
   if 'eval_dir' not in flags.FLAGS:
     flags.DEFINE_string(
       'eval_dir',
-      eval_dir,
+      DEFAULT_EVAL_DIR,
       'Directory for scores and the best checkpoint; also for event files.',
     )
   flags.declare_key_flag('eval_dir')

@@ -208,6 +208,8 @@ def _next(settings: TrainSettings) -> str:
   """Say how to score the last checkpoint."""
   command = ['python', 'cifar10_eval.py', '--run_once']
   command += ['--checkpoint_dir', cli.short_path(settings.train_dir)]
+  if settings.eval_dir not in ('', cli.DEFAULT_EVAL_DIR):
+    command += ['--eval_dir', cli.short_path(settings.eval_dir)]
   if settings.data_dir != DEFAULT_DATA_DIR:
     command += ['--data_dir', cli.short_path(settings.data_dir)]
   return f'To score it: {shlex.join(command)}'

@@ -170,11 +170,11 @@ def test_evaluator_waits_and_scores_each_checkpoint_once(
     for step in (2, 4):
       run('cifar10_train.py', *train_flags, f'--max_steps={step}')
       evaluator.wait_for(f'step {step}: ')
+      best = evaluator.wait_for('  best so far: ')
+      assert re.fullmatch(r'  best so far: \d\.\d{3} at step [024]', best)
     evaluator.send_signal(signal.SIGINT)
     status, lines = evaluator.finish()
     assert status == 130
-    best, *lines = lines
-    assert re.fullmatch(r'  best so far: \d\.\d{3} at step [024]', best)
     assert lines == ['Stopped by SIGINT.']
     assert evaluator.errors() == ''
   steps = scored_steps(tmp_path)

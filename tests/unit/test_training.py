@@ -27,6 +27,7 @@ def train(train_dir, max_steps, profile_steps=None):
         save_checkpoint_secs=1000,
         save_summaries_steps=1000,
         profile_steps=profile_steps,
+        eval_dir=f'{train_dir}/scores',
       ),
     )
 
@@ -36,9 +37,11 @@ def test_lines_cover_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(hooks.time, 'perf_counter', lambda: float(next(ticks)))
   train(tmp_path, max_steps=13)
   train(tmp_path, max_steps=16)
+  output = capsys.readouterr().out
+  assert f'--checkpoint_dir {tmp_path} --eval_dir {tmp_path}/scores' in output
   lines = [
     line.partition(': ')[2]
-    for line in capsys.readouterr().out.splitlines()
+    for line in output.splitlines()
     if ', loss = ' in line
   ]
   assert lines == [
