@@ -20,7 +20,7 @@ import tensorflow.compat.v1 as tf
 
 import cifar10
 import cifar10_train
-from cifar10_suite import training, updates
+from cifar10_suite import sessions, updates
 from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES
@@ -70,7 +70,7 @@ def tower_devices(
   Raises:
     UserError: if the machine has GPUs, but fewer than `num_gpus`.
   """
-  config = training.session_config(log_device_placement)
+  config = sessions.session_config(log_device_placement)
   there = len(tf.config.list_physical_devices('GPU'))
   if num_gpus and there:
     if num_gpus > there:

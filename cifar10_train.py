@@ -38,6 +38,7 @@ from cifar10_suite import (
   parameter_servers,
   processor,
   schedules,
+  sessions,
   tf_config,
   training,
   updates,
@@ -172,7 +173,7 @@ def main(recipe: Recipe | None = None) -> None:
   """Train with a recipe, by default the one that `--recipe` names."""
   settings = settings_from_flags(recipe or RECIPES[FLAGS.recipe])
   run(
-    build_graph, settings, training.session_config(FLAGS.log_device_placement)
+    build_graph, settings, sessions.session_config(FLAGS.log_device_placement)
   )
 
 

@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 from timing import report_steps
 
 import cifar10
-from cifar10_suite import training
+from cifar10_suite import sessions
 from cifar10_suite.recipes import RECIPES
 
 
@@ -43,9 +43,9 @@ def main(dtype, recipe_name):
     examples_per_step=count,
   )
   with tf.train.MonitoredSession(
-    tf.train.ChiefSessionCreator(config=training.session_config())
+    tf.train.ChiefSessionCreator(config=sessions.session_config())
   ) as session:
-    options = training.step_options()
+    options = sessions.step_options()
     report_steps(lambda: session.run(train_op, options=options), count)
 
 

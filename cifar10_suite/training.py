@@ -6,11 +6,19 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, cli, hooks, profiling, runs, stopping
+from cifar10_suite import (
+  checkpoints,
+  cli,
+  hooks,
+  profiling,
+  runs,
+  sessions,
+  stopping,
+)
 from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.dataset import CIFAR10, DEFAULT_DATA_DIR, DataSet
 from cifar10_suite.recipes import Recipe
@@ -100,19 +108,10 @@ def run_training(
     SystemExit: with status 130 or 143 after a signal.
   """
   begin = time.monotonic()
-  where = cli.short_path(settings.train_dir)
-  is_chief = cluster.is_chief
-  start, max_steps = 0, settings.recipe.max_steps
-  if is_chief:
-    runs.refuse_other_classes(
-      settings.train_dir,
-      settings.data_set.class_names,
-      'Choose another --train_dir, or start over with --restart.',
-    )
-    start = checkpoints.find_start(
-      settings.train_dir, settings.keep_checkpoint_max
-    )
+  max_steps = settings.recipe.max_steps
+  start = _find_start(settings) if cluster.is_chief else 0
   if start >= max_steps:
+    where = cli.short_path(settings.train_dir)
     print(
       f'{where} is already at step {start}: nothing left to train. To '
       'continue, raise --max_steps.'
@@ -121,21 +120,9 @@ def run_training(
       return
     # In a cluster, the chief continues: the workers wait for it to restore the
     # variables, and only then see that no step is left.
+  elif cluster.is_chief:
+    _record_start(settings, start, num_towers, len(cluster.workers))
 
-  if is_chief and start < max_steps:
-    runs.record_start(
-      settings.train_dir,
-      settings.data_set.class_names,
-      start,
-      {
-        **runs.describe(settings.recipe, settings.dtype),
-        'hold_out': settings.hold_out,
-        'init_from': settings.init_from,
-        'seed': settings.seed,
-        'workers': len(cluster.workers),
-        'towers': num_towers,
-      },
-    )
   log_hook = hooks.LogHook(
     loss,
     num_towers * settings.recipe.batch_size * cluster.gradients_per_step,
@@ -146,18 +133,17 @@ def run_training(
   )
   watch = _watch_scores(settings)
   profiler = None
-  if settings.profile_steps and is_chief:
+  if settings.profile_steps and cluster.is_chief:
     profiler = profiling.StepProfiler(
       settings.train_dir, *settings.profile_steps
     )
+  config = config or sessions.session_config()
   try:
     with (
-      _collected_signals(cluster.signals),
-      _session(
-        settings, log_hook, watch, config or session_config(), cluster, init_fn
-      ) as session,
+      sessions.collected_signals(cluster.signals),
+      _session(settings, log_hook, watch, config, cluster, init_fn) as session,
     ):
-      options = step_options()
+      options = sessions.step_options()
       while not (
         session.should_stop() or cluster.stops() or (watch and watch.stops())
       ):
@@ -170,29 +156,70 @@ def run_training(
     # In a cluster, a task may stop while another one waits for it.
     if not cluster.signals:
       cluster.recover(error)
+      where = cli.short_path(settings.train_dir)
       hooks.explain(error, log_hook.step, where)
 
   step = log_hook.step
-  if is_chief:
+  if cluster.is_chief:
     latest = tf.train.latest_checkpoint(settings.train_dir)
     step = checkpoints.step_of(latest)
+  if watch and watch.reason and step < max_steps and not cluster.signals:
+    runs.record_stop(settings.train_dir, step)
+    print(watch.reason)
+  if start < max_steps or cluster.signals:
+    _print_end(settings, cluster, step, time.monotonic() - begin)
+  if cluster.signals:
+    sys.exit(128 + cluster.signals[0])
+  cluster.leave()
+
+
+def _find_start(settings: TrainSettings) -> int:
+  """Return the step from which to resume; refuse a run of other classes."""
+  runs.refuse_other_classes(
+    settings.train_dir,
+    settings.data_set.class_names,
+    'Choose another --train_dir, or start over with --restart.',
+  )
+  return checkpoints.find_start(
+    settings.train_dir, settings.keep_checkpoint_max
+  )
+
+
+def _record_start(
+  settings: TrainSettings, start: int, num_towers: int, num_workers: int
+) -> None:
+  runs.record_start(
+    settings.train_dir,
+    settings.data_set.class_names,
+    start,
+    {
+      **runs.describe(settings.recipe, settings.dtype),
+      'hold_out': settings.hold_out,
+      'init_from': settings.init_from,
+      'seed': settings.seed,
+      'workers': num_workers,
+      'towers': num_towers,
+    },
+  )
+
+
+def _print_end(
+  settings: TrainSettings, cluster: Cluster, step: int, seconds: float
+) -> None:
+  """Print at which step training ended, how long it took and what is next."""
+  where = cli.short_path(settings.train_dir)
   if cluster.signals:
     name = signal.Signals(cluster.signals[0]).name
-    saved = f'is saved in {where}' if is_chief else 'is not saved here'
+    saved = f'is saved in {where}' if cluster.is_chief else 'is not saved here'
     print(
       f'Stopped by {name}: step {step} {saved}. The same command resumes '
       'training.'
     )
-    sys.exit(128 + cluster.signals[0])
-  if watch and watch.reason and step < max_steps:
-    runs.record_stop(settings.train_dir, step)
-    print(watch.reason)
-  if start < max_steps:
-    saved = f', which is saved in {where}' if is_chief else ''
-    print(f'Trained to step {step}{saved}.')
-    if cluster.is_alone:
-      print(f'It took {_duration(time.monotonic() - begin)}. {_next(settings)}')
-  cluster.leave()
+    return
+  saved = f', which is saved in {where}' if cluster.is_chief else ''
+  print(f'Trained to step {step}{saved}.')
+  if cluster.is_alone:
+    print(f'It took {_duration(seconds)}. {_next(settings)}')
 
 
 def _duration(seconds: float) -> str:
@@ -279,45 +306,3 @@ def _session(
     # Time for threads to end before the session closes.
     stop_grace_period_secs=120 if cluster.is_alone else 2,
   )
-
-
-def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
-  """Return the configuration of a session for training.
-
-  Args:
-    log_device_placement: whether to log the device of each operation.
-  """
-  config = tf.ConfigProto(
-    allow_soft_placement=True, log_device_placement=log_device_placement
-  )
-  config.gpu_options.allow_growth = True  # evaluation may share the GPU
-  if not tf.config.list_physical_devices('GPU'):
-    # Run one operation at a time on all cores, which then share their caches.
-    config.inter_op_parallelism_threads = 1
-  return config
-
-
-def step_options() -> tf.RunOptions | None:
-  """Return the options for running a training step.
-
-  Without a GPU, the calling thread runs the operations of the step, so that
-  those of the input run at the same time in the session's thread.
-  """
-  if tf.config.list_physical_devices('GPU'):
-    return None
-  return tf.RunOptions(inter_op_thread_pool=-1)
-
-
-@contextlib.contextmanager
-def _collected_signals(received: list[int]) -> Iterator[None]:
-  """Collect SIGINT and SIGTERM, as they arrive, in a list."""
-  received.clear()
-  previous = {
-    number: signal.signal(number, lambda number, _: received.append(number))
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  try:
-    yield
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)

@@ -15,8 +15,9 @@ from support.programs import ROOT, TIMEOUT
 
 import cifar10
 import cifar10_train
-from cifar10_suite import convolution, measurement, training
+from cifar10_suite import convolution, measurement
 from cifar10_suite.recipes import RECIPES
+from cifar10_suite.sessions import session_config
 
 # Operations on whole layers. In a type without an optimized kernel, TensorFlow
 # loops over single numbers.
@@ -181,7 +182,7 @@ def seconds_per_step(dtypes, steps):
       images = tf.cast(tf.random.normal([16, 24, 24, 3]), dtype)
       loss = cifar10.loss(cifar10.inference(images), tf.zeros([16], tf.int32))
       step = cifar10.train(loss, tf.train.get_or_create_global_step())
-      session = tf.Session(config=training.session_config())
+      session = tf.Session(config=session_config())
       session.run(tf.global_variables_initializer())
       session.run(step)
       sessions.append((session, step, []))
