@@ -16,6 +16,7 @@ train_dir = $(if $(RUN),runs/$(RUN)/train,cifar10_train)
 eval_dir = $(if $(RUN),runs/$(RUN)/eval,cifar10_eval)
 train_flags = $(if $(RUN),--train_dir $(train_dir) --eval_dir $(eval_dir))
 eval_flags = $(if $(RUN),--checkpoint_dir $(train_dir) --eval_dir $(eval_dir))
+board_flags = $(if $(RUN),--logdir runs/$(RUN),--logdir_spec train:$(train_dir)$(comma)eval:$(eval_dir))
 
 # Shows and runs a command. Ctrl-C (status 130) is not an error; the
 # trap lets the shell wait while the program saves its last step.
@@ -37,8 +38,8 @@ eval: $(ENVIRONMENT) # Score each new checkpoint during training
 report: $(ENVIRONMENT) # Score the latest checkpoint and write an HTML report
 	$(call run,.venv/bin/python cifar10_eval.py --run_once --report auto $(eval_flags) $(ARGS))
 
-tensorboard: $(ENVIRONMENT) # Show training and evaluation at localhost:6006
-	$(call run,.venv/bin/tensorboard --logdir_spec train:$(train_dir)$(comma)eval:$(eval_dir) $(ARGS))
+tensorboard: $(ENVIRONMENT) # Show training and evaluation; RUN=. shows all named runs
+	$(call run,.venv/bin/python -m cifar10_suite.board $(board_flags) $(ARGS))
 
 seeds: $(ENVIRONMENT) # Train and score N seeds: make seeds N=5 ARGS='--recipe fast'
 	$(call run,.venv/bin/python examples/seeds.py --seeds $(N) --dir runs/$(or $(RUN),seeds) $(ARGS))

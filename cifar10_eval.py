@@ -24,12 +24,14 @@ cli.quiet_tensorflow()
 import numpy as np
 import PIL.Image
 import tensorflow.compat.v1 as tf
+from tensorboard.plugins.hparams import summary as hparams
 
 import cifar10
 import cifar10_input
 from cifar10_suite import (
   checkpoints,
   dataset,
+  figures,
   files,
   optimizers,
   processor,
@@ -383,18 +385,21 @@ def score(
       ),
       measures=scoring.measure(labels, log_probabilities, class_names),
     )
-    wrong = _draw_wrong_images(
+    wrong = wrong_images(
       labels, log_probabilities, class_names, network.hold_out
     )
     if not known:
-      summary = summarize(record, wrong, summary)
+      run = runs.read(os.path.dirname(copy))
+      summary = summarize(record, wrong, summary, runs.hyperparameters(run))
       scores.add(record, copy, summary, tf.get_default_graph())
   _print(record)
   if not FLAGS.run_once:
     best = max(scores.curve(), key=lambda it: it['precision'])
     print(f'  best so far: {best["precision"]:.3f} at step {best["step"]}')
   if page := report_path():
-    report.write_page(page, scores.curve(), record, wrong)
+    report.write_page(
+      page, os.path.dirname(checkpoint), scores.curve(), record, wrong
+    )
 
 
 def evaluate(
@@ -456,19 +461,26 @@ def evaluation_config(device: str) -> tf.ConfigProto:
 
 
 def summarize(
-  record: scoring.Record, wrong_images: bytes, first_batch: bytes
+  record: scoring.Record,
+  wrong: list[figures.WrongImage],
+  first_batch: bytes,
+  hyperparameters: dict[str, object],
 ) -> tf.Summary:
   """Return the TensorBoard summary of a score.
 
   Args:
     record: the score.
-    wrong_images: PNG of the most confident errors.
+    wrong: the most confident errors.
     first_batch: serialized `tf.Summary` to extend.
+    hyperparameters: those of the run, for the HPARAMS tab; may be empty.
   """
   summary = tf.Summary.FromString(first_batch)
+  if hyperparameters:
+    # The event writer keeps the description only with the first score.
+    summary.MergeFrom(hparams.session_start_pb(hyperparameters))
   scalars = {
     scoring.PRECISION_TAG: record['precision'],
-    'loss': record['loss'],
+    'cross_entropy': record['loss'],  # in a chart with that of training
     **{
       f'accuracy/{name}': accuracy
       for name, accuracy in record['class_accuracy'].items()
@@ -479,11 +491,14 @@ def summarize(
     scalars['Precision @ 5'] = record['precision_at_5']
   for tag, value in scalars.items():
     summary.value.add(tag=tag, simple_value=value)
-  matrix = report.draw_confusion_matrix(
-    record['confusion_matrix'], list(record['class_accuracy'])
-  )
-  pictures = {'confusion_matrix': matrix, 'wrong_images': wrong_images}
-  for tag, png in pictures.items():
+  pictures = {
+    'confusion_matrix': figures.confusion_matrix(
+      record['confusion_matrix'], list(record['class_accuracy'])
+    ),
+    'wrong_images': figures.wrong_images(wrong),
+  }
+  for tag, figure in pictures.items():
+    png = figures.png(figure)
     width, height = PIL.Image.open(io.BytesIO(png)).size
     summary.value.add(tag=tag).image.CopyFrom(
       tf.Summary.Image(
@@ -493,25 +508,39 @@ def summarize(
   return summary
 
 
-def _draw_wrong_images(
+def wrong_images(
   labels: np.ndarray,
   log_probabilities: np.ndarray,
   class_names: tuple[str, ...],
   hold_out: int,
-) -> bytes:
+) -> list[figures.WrongImage]:
+  """Return the most confident errors.
+
+  Args:
+    labels: int32 [n], of the first n images of the files or held-out ones.
+    log_probabilities: float32 [n, classes].
+    class_names: name of each class.
+    hold_out: number of held-out images; 0 if the images are others.
+  """
   wrong = scoring.most_confidently_wrong(
-    labels, log_probabilities, report.WRONG_IMAGES
+    labels, log_probabilities, figures.WRONG_IMAGES
   )
   positions = wrong
   if hold_out:
     positions = wrong + dataset.count_images(False, _batches_dir()) - hold_out
-  return report.draw_wrong_images(
-    dataset.read_images(FLAGS.eval_data == 'test', _batches_dir(), positions),
-    labels[wrong],
-    np.argmax(log_probabilities[wrong], axis=1),
-    np.exp(np.max(log_probabilities[wrong], axis=1)),
-    class_names,
+  images = dataset.read_images(
+    FLAGS.eval_data == 'test', _batches_dir(), positions
   )
+  predictions = np.argmax(log_probabilities, axis=1)
+  return [
+    figures.WrongImage(
+      image,
+      class_names[labels[k]],
+      class_names[predictions[k]],
+      float(np.exp(log_probabilities[k, predictions[k]])),
+    )
+    for image, k in zip(images, wrong, strict=True)
+  ]
 
 
 def _print(record: scoring.Record) -> None:

@@ -9,8 +9,10 @@ The file is written when training starts; each resume appends to `starts`. If
 training ends before `max_steps` by score, its start gets a `stopped_at`.
 """
 
+import contextlib
 import dataclasses
 import datetime
+import glob
 import json
 import os
 import platform
@@ -39,7 +41,7 @@ def describe(recipe: Recipe, dtype: tf.DType) -> dict[str, object]:
   """
   return {
     'time': datetime.datetime.now().isoformat(timespec='seconds'),
-    'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+    'command': command(),
     'recipe': dataclasses.asdict(recipe),
     'compute_type': dtype.name,
     'processor': processor.describe(),
@@ -51,6 +53,11 @@ def describe(recipe: Recipe, dtype: tf.DType) -> dict[str, object]:
       'numpy': np.__version__,
     },
   }
+
+
+def command() -> str:
+  """Return the command line of this program, without the directory."""
+  return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 def record_start(
@@ -102,10 +109,49 @@ def _write(
   )
 
 
+def hyperparameters(run: dict | None) -> dict[str, object]:
+  """Return what distinguishes a run, from `read`, from others, by name.
+
+  It is that of the last start: the recipe and, if known, seed, compute type and
+  the number of workers and towers.
+  """
+  if not run:
+    return {}
+  start = run['starts'][-1]
+  recipe = dict(start['recipe'])
+  names = ('seed', 'compute_type', 'workers', 'towers', 'hold_out', 'init_from')
+  values = {
+    'recipe': recipe.pop('name'),
+    **recipe,
+    **{name: start.get(name) for name in names},
+  }
+  return {name: it for name, it in values.items() if it is not None}
+
+
 def last_step(run: dict) -> int:
   """Return the step at which a run, from `read`, ends or has ended."""
   start = run['starts'][-1]
   return start.get('stopped_at', start['recipe']['max_steps'])
+
+
+def training_loss(train_dir: str) -> list[tuple[int, float]]:
+  """Return the cross entropy of training from the event files, by step.
+
+  Args:
+    train_dir: directory of the run; without event files, the list is empty.
+  """
+  points: list[tuple[int, float]] = []
+  pattern = os.path.join(glob.escape(train_dir), 'events.out.tfevents.*')
+  for path in sorted(glob.glob(pattern)):
+    with contextlib.suppress(tf.errors.OpError):  # incomplete
+      for event in tf.train.summary_iterator(path):
+        for value in event.summary.value:
+          if value.tag == 'cross_entropy':
+            # A resumed run repeats the steps since its last checkpoint.
+            while points and points[-1][0] >= event.step:
+              points.pop()
+            points.append((event.step, value.simple_value))
+  return points
 
 
 def class_names(directory: str) -> tuple[str, ...]:

@@ -103,7 +103,9 @@ def test_known_predictions_are_counted_exactly(
   assert points['accuracy/cat'][1].simple_value == pytest.approx(
     record['class_accuracy']['cat']
   )
-  assert points['loss'][1].simple_value == pytest.approx(record['loss'])
+  assert points['cross_entropy'][1].simple_value == pytest.approx(
+    record['loss']
+  )
   for tag in ('confusion_matrix', 'wrong_images'):
     png = points[tag][1].image.encoded_image_string
     picture = PIL.Image.open(io.BytesIO(png))
@@ -135,10 +137,11 @@ def test_scores_all_once_keeps_the_best_and_reports(tmp_path, train_dir):
   assert lines[:-1] == [f'{bad} has already been scored.']
 
   page = (tmp_path / 'eval' / 'report.html').read_text()
-  precision = read_records(tmp_path)[-1]['precision']
-  assert f'{precision:.1%}' in page and 'step 200' in page
+  record = read_records(tmp_path)[-1]
+  assert f'{record["precision"]:.1%}' in page and 'step 200' in page
   pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-  assert len(pictures) == 3 == page.count('src=')
+  count = record['num_examples'] - record['right']
+  assert len(pictures) == min(count, 25) > 0
   for picture in pictures:
     PIL.Image.open(io.BytesIO(base64.b64decode(picture))).verify()
 

@@ -22,9 +22,8 @@ def make(tmp_path):
   """A function that starts make in a directory with the Makefile."""
   shutil.copy(f'{ROOT}/Makefile', tmp_path)
   (tmp_path / '.venv' / 'bin').mkdir(parents=True)
-  for name in ('python', 'tensorboard'):
-    (tmp_path / '.venv' / 'bin' / name).write_text(PYTHON)
-    (tmp_path / '.venv' / 'bin' / name).chmod(0o755)
+  (tmp_path / '.venv' / 'bin' / 'python').write_text(PYTHON)
+  (tmp_path / '.venv' / 'bin' / 'python').chmod(0o755)
   (tmp_path / 'requirements.txt').touch()
   (tmp_path / '.venv' / 'run').touch()
 
@@ -53,12 +52,12 @@ def test_one_name_keeps_a_run_together(make):
   train = 'python cifar10_train.py'
   evaluate = 'python cifar10_eval.py --eval_interval_secs 30'
   report = 'python cifar10_eval.py --run_once --report auto'
-  board = 'tensorboard --logdir_spec'
+  board = 'python -m cifar10_suite.board'
   assert commands_of(make, 'train') == train
   assert commands_of(make, 'eval') == evaluate
   assert commands_of(make, 'report', 'ARGS=--x a,b') == f'{report} --x a,b'
   assert commands_of(make, 'tensorboard') == (
-    f'{board} train:cifar10_train,eval:cifar10_eval'
+    f'{board} --logdir_spec train:cifar10_train,eval:cifar10_eval'
   )
   eval_dir = '--eval_dir runs/a/eval'
   assert commands_of(make, 'train', 'RUN=a', 'ARGS=--recipe fast') == (
@@ -67,9 +66,7 @@ def test_one_name_keeps_a_run_together(make):
   flags = f'--checkpoint_dir runs/a/train {eval_dir}'
   assert commands_of(make, 'eval', 'RUN=a') == f'{evaluate} {flags}'
   assert commands_of(make, 'report', 'RUN=a') == f'{report} {flags}'
-  assert commands_of(make, 'tensorboard', 'RUN=a') == (
-    f'{board} train:runs/a/train,eval:runs/a/eval'
-  )
+  assert commands_of(make, 'tensorboard', 'RUN=a') == f'{board} --logdir runs/a'
   assert commands_of(make, 'seeds', 'RUN=a', 'N=5') == (
     'python examples/seeds.py --seeds 5 --dir runs/a'
   )

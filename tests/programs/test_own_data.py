@@ -10,7 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 from support.data import write_class_names, write_records
-from support.programs import ROOT, TIMEOUT, run
+from support.programs import ROOT, TIMEOUT, run, summaries
+from tensorboard.plugins.hparams import metadata as hparams
 
 from cifar10_suite import dataset
 
@@ -116,6 +117,8 @@ def test_scores_and_report_have_its_class_names(trained):
   assert 'precision_at_5' not in record
   page = (trained / 'report.html').read_text()
   assert all(name in page for name in NAMES) and 'airplane' not in page
+  assert '--recipe=fast' in page  # as run.json says
+  assert 'training</text>' in page  # the legend of the losses
   best = json.loads((trained / 'eval/best/best.json').read_text())
   assert best['eval_data'] == 'test'
 
@@ -141,6 +144,17 @@ def test_the_run_describes_itself(trained, tmp_path):
   assert start['step'] == 0 and '--recipe=fast' in start['command']
   assert start['recipe']['name'] == 'fast'
   assert start['recipe']['batch_size'] == 30
+  # TensorBoard's tab HPARAMS reads the same.
+  (value,) = [
+    value
+    for _, tag, value in summaries(str(trained / 'eval'))
+    if tag == hparams.SESSION_START_INFO_TAG
+  ]
+  info = hparams.parse_session_start_info_plugin_data(
+    value.metadata.plugin_data.content
+  )
+  assert info.hparams['recipe'].string_value == 'fast'
+  assert info.hparams['batch_size'].number_value == 30
   data_dir = make(tmp_path / 'data', NAMES)
   train(data_dir, tmp_path / 'train', steps=2)
   train(data_dir, tmp_path / 'train', steps=3)
