@@ -250,7 +250,7 @@ def test_examples_per_second_count_all_towers(tmp_path, monkeypatch):
   monkeypatch.setattr(
     cifar10_train,
     'run',
-    lambda build, settings, config, num_towers: got.update(n=num_towers),
+    lambda *arguments, num_towers, num_gpus: got.update(n=num_towers),
   )
   monkeypatch.setattr(multi.FLAGS['num_gpus'], 'value', 3)
   multi.main()
