@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import math
 import re
+import sys
 import time
 from typing import NoReturn
 
@@ -61,7 +62,8 @@ class LogHook(tf.train.SessionRunHook):
       total=self._max_steps,
       unit='step',
       dynamic_ncols=True,
-      disable=None,  # disabled if stderr is not a terminal
+      # Only on a terminal, and not into the lines of `... | tee log`.
+      disable=None if sys.stdout.isatty() else True,
     )
     self._next = self._last_step = self.step
     self._last_time = time.perf_counter()

@@ -301,19 +301,19 @@ def test_restart_removes_only_what_training_wrote(train_flags, tmp_path):
   assert 'model.ckpt-3.index' not in os.listdir(train_dir)
 
 
-def test_a_terminal_shows_progress_and_whole_lines(train_flags):
+def on_terminal(*arguments, stdout=None):
+  """Run the trainer on a terminal, and return what it writes there.
+
+  Args:
+    arguments: flags.
+    stdout: where standard output goes instead.
+  """
   leader, follower = pty.openpty()
   size = struct.pack('HHHH', 24, 120, 0, 0)  # rows, columns
   fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
   process = subprocess.Popen(
-    [
-      sys.executable,
-      os.path.join(ROOT, 'cifar10_train.py'),
-      *train_flags,
-      '--max_steps=30',
-      '--log_frequency=10',
-    ],
-    stdout=follower,
+    [sys.executable, os.path.join(ROOT, 'cifar10_train.py'), *arguments],
+    stdout=stdout or follower,
     stderr=follower,
   )
   os.close(follower)
@@ -324,12 +324,24 @@ def test_a_terminal_shows_progress_and_whole_lines(train_flags):
   except OSError:  # the terminal was closed
     pass
   assert process.wait(TIMEOUT) == 0
+  return output.decode()
+
+
+def test_a_terminal_shows_progress_and_whole_lines(train_flags):
+  output = on_terminal(*train_flags, '--max_steps=30', '--log_frequency=10')
   # Remove what carriage returns and escape sequences overwrite.
-  shown = re.sub(r'[^\n]*\r(?!\n)|\x1b\[[0-9;]*[A-Za-z]', '', output.decode())
+  shown = re.sub(r'[^\n]*\r(?!\n)|\x1b\[[0-9;]*[A-Za-z]', '', output)
   lines = [line.strip('\r') for line in shown.split('\n')]
   steps = [line for line in lines if LINE.fullmatch(line)]
   assert len(steps) == 3
-  assert b'examples/sec' in output and b'30/30' in output
+  assert 'Loading TensorFlow' in output and 'Loading' not in shown
+  assert 'examples/sec' in output and '30/30' in output
+
+
+def test_no_progress_between_the_lines_of_a_pipe(train_flags):
+  """As in `| tee log`, which shows the lines on the same terminal."""
+  output = on_terminal(*train_flags, '--max_steps=1', stdout=subprocess.DEVNULL)
+  assert 'Loading TensorFlow' in output and 'step' not in output
 
 
 def test_precisions_share_checkpoints(train_flags):
