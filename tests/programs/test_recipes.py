@@ -58,6 +58,7 @@ def test_trains_resumes_and_is_evaluated(flags, eval_flags, tmp_path):
   assert float(precision) > 0.8
 
 
+@pytest.mark.faults
 def test_long_trains(flags):
   lines, errors = run(
     'cifar10_multi_gpu_train.py', *flags, '--recipe=long', '--max_steps=2'
