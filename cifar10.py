@@ -129,6 +129,7 @@ def inference(
   recipe: Recipe = TUTORIAL,
   first_filters: np.ndarray | None = None,
   num_classes: int = NUM_CLASSES,
+  portable: bool = False,
 ) -> tf.Tensor:
   """Build the network from images to logits.
 
@@ -140,6 +141,8 @@ def inference(
     first_filters: float32 [5, 5, 3, 64], initial filters of the first
       convolution; random by default.
     num_classes: number of classes.
+    portable: whether to use only operations that the runtimes of exported
+      models know, which may be slower here.
 
   Returns:
     The logits, float32 [batch, num_classes].
@@ -159,7 +162,7 @@ def inference(
   norm1 = lrn.relu_and_normalize(pool1, biases, name='norm1')
 
   with tf.variable_scope('conv2'):
-    sums, biases = _convolution(norm1, 64, bias=0.1)
+    sums, biases = _convolution(norm1, 64, bias=0.1, portable=portable)
     _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
   norm2 = lrn.relu_and_normalize(sums, biases, name='norm2')
   pool2 = convolution.max_pool(norm2, name='pool2')
@@ -321,7 +324,11 @@ def learning_rate(
 
 
 def _convolution(
-  x: tf.Tensor, channels: int, bias: float, filters: np.ndarray | None = None
+  x: tf.Tensor,
+  channels: int,
+  bias: float,
+  filters: np.ndarray | None = None,
+  portable: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Convolve with 5x5 filters; return the sums and, separately, the biases.
 
@@ -335,7 +342,8 @@ def _convolution(
   biases = _variable('biases', [channels], tf.constant_initializer(bias))
   kernel = precision.enter_compute_type(kernel, x.dtype)
   biases = precision.enter_compute_type(biases, x.dtype)
-  return convolution.convolution(x, kernel), biases
+  convolve = convolution.direct if portable else convolution.convolution
+  return convolve(x, kernel), biases
 
 
 def _dense(

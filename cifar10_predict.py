@@ -7,14 +7,14 @@ checkpoint is used. To export a model, or to use an exported one:
 
   python cifar10_predict.py --export_dir DIR
   python cifar10_predict.py --saved_model DIR PICTURE...
+
+Exports for other runtimes: --export_tflite FILE [--quantize int8], and
+--export_onnx FILE.
 """
 
 import json
 import os
-import secrets
-import shutil
 import sys
-from collections.abc import Callable
 
 from cifar10_suite import cli
 
@@ -27,6 +27,7 @@ import cifar10
 from cifar10_suite import (
   checkpoints,
   dataset,
+  exports,
   optimizers,
   pictures,
   runs,
@@ -49,31 +50,49 @@ tf.app.flags.DEFINE_boolean(
 )
 tf.app.flags.DEFINE_boolean('json', False, 'Print one JSON line per picture.')
 tf.app.flags.DEFINE_string(
-  'export_dir', None, 'New directory to export the model to; then exit.'
+  'export_dir', None, 'New directory for a SavedModel; then exit.'
+)
+tf.app.flags.DEFINE_string(
+  'export_tflite', None, 'New file for a TFLite model; then exit.'
+)
+tf.app.flags.DEFINE_enum(
+  'quantize',
+  None,
+  ['float16', 'int8'],
+  'Type of the weights in a TFLite model; float32 by default.',
+)
+tf.app.flags.DEFINE_string(
+  'export_onnx', None, 'New file for an ONNX model; then exit.'
 )
 FLAGS = tf.app.flags.FLAGS
 
-# Maps pictures, uint8 [n, 32, 32, 3], to probabilities, float32 [n, classes].
-Network = Callable[[np.ndarray], np.ndarray]
-
-_CLASS_NAMES = 'all_class_names'  # tensor in exported models
+_NUM_COMPARED = 2000  # test images that exported models predict, too
 
 
 def main(arguments: list[str]) -> None:
-  if FLAGS.export_dir:
+  targets = {
+    f'--{name}': FLAGS[name].value
+    for name in ('export_dir', 'export_tflite', 'export_onnx')
+    if FLAGS[name].value
+  }
+  if FLAGS.quantize and '--export_tflite' not in targets:
+    raise UserError('--quantize is for --export_tflite.')
+  if targets:
     if arguments:
       raise UserError(
-        f'--export_dir exports a model and takes no pictures: {arguments[0]}. '
-        'Classify them with another command.'
+        f'{next(iter(targets))} exports a model and takes no pictures: '
+        f'{arguments[0]}. Classify them with another command.'
       )
-    export(FLAGS.checkpoint_dir, FLAGS.export_dir, int(FLAGS.num_views))
+    export(targets, FLAGS.quantize)
     return
   if not arguments:
     raise UserError('Name a picture, a folder or a pattern. See --help.')
   if FLAGS.saved_model:
-    network, names = load_saved_model(FLAGS.saved_model)
+    network, names = exports.load_saved_model(FLAGS.saved_model)
   else:
-    network, names = load_checkpoint(FLAGS.checkpoint_dir, int(FLAGS.num_views))
+    network, names, _ = load_checkpoint(
+      FLAGS.checkpoint_dir, int(FLAGS.num_views)
+    )
   failed = False
   found, skipped = pictures.find(arguments, FLAGS.recursive)
   for paths, images, problems in pictures.batches(found):
@@ -125,25 +144,30 @@ def describe(
   return '\n'.join([path, *lines])
 
 
-def predict(images: tf.Tensor, num_views: int, num_classes: int) -> tf.Tensor:
+def predict(
+  images: tf.Tensor, num_views: int, num_classes: int, portable: bool = False
+) -> tf.Tensor:
   """Build the prediction network.
 
   Args:
     images: uint8 [n, 32, 32, 3].
     num_views: number of windows per image to average over: 1, 2 or 10.
     num_classes: number of classes.
+    portable: as for `cifar10.inference`.
 
   Returns:
     Probabilities, float32 [n, num_classes].
   """
   windows = views.cut(images, cifar10.IMAGE_SIZE, num_views)
   logits = cifar10.inference(
-    tf.image.per_image_standardization(windows), num_classes=num_classes
+    tf.image.per_image_standardization(windows),
+    num_classes=num_classes,
+    portable=portable,
   )
   return tf.exp(views.average(logits, num_views))
 
 
-def restore(checkpoint_dir: str) -> tuple[tf.Session, str]:
+def restore(checkpoint_dir: str) -> tuple[tf.Session, str, int]:
   """Restore the moving averages of the latest checkpoint.
 
   Args:
@@ -151,7 +175,8 @@ def restore(checkpoint_dir: str) -> tuple[tf.Session, str]:
 
   Returns:
     session: a session with the variables.
-    checkpoint: path and step of the checkpoint, for messages.
+    path: path of the checkpoint.
+    step: step of the checkpoint.
 
   Raises:
     CheckpointError: if there is no checkpoint, or it does not match the graph.
@@ -166,13 +191,18 @@ def restore(checkpoint_dir: str) -> tuple[tf.Session, str]:
   path, step = found
   session = tf.Session()
   tf.train.Saver(variables).restore(session, path)
-  return session, f'{cli.short_path(path)} (step {step})'
+  return session, path, step
 
 
 def load_checkpoint(
   checkpoint_dir: str, num_views: int
-) -> tuple[Network, tuple[str, ...]]:
-  """Load network and class names from a checkpoint, as `restore` does.
+) -> tuple[exports.Network, tuple[str, ...], str]:
+  """Load a network from a checkpoint, as `restore` does.
+
+  Returns:
+    network: the network.
+    class_names: name of each class.
+    path: path of the checkpoint.
 
   Raises:
     CheckpointError: if there is no usable checkpoint.
@@ -181,120 +211,78 @@ def load_checkpoint(
   with tf.Graph().as_default():
     images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3])
     probabilities = predict(images, num_views, len(names))
-    session, checkpoint = restore(checkpoint_dir)
+    session, path, step = restore(checkpoint_dir)
   # Not among the results, which programs may read.
-  print(f'Using {checkpoint}.', file=sys.stderr)
-  return lambda batch: session.run(probabilities, {images: batch}), names
+  print(f'Using {cli.short_path(path)} (step {step}).', file=sys.stderr)
+  return lambda batch: session.run(probabilities, {images: batch}), names, path
 
 
-def load_saved_model(directory: str) -> tuple[Network, tuple[str, ...]]:
-  """Load network and class names of an exported model.
-
-  Raises:
-    UserError: if the directory contains no exported model.
-  """
-  if not tf.saved_model.contains_saved_model(directory):
-    raise UserError(f'There is no exported model in {directory}.')
-  session = tf.Session(graph=tf.Graph())
-  model = tf.saved_model.loader.load(
-    session, [tf.saved_model.tag_constants.SERVING], directory
-  )
-  signature = model.signature_def['serving_default']
-  images = signature.inputs['images'].name
-  probabilities = signature.outputs['probabilities'].name
-  try:
-    names = session.run(f'{_CLASS_NAMES}:0')
-    class_names = tuple(name.decode() for name in names)
-  except (KeyError, ValueError):  # exported by an earlier version
-    class_names = tuple(dataset.CLASS_NAMES)
-  return lambda batch: session.run(probabilities, {images: batch}), class_names
-
-
-def export(checkpoint_dir: str, export_dir: str, num_views: int) -> None:
-  """Export the latest checkpoint as a SavedModel.
-
-  The signature 'serving_default' takes `images`, uint8 [n, 32, 32, 3]; the
-  signature 'encoded' takes `encoded`, n strings with the contents of PNG or
-  JPEG files. Both return `class_ids` (int64 [n]), `class_names` (string [n])
-  and `probabilities` (float32 [n, classes]).
+def export(targets: dict[str, str], quantize: str | None) -> None:
+  """Export the latest checkpoint in one or more formats.
 
   Args:
-    checkpoint_dir: directory of the checkpoints, or path of one of them.
-    export_dir: directory to create.
-    num_views: number of windows per picture to average over: 1, 2 or 10.
+    targets: the path to create, by flag: '--export_dir', '--export_tflite' or
+      '--export_onnx'.
+    quantize: type of the weights in TFLite.
 
   Raises:
     CheckpointError: if there is no usable checkpoint.
-    UserError: if `export_dir` already exists or cannot be created.
+    UserError: if a path already exists or cannot be created, if there are no
+      test images to compare with, or if a model differs from the checkpoint.
   """
-  if os.path.exists(export_dir):
-    raise UserError(
-      f'--export_dir {export_dir} already exists: name a new directory.'
-    )
-  temporary = f'{export_dir.rstrip("/")}.{secrets.token_hex(4)}.tmp'
-  class_names = runs.class_names(checkpoints.directory_of(checkpoint_dir))
-  with tf.Graph().as_default():
-    names = tf.constant(class_names, name=_CLASS_NAMES)
-    images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3], 'images')
-    encoded = tf.placeholder(tf.string, [None], 'encoded')
-    decoded = tf.map_fn(_decode, encoded, tf.uint8)
-    signatures = {
-      'serving_default': _signature('images', images, images, num_views, names),
-      'encoded': _signature('encoded', encoded, decoded, num_views, names),
-    }
-    try:
-      session, _ = restore(checkpoint_dir)
-      with session:
-        builder = tf.saved_model.Builder(temporary)
-        builder.add_meta_graph_and_variables(
-          session, [tf.saved_model.tag_constants.SERVING], signatures
-        )
-        builder.save()
-      os.replace(temporary, export_dir)
-    except (OSError, tf.errors.OpError) as error:
-      raise UserError(
-        f'Cannot write to --export_dir {export_dir}: {error}'
-      ) from error
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
-  print(f'Exported to {cli.short_path(export_dir)}.')
+  for flag, path in targets.items():
+    exports.refuse_existing(flag, path)
+  num_views = int(FLAGS.num_views)
+  network, names, checkpoint = load_checkpoint(FLAGS.checkpoint_dir, num_views)
+  reference = predict_test_images(network, names)
+  model = exports.Model(
+    lambda images: predict(images, num_views, len(names), portable=True),
+    lambda: restore(checkpoint)[0],
+    names,
+  )
+  formats = {
+    '--export_dir': (
+      lambda path: exports.write_saved_model(model, path),
+      lambda path: exports.load_saved_model(path)[0],
+    ),
+    '--export_tflite': (
+      lambda path: exports.write_tflite(model, path, quantize),
+      exports.load_tflite,
+    ),
+    '--export_onnx': (
+      lambda path: exports.write_onnx(model, path),
+      exports.load_onnx,
+    ),
+  }
+  for flag, path in targets.items():
+    write, load = formats[flag]
+    is_quantized = flag == '--export_tflite' and quantize is not None
+    with cli.discarded_stderr():  # the converters log there
+      comparison = exports.export(
+        flag, path, write, load, reference, is_quantized
+      )
+    print(f'Exported to {cli.short_path(path)}: {comparison}.')
 
 
-def _decode(encoded: tf.Tensor) -> tf.Tensor:
-  """Decode the contents of a picture file into uint8 [32, 32, 3].
+def predict_test_images(
+  network: exports.Network, class_names: tuple[str, ...]
+) -> exports.Reference:
+  """Predict the first test images of the data set in `--data_dir`.
 
-  Crops and resizes like `pictures.read_picture`.
+  Raises:
+    UserError: if there are none, or if they are of other classes.
   """
-  image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-  shape = tf.shape(image)
-  side = tf.minimum(shape[0], shape[1])
-  top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
-  square = image[top : top + side, left : left + side]
-  resized = tf.compat.v2.image.resize(
-    square, [SIZE, SIZE], method='lanczos3', antialias=True
+  cifar10.maybe_download_and_extract()
+  batches_dir = os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR)
+  runs.refuse_other_classes(
+    checkpoints.directory_of(FLAGS.checkpoint_dir),
+    dataset.class_names(batches_dir),
+    'Name the right one with --data_dir.',
   )
-  return tf.saturate_cast(tf.round(resized), tf.uint8)
-
-
-def _signature(
-  name: str,
-  argument: tf.Tensor,
-  images: tf.Tensor,
-  num_views: int,
-  class_names: tf.Tensor,
-) -> object:
-  """Return the signature of a prediction with input `argument`."""
-  with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-    probabilities = predict(images, num_views, class_names.shape[0])
-  ids = tf.argmax(probabilities, axis=1)
-  return tf.saved_model.predict_signature_def(
-    {name: argument},
-    {
-      'class_ids': ids,
-      'class_names': tf.gather(class_names, ids),
-      'probabilities': probabilities,
-    },
-  )
+  paths = dataset.evaluation_files(True, batches_dir)
+  labels = dataset.read_labels(paths, class_names)[:_NUM_COMPARED]
+  images = dataset.read_images(True, batches_dir, np.arange(len(labels)))
+  return exports.Reference(images, labels, exports.in_batches(network, images))
 
 
 if __name__ == '__main__':

@@ -55,7 +55,7 @@ def quiet_tensorflow() -> None:
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
   # Without a GPU, the import and the first listing of devices print messages
   # that no setting suppresses.
-  with _import_announced(), _keras_left_out(), _discarded_stderr():
+  with _import_announced(), _keras_left_out(), discarded_stderr():
     import tensorflow.compat.v1 as tf
 
     tf.config.list_physical_devices()
@@ -247,7 +247,7 @@ def _keras_left_out() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _discarded_stderr() -> Iterator[None]:
+def discarded_stderr() -> Iterator[None]:
   """Discard output to file descriptor 2, including that of C++ code."""
   saved = os.dup(2)
   with open(os.devnull, 'wb') as null:

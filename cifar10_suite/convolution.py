@@ -65,10 +65,11 @@ def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   many = 16  # channels; with fewer, transforms cost more than they save
   if x.shape.as_list()[-1] >= many and frequencies_are_faster(x.dtype):
     return frequencies.convolution(x, kernel)
-  return _direct_convolution(x, kernel)
+  return direct(x, kernel)
 
 
-def _direct_convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def direct(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+  """Convolve like `convolution`, by TensorFlow's own operation."""
   return tf.nn.conv2d(x, kernel, strides=1, padding='SAME')
 
 
@@ -91,9 +92,9 @@ def is_fast(dtype: tf.DType) -> bool:
     return False
   # A small batch tells kernels from loops over single numbers.
   small = 8
-  wide = _seconds(_direct_convolution, tf.float32, small)
+  wide = _seconds(direct, tf.float32, small)
   limit = _TOO_SLOW * wide
-  if _seconds(_direct_convolution, dtype, small, limit) > wide:
+  if _seconds(direct, dtype, small, limit) > wide:
     return False
   wide = _fastest_seconds(tf.float32) + _product_seconds(tf.float32)
   short = _fastest_seconds(dtype) + _product_seconds(dtype)
@@ -116,15 +117,14 @@ def frequencies_are_faster(dtype: tf.DType) -> bool:
   if tf.config.list_physical_devices('GPU'):
     return False
   return dtype == tf.float32 or (
-    _seconds(frequencies.convolution, dtype)
-    < _seconds(_direct_convolution, dtype)
+    _seconds(frequencies.convolution, dtype) < _seconds(direct, dtype)
   )
 
 
 def _fastest_seconds(dtype: tf.DType) -> float:
   if frequencies_are_faster(dtype):
     return _seconds(frequencies.convolution, dtype)
-  return _seconds(_direct_convolution, dtype)
+  return _seconds(direct, dtype)
 
 
 _BATCH_SIZE = 128  # in measurements

@@ -432,15 +432,19 @@ class TestFilesOfOthers:
     assert len(glob.glob(f'{tmp_path}/report.html*')) == 2
     record_fault("another program's or a user's file in the way")
 
-  def test_an_export_removes_no_other_folder(self, tmp_path, record_fault):
+  def test_an_export_removes_no_other_folder(
+    self, tmp_path, data_dir, record_fault
+  ):
     write_run(tmp_path / 'train', [1])
     for name in ('new.tmp', 'model'):
       (tmp_path / name).mkdir()
       (tmp_path / name / 'thesis.tex').write_text('years of work')
-    flag = f'--checkpoint_dir={tmp_path}/train'
-    run('cifar10_predict.py', flag, f'--export_dir={tmp_path}/model', status=1)
-    lines, _ = run('cifar10_predict.py', flag, f'--export_dir={tmp_path}/new')
-    assert lines == [f'Exported to {tmp_path}/new.']
+    flags = [f'--checkpoint_dir={tmp_path}/train', f'--data_dir={data_dir}']
+    run(
+      'cifar10_predict.py', *flags, f'--export_dir={tmp_path}/model', status=1
+    )
+    lines, _ = run('cifar10_predict.py', *flags, f'--export_dir={tmp_path}/new')
+    assert lines[-1].startswith(f'Exported to {tmp_path}/new: precision ')
     for name in ('new.tmp', 'model'):
       assert (tmp_path / name / 'thesis.tex').read_text() == 'years of work'
     assert set(os.listdir(tmp_path)) == {'model', 'new', 'new.tmp', 'train'}

@@ -131,7 +131,10 @@ def test_predicts_and_exports_its_class_names(trained, tmp_path, source):
   assert len(lines) == 3 * 4
   for k, name in enumerate(NAMES):
     assert lines[4 * k + 1].split('%')[0].startswith(f'  {name} ')
-  run('cifar10_predict.py', flag, f'--export_dir={tmp_path}/model')
+  export = ('cifar10_predict.py', flag, f'--export_dir={tmp_path}/model')
+  _, errors = run(*export, status=1)
+  assert 'was trained on other classes' in errors
+  run(*export, f'--data_dir={trained}/data')
   model = f'--saved_model={tmp_path}/model'
   lines, _ = run('cifar10_predict.py', model, '--json', *pictures)
   assert [json.loads(line)['classes'][0]['name'] for line in lines] == NAMES

@@ -129,12 +129,20 @@ def ask(model_dir, tmp_path, request):
   return json.loads(result.stdout)['predictions']
 
 
-def test_exported_model_serves_without_the_project(tmp_path, train_dir):
+def test_exported_model_serves_without_the_project(
+  tmp_path, train_dir, data_dir
+):
   write_network_by_hand(train_dir, 5)
   flag = f'--checkpoint_dir={train_dir}/model.ckpt-3'
   model_dir = tmp_path / 'model'
-  lines, errors = run('cifar10_predict.py', flag, f'--export_dir={model_dir}')
-  assert errors == '' and lines == [f'Exported to {model_dir}.']
+  lines, errors = run(
+    'cifar10_predict.py',
+    flag,
+    f'--data_dir={data_dir}',
+    f'--export_dir={model_dir}',
+  )
+  assert errors == f'Using {train_dir}/model.ckpt-3 (step 3).\n'
+  assert lines[-1].startswith(f'Exported to {model_dir}: precision ')
   assert (
     os.listdir(tmp_path / 'model') and not (tmp_path / 'model.tmp').exists()
   )
@@ -181,6 +189,9 @@ def test_exported_model_serves_without_the_project(tmp_path, train_dir):
     (['--checkpoint_dir=a/model.ckpt-7', 'x.png'], 'There is no checkpoint'),
     (['--export_dir=.'], '--export_dir . already exists'),
     (['--export_dir=new', 'x.png'], 'takes no pictures: x.png'),
+    (['--export_onnx=new', 'x.png'], '--export_onnx exports a model and takes'),
+    (['--export_tflite=.'], '--export_tflite . already exists'),
+    (['--quantize=int8', 'x.png'], '--quantize is for --export_tflite.'),
     (['--saved_model=none', 'x.png'], 'There is no exported model in none.'),
   ],
 )

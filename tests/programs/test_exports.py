@@ -1,0 +1,166 @@
+"""Test exported models with the runtimes that people use for them."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import PIL.Image
+import pytest
+from ai_edge_litert import interpreter as litert
+from support.network_by_hand import write_network_by_hand
+from support.programs import ROOT, TIMEOUT, run
+
+from cifar10_suite import dataset, exports
+from cifar10_suite.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory, data_dir):
+  """Flags that name a checkpoint and the data set to compare on."""
+  train_dir = tmp_path_factory.mktemp('train')
+  write_network_by_hand(str(train_dir), 3)
+  return [f'--checkpoint_dir={train_dir}', f'--data_dir={data_dir}']
+
+
+@pytest.fixture(scope='module')
+def pictures():
+  """Pictures of all colours, uint8 [n, 32, 32, 3]."""
+  rng = np.random.RandomState(1)
+  colours = rng.randint(0, 2, [12, 1, 1, 3]) * 200
+  noise = rng.randint(0, 56, [12, 32, 32, 3])
+  return (colours + noise).astype(np.uint8)
+
+
+@pytest.fixture(scope='module')
+def expected(source, pictures, tmp_path_factory):
+  """The probabilities of the checkpoint, float [n, 10]."""
+  folder = tmp_path_factory.mktemp('pictures')
+  for k, picture in enumerate(pictures):
+    PIL.Image.fromarray(picture).save(folder / f'{k:02}.png')
+  lines, _ = run(
+    'cifar10_predict.py', *source, str(folder), '--json', '--top_k=10'
+  )
+  rows = np.zeros([len(pictures), 10])
+  for row, line in zip(rows, lines, strict=True):
+    for entry in json.loads(line)['classes']:
+      row[entry['id']] = entry['probability']
+  return rows
+
+
+def export(source, *flags):
+  lines, errors = run('cifar10_predict.py', *source, *flags)
+  assert errors.startswith('Using ') and errors.count('\n') == 1, errors
+  return lines[-1]
+
+
+@pytest.mark.parametrize(
+  ('quantize', 'max_bytes', 'tolerance'),
+  [(None, 4.4e6, 1e-5), ('float16', 2.2e6, 0.01), ('int8', 1.2e6, 0.1)],
+)
+def test_tflite(
+  tmp_path, source, pictures, expected, quantize, max_bytes, tolerance
+):
+  path = f'{tmp_path}/cifar10.tflite'
+  flags = [f'--quantize={quantize}'] if quantize else []
+  line = export(source, f'--export_tflite={path}', *flags)
+  assert line.startswith(f'Exported to {path}: precision ')
+  assert os.path.getsize(path) < max_bytes
+  assert os.listdir(tmp_path) == ['cifar10.tflite']
+
+  interpreter = litert.Interpreter(path)
+  (argument,) = interpreter.get_input_details()
+  (result,) = interpreter.get_output_details()
+  assert argument['dtype'] == np.uint8
+  for count in (1, len(pictures)):
+    interpreter.resize_tensor_input(argument['index'], [count, 32, 32, 3])
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(argument['index'], pictures[:count])
+    interpreter.invoke()
+    got = interpreter.get_tensor(result['index'])
+    np.testing.assert_allclose(got, expected[:count], atol=tolerance)
+  with zipfile.ZipFile(path) as archive:
+    names = archive.read('labels.txt').decode().splitlines()
+  assert names == dataset.CLASS_NAMES
+
+
+def test_onnx(tmp_path, source, pictures, expected):
+  import onnxruntime
+
+  path = f'{tmp_path}/cifar10.onnx'
+  line = export(source, f'--export_onnx={path}')
+  assert line.startswith(f'Exported to {path}: precision ')
+  session = onnxruntime.InferenceSession(path)
+  for count in (1, len(pictures)):
+    (got,) = session.run(None, {'images': pictures[:count]})
+    assert got.shape == (count, 10) and got.dtype == np.float32
+    np.testing.assert_allclose(got, expected[:count], atol=1e-4)
+  names = session.get_modelmeta().custom_metadata_map['class_names']
+  assert json.loads(names) == dataset.CLASS_NAMES
+
+
+def test_onnx_needs_a_package(tmp_path, source):
+  (tmp_path / 'tf2onnx.py').write_text('raise ImportError("no tf2onnx")')
+  program = os.path.join(ROOT, 'cifar10_predict.py')
+  result = subprocess.run(
+    [sys.executable, program, *source, f'--export_onnx={tmp_path}/model'],
+    env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+  )
+  assert result.returncode == 1
+  assert 'pip install tf2onnx onnxruntime' in result.stderr
+  assert 'Traceback' not in result.stderr
+  assert 'model' not in os.listdir(tmp_path)
+
+
+class TestComparison:
+  """A model gets its name only if it is like the checkpoint."""
+
+  reference = exports.Reference(
+    images=np.zeros([4, 32, 32, 3], np.uint8),
+    labels=np.array([0, 1, 0, 1]),
+    probabilities=np.array(2 * [[0.9, 0.1], [0.2, 0.8]], np.float32),
+  )
+
+  def export(self, path, change, **kwargs):
+    def write(temporary):
+      with open(temporary, 'x') as file:
+        file.write('model')
+
+    probabilities = self.reference.probabilities + np.float32(change)
+    return exports.export(
+      '--flag',
+      str(path),
+      write,
+      lambda _: lambda images: probabilities[: len(images)],
+      self.reference,
+      **kwargs,
+    )
+
+  def test_the_same(self, tmp_path):
+    line = self.export(tmp_path / 'model', 1e-6)
+    assert line.startswith('precision 1.0000 on 4 test images')
+    assert (tmp_path / 'model').read_text() == 'model'
+
+  @pytest.mark.parametrize('change', [0.01, np.nan])
+  def test_others_are_not_kept(self, tmp_path, change):
+    with pytest.raises(UserError, match='--flag: the model was not kept'):
+      self.export(tmp_path / 'model', change)
+    assert os.listdir(tmp_path) == []
+
+  def test_quantized_models_are_compared_by_precision(self, tmp_path):
+    self.export(tmp_path / 'good', 0.05, is_quantized=True)
+    change = [[0, 0], [0, 0], [-0.9, 0], [0, 0]]
+    with pytest.raises(UserError, match='precision 0.7500 on 4 test images'):
+      self.export(tmp_path / 'bad', change, is_quantized=True)
+    assert os.listdir(tmp_path) == ['good']
+
+  def test_nothing_is_overwritten(self, tmp_path):
+    (tmp_path / 'model').write_text('of somebody')
+    with pytest.raises(UserError, match='already exists'):
+      self.export(tmp_path / 'model', 0)
+    assert (tmp_path / 'model').read_text() == 'of somebody'
