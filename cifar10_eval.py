@@ -150,7 +150,7 @@ def main() -> None:
         'num_views': int(FLAGS.num_views),
       },
     )
-    refuse_other_classes(
+    runs.refuse_other_classes(
       checkpoints.directory_of(FLAGS.checkpoint_dir), class_names
     )
     network = build_evaluation(len(class_names), num_examples, hold_out)
@@ -210,13 +210,6 @@ def held_out() -> int:
       'images. Train with --hold_out first.'
     )
   return count
-
-
-def refuse_other_classes(directory: str, class_names: tuple[str, ...]) -> None:
-  """Raise UserError if the run in a directory has other classes."""
-  runs.refuse_other_classes(
-    directory, class_names, 'Name the right one with --data_dir.'
-  )
 
 
 def build_evaluation(
@@ -372,7 +365,7 @@ def score(
     print(f'{cli.short_path(checkpoint)} has already been scored.')
     return
   with checkpoints.copied(checkpoint, FLAGS.eval_dir) as copy:
-    refuse_other_classes(os.path.dirname(checkpoint), class_names)
+    runs.refuse_other_classes(os.path.dirname(checkpoint), class_names)
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(
       copy, network, evaluation_config(FLAGS.device)

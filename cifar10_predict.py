@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
         f'{next(iter(targets))} exports a model and takes no pictures: '
         f'{arguments[0]}. Classify them with another command.'
       )
-    export(targets, FLAGS.quantize)
+    export(FLAGS.checkpoint_dir, int(FLAGS.num_views), targets, FLAGS.quantize)
     return
   if not arguments:
     raise UserError('Name a picture, a folder or a pattern. See --help.')
@@ -217,10 +217,17 @@ def load_checkpoint(
   return lambda batch: session.run(probabilities, {images: batch}), names, path
 
 
-def export(targets: dict[str, str], quantize: str | None) -> None:
+def export(
+  checkpoint_dir: str,
+  num_views: int,
+  targets: dict[str, str],
+  quantize: str | None,
+) -> None:
   """Export the latest checkpoint in one or more formats.
 
   Args:
+    checkpoint_dir: directory of the checkpoints, or path of one of them.
+    num_views: number of windows per picture to average over: 1, 2 or 10.
     targets: the path to create, by flag: '--export_dir', '--export_tflite' or
       '--export_onnx'.
     quantize: type of the weights in TFLite.
@@ -232,9 +239,8 @@ def export(targets: dict[str, str], quantize: str | None) -> None:
   """
   for flag, path in targets.items():
     exports.refuse_existing(flag, path)
-  num_views = int(FLAGS.num_views)
-  network, names, checkpoint = load_checkpoint(FLAGS.checkpoint_dir, num_views)
-  reference = predict_test_images(network, names)
+  network, names, checkpoint = load_checkpoint(checkpoint_dir, num_views)
+  reference = predict_test_images(network, checkpoints.directory_of(checkpoint))
   model = exports.Model(
     lambda images: predict(images, num_views, len(names), portable=True),
     lambda: restore(checkpoint)[0],
@@ -265,20 +271,21 @@ def export(targets: dict[str, str], quantize: str | None) -> None:
 
 
 def predict_test_images(
-  network: exports.Network, class_names: tuple[str, ...]
+  network: exports.Network, run_dir: str
 ) -> exports.Reference:
   """Predict the first test images of the data set in `--data_dir`.
+
+  Args:
+    network: the network.
+    run_dir: directory of the run that trained it.
 
   Raises:
     UserError: if there are none, or if they are of other classes.
   """
   cifar10.maybe_download_and_extract()
   batches_dir = os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR)
-  runs.refuse_other_classes(
-    checkpoints.directory_of(FLAGS.checkpoint_dir),
-    dataset.class_names(batches_dir),
-    'Name the right one with --data_dir.',
-  )
+  class_names = dataset.class_names(batches_dir)
+  runs.refuse_other_classes(run_dir, class_names)
   paths = dataset.evaluation_files(True, batches_dir)
   labels = dataset.read_labels(paths, class_names)[:_NUM_COMPARED]
   images = dataset.read_images(True, batches_dir, np.arange(len(labels)))

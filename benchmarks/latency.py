@@ -26,19 +26,29 @@ import numpy as np
 from cifar10_suite import exports
 
 _ROUNDS, _CALLS = 5, 100
+# Name: how to load the model, and the flags that export it.
 _FORMATS = {
-  'SavedModel': ['--export_dir'],
-  'TFLite': ['--export_tflite'],
-  'TFLite, float16': ['--quantize=float16', '--export_tflite'],
-  'TFLite, int8': ['--quantize=int8', '--export_tflite'],
-  'ONNX': ['--export_onnx'],
+  'SavedModel': (
+    lambda path: exports.load_saved_model(path)[0],
+    ['--export_dir'],
+  ),
+  'TFLite': (exports.load_tflite, ['--export_tflite']),
+  'TFLite, float16': (
+    exports.load_tflite,
+    ['--quantize=float16', '--export_tflite'],
+  ),
+  'TFLite, int8': (
+    exports.load_tflite,
+    ['--quantize=int8', '--export_tflite'],
+  ),
+  'ONNX': (exports.load_onnx, ['--export_onnx']),
 }
 
 
 def main() -> None:
   networks, sizes = {}, {}
   with tempfile.TemporaryDirectory() as directory:
-    for name, flags in _FORMATS.items():
+    for name, (load, flags) in _FORMATS.items():
       path = os.path.join(directory, name)
       subprocess.run(
         [
@@ -51,7 +61,7 @@ def main() -> None:
         check=True,
       )
       with cli.discarded_stderr():  # TFLite logs there
-        networks[name] = _load(path)
+        networks[name] = load(path)
       sizes[name] = _size(path)
   seconds: dict[str, list[float]] = {name: [] for name in networks}
   picture = np.random.RandomState(0).randint(0, 256, [1, 32, 32, 3], np.uint8)
@@ -64,14 +74,6 @@ def main() -> None:
   for name, times in seconds.items():
     ms = 1000 * statistics.median(times)
     print(f'{name:16} {sizes[name] / 1e6:5.1f} MB {ms:7.2f} ms')
-
-
-def _load(path: str) -> exports.Network:
-  if os.path.isdir(path):
-    return exports.load_saved_model(path)[0]
-  if 'TFLite' in path:
-    return exports.load_tflite(path)
-  return exports.load_onnx(path)
 
 
 def _size(path: str) -> int:

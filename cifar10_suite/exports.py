@@ -23,8 +23,6 @@ from cifar10_suite.pictures import SIZE
 # Maps pictures, uint8 [n, 32, 32, 3], to probabilities, float32 [n, classes].
 Network = Callable[[np.ndarray], np.ndarray]
 
-LABELS_FILE = 'labels.txt'  # in TFLite files, which are ZIP archives, too
-
 _CLASS_NAMES = 'all_class_names'  # tensor in a SavedModel
 _BATCH_SIZE = 100
 _TOLERANCE = 1e-3  # of probabilities, without quantization
@@ -92,7 +90,6 @@ def export(
     UserError: if the path exists or cannot be written, or if the model's
       predictions are not those of the checkpoint.
   """
-  refuse_existing(flag, path)
   temporary = f'{path.rstrip("/")}.{secrets.token_hex(4)}.tmp'
   try:
     write(temporary)
@@ -255,7 +252,7 @@ def write_tflite(model: Model, path: str, quantize: str | None) -> None:
   with open(path, 'xb') as file:
     file.write(content)
   with zipfile.ZipFile(path, 'a') as archive:
-    archive.writestr(LABELS_FILE, ''.join(f'{n}\n' for n in model.class_names))
+    archive.writestr('labels.txt', ''.join(f'{n}\n' for n in model.class_names))
 
 
 def load_tflite(path: str) -> Network:

@@ -164,7 +164,9 @@ def class_names(directory: str) -> tuple[str, ...]:
 
 
 def refuse_other_classes(
-  directory: str, class_names: tuple[str, ...], remedy: str
+  directory: str,
+  class_names: tuple[str, ...],
+  remedy: str = 'Name the right one with --data_dir.',
 ) -> None:
   """Refuse a run of other classes.
 

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from ai_edge_litert import interpreter as litert
 from support.network_by_hand import write_network_by_hand
-from support.programs import ROOT, TIMEOUT, run
+from support.programs import ROOT, TIMEOUT, probabilities, run
 
 from cifar10_suite import dataset, exports
 from cifar10_suite.errors import UserError
@@ -43,11 +43,7 @@ def expected(source, pictures, tmp_path_factory):
   lines, _ = run(
     'cifar10_predict.py', *source, str(folder), '--json', '--top_k=10'
   )
-  rows = np.zeros([len(pictures), 10])
-  for row, line in zip(rows, lines, strict=True):
-    for entry in json.loads(line)['classes']:
-      row[entry['id']] = entry['probability']
-  return rows
+  return probabilities(lines)
 
 
 def export(source, *flags):

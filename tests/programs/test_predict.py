@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from support.network_by_hand import COLOURS, write_network_by_hand
-from support.programs import ROOT, TIMEOUT, run
+from support.programs import ROOT, TIMEOUT, probabilities, run
 
 from cifar10_suite import dataset
 
@@ -157,10 +157,8 @@ def test_exported_model_serves_without_the_project(
     'cifar10_predict.py', f'--saved_model={model_dir}', *paths, '--json'
   )
   assert predictions(again) == predictions(lines)
-  expected = np.zeros([4, 10])
-  for row, line in zip(expected, lines, strict=True):
-    for entry in json.loads(line)['classes']:
-      row[entry['id']] = entry['probability']
+  expected = probabilities(lines)
+  assert expected.shape == (4, 10)
 
   instances = [{'images': picture.tolist()} for picture in pixels]
   encoded = []

@@ -1,6 +1,7 @@
 """Run the programs as processes, and read and write their files."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import queue
@@ -10,6 +11,7 @@ import tempfile
 import threading
 import time
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import download
@@ -111,6 +113,15 @@ def run(program, *arguments, status=0, timeout=TIMEOUT, **kwargs):
     errors = process.errors()
   assert got == status, '\n'.join([*lines, errors])
   return lines, errors
+
+
+def probabilities(lines):
+  """Return the probabilities in JSON lines with all ten classes, [n, 10]."""
+  rows = np.zeros([len(lines), 10])
+  for row, line in zip(rows, lines, strict=True):
+    for entry in json.loads(line)['classes']:
+      row[entry['id']] = entry['probability']
+  return rows
 
 
 def summaries(directory):
