@@ -137,7 +137,7 @@ def inference(
     images: float32, float16 or bfloat16 [batch, 24, 24, 3]; the batch size may
       be unknown.
     is_training: whether to apply the recipe's dropout.
-    recipe: the weight decay and the dropout.
+    recipe: the weight decay, the dropout and the initial activations.
     first_filters: float32 [5, 5, 3, 64], initial filters of the first
       convolution; random by default.
     num_classes: number of classes.
@@ -151,8 +151,11 @@ def inference(
     RuntimeError: in eager execution.
   """
   compatibility.require_graph_mode()
+  scale = recipe.activation_scale
   with tf.variable_scope('conv1'):
-    sums, biases = _convolution(images, 64, bias=0.0, filters=first_filters)
+    sums, biases = _convolution(
+      images, 64, stddev=0.05 * scale, bias=0.0, filters=first_filters
+    )
     _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
     # Bias and ReLU are monotonic, so they commute with the maximum: pooling
     # first gives the same result for a quarter of the work. The summary shows
@@ -162,7 +165,9 @@ def inference(
   norm1 = lrn.relu_and_normalize(pool1, biases, name='norm1')
 
   with tf.variable_scope('conv2'):
-    sums, biases = _convolution(norm1, 64, bias=0.1, portable=portable)
+    sums, biases = _convolution(
+      norm1, 64, stddev=0.05, bias=0.1 * scale, portable=portable
+    )
     _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
   norm2 = lrn.relu_and_normalize(sums, biases, name='norm2')
   pool2 = convolution.max_pool(norm2, name='pool2')
@@ -173,7 +178,7 @@ def inference(
     flat = tf.nn.dropout(flat, rate=recipe.dropout)
   wd = recipe.weight_decay
   with tf.variable_scope('local3'):
-    local3 = tf.nn.relu(_dense(flat, 384, stddev=0.04, bias=0.1, wd=wd))
+    local3 = tf.nn.relu(_dense(flat, 384, stddev=0.04 / scale, bias=0.1, wd=wd))
     _activation_summary(local3)
   with tf.variable_scope('local4'):
     local4 = tf.nn.relu(_dense(local3, 192, stddev=0.04, bias=0.1, wd=wd))
@@ -192,7 +197,8 @@ def loss(
 
   Args:
     logits: float32 [batch, num_classes].
-    labels: integers [batch], less than `num_classes`.
+    labels: integers [batch], less than `num_classes`; or a distribution over
+      the classes for each image, float32 [batch, num_classes].
     label_smoothing: probability moved from the label to a uniform distribution
       over all classes.
 
@@ -200,7 +206,11 @@ def loss(
     The total loss, float32 []: mean cross entropy of the batch plus weight
     decay. Within a tower's name scope, only the losses of that tower count.
   """
-  cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
+  labels = tf.convert_to_tensor(labels)
+  cross_entropy_of = tf.nn.sparse_softmax_cross_entropy_with_logits
+  if labels.dtype.is_floating:
+    cross_entropy_of = tf.nn.softmax_cross_entropy_with_logits_v2
+  cross_entropy = cross_entropy_of(
     labels=labels, logits=logits, name='cross_entropy_per_example'
   )
   if label_smoothing:
@@ -282,7 +292,8 @@ def train_towers(
       recipe=recipe,
     )
   optimizer = optimizers.AveragingOptimizer(
-    optimizers.of_recipe(rate, recipe), MOVING_AVERAGE_DECAY
+    optimizers.of_recipe(rate, recipe, _step_scales(recipe.activation_scale)),
+    MOVING_AVERAGE_DECAY,
   )
   return updates.update(
     optimizer, total_losses, global_step, average_over_workers
@@ -323,9 +334,26 @@ def learning_rate(
   return rate
 
 
+def _step_scales(scale: float) -> dict[str, float]:
+  """Return the factors of Muon's steps for a recipe's `activation_scale`.
+
+  With them, training is the same as with a scale of 1, but for normalization:
+  all variables change as fast, relative to their size. Muon's steps of weights
+  do not depend on the size of gradients, those of biases are proportional to
+  it; the gradients of the convolutions' biases are 1 / scale times as large.
+  """
+  return {
+    'conv1/weights': scale,
+    'conv1/biases': scale**2,
+    'conv2/biases': scale**2,
+    'local3/weights': 1 / scale,
+  }
+
+
 def _convolution(
   x: tf.Tensor,
   channels: int,
+  stddev: float,
   bias: float,
   filters: np.ndarray | None = None,
   portable: bool = False,
@@ -334,7 +362,7 @@ def _convolution(
 
   `lrn.relu_and_normalize` adds the biases.
   """
-  initializer = tf.truncated_normal_initializer(stddev=0.05)
+  initializer = tf.truncated_normal_initializer(stddev=stddev)
   if filters is not None:
     initializer = tf.constant_initializer(filters)
   shape = [5, 5, x.shape.as_list()[-1], channels]

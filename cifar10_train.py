@@ -34,6 +34,7 @@ from cifar10_suite import (
   dataset,
   devices,
   files,
+  mixup,
   ownership,
   parameter_servers,
   processor,
@@ -281,15 +282,26 @@ def build_loss(
 ) -> tf.Tensor:
   """Build the network for training and return the total loss, float32 []."""
   recipe = settings.recipe
+  num_classes = len(settings.data_set.class_names)
+  if recipe.mixup:
+    images, labels = mixup.mixed(
+      images,
+      labels,
+      num_classes,
+      recipe.mixup,
+      schedules.mixes(updates.make_global_step(), recipe),
+    )
   filters = None
   if recipe.whitened:
-    filters = first_filters(settings.data_dir, settings.hold_out)
+    filters = recipe.activation_scale * first_filters(
+      settings.data_dir, settings.hold_out
+    )
   logits = cifar10.inference(
     images,
     is_training=True,
     recipe=recipe,
     first_filters=filters,
-    num_classes=len(settings.data_set.class_names),
+    num_classes=num_classes,
   )
   return cifar10.loss(logits, labels, label_smoothing=recipe.label_smoothing)
 

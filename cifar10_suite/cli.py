@@ -138,9 +138,9 @@ def define_checkpoint_flags(checkpoint_dir: str) -> None:
     flags.DEFINE_enum(
       'num_views',
       '1',
-      ['1', '2', '10'],
+      ['1', '2', '10', '50'],
       'Views of each image to average over; 1 is the centre, 2 adds its mirror '
-      'image, 10 are centre, corners and their mirror images.',
+      'image, 10 and 50 are those of 5 and 25 places.',
     )
   for name in ('checkpoint_dir', 'num_views'):
     flags.declare_key_flag(name)

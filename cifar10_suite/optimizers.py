@@ -3,6 +3,8 @@
 Both are subclasses of `tf.train.Optimizer`.
 """
 
+from collections.abc import Mapping
+
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import xla
@@ -10,18 +12,23 @@ from cifar10_suite.recipes import Recipe
 from cifar10_suite.updates import Gradients
 
 
-def of_recipe(rate: tf.Tensor, recipe: Recipe) -> tf.train.Optimizer:
+def of_recipe(
+  rate: tf.Tensor, recipe: Recipe, step_scales: Mapping[str, float]
+) -> tf.train.Optimizer:
   """Return the optimizer of a recipe.
 
   Args:
     rate: float32 [], the learning rate.
     recipe: the optimizer, its momentum and its decoupled weight decay.
+    step_scales: factors of Muon's steps, by variable name.
   """
   if recipe.optimizer == 'descent':
     return tf.train.GradientDescentOptimizer(rate)
   if recipe.optimizer == 'nesterov':
     return tf.train.MomentumOptimizer(rate, recipe.momentum, use_nesterov=True)
-  return MuonOptimizer(rate, recipe.momentum, recipe.decoupled_weight_decay)
+  return MuonOptimizer(
+    rate, recipe.momentum, recipe.decoupled_weight_decay, step_scales
+  )
 
 
 class AveragingOptimizer(tf.train.Optimizer):
@@ -84,6 +91,8 @@ class MuonOptimizer(tf.train.Optimizer):
     learning_rate: float or float32 [].
     momentum: number in [0, 1).
     weight_decay: at least 0; biases do not decay.
+    step_scales: factors of the steps u or U V' by variable name, by default 1;
+      weight decay does not change.
   """
 
   NAME = 'Muon'  # momentum variables are named '<variable>/Muon'
@@ -93,11 +102,13 @@ class MuonOptimizer(tf.train.Optimizer):
     learning_rate: float | tf.Tensor,
     momentum: float,
     weight_decay: float = 0.0,
+    step_scales: Mapping[str, float] | None = None,
   ):
     super().__init__(use_locking=False, name=self.NAME)
     self._learning_rate = learning_rate
     self._momentum = momentum
     self._weight_decay = weight_decay
+    self._step_scales = step_scales or {}
 
   def _create_slots(self, var_list: list[tf.Variable]) -> None:
     for variable in var_list:
@@ -115,7 +126,8 @@ class MuonOptimizer(tf.train.Optimizer):
       update = tf.reshape(orthogonalized(matrix), update.shape)
       decay = self._weight_decay
     rate = tf.convert_to_tensor(self._learning_rate)
-    value = _descended(var.read_value(), update, rate, decay)
+    scale = self._step_scales.get(var.op.name, 1.0)
+    value = _descended(var.read_value(), update, rate, decay, scale)
     return tf.group(tf.assign(slot, momentum), tf.assign(var, value))
 
 
@@ -130,9 +142,13 @@ def _nesterov(
 
 @xla.compiled
 def _descended(
-  value: tf.Tensor, update: tf.Tensor, rate: tf.Tensor, decay: float
+  value: tf.Tensor,
+  update: tf.Tensor,
+  rate: tf.Tensor,
+  decay: float,
+  scale: float,
 ) -> tf.Tensor:
-  return value - rate * (update + decay * value)
+  return value - rate * (scale * update + decay * value)
 
 
 # Polynomials a x + b x^3 + c x^5. One after the other, they map [0.01, 1] to

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate and the crop margin."""
+"""Schedules of the learning rate, the crop margin and mixup."""
 
 import tensorflow.compat.v1 as tf
 
@@ -61,6 +61,11 @@ def crop_margin(global_step: tf.Variable, recipe: Recipe) -> float | tf.Tensor:
   left = 1 - _progress(global_step, recipe.max_steps)
   still_to_fall = tf.minimum(left / recipe.crop_margin_falls_in, 1)
   return last + (first - last) * still_to_fall
+
+
+def mixes(global_step: tf.Variable, recipe: Recipe) -> tf.Tensor:
+  """Return whether to mix images at this step, bool []."""
+  return _progress(global_step, recipe.max_steps) < recipe.mixup_until
 
 
 def _progress(global_step: tf.Variable, steps: float) -> tf.Tensor:

@@ -8,24 +8,29 @@ import tensorflow.compat.v1 as tf
 def cut(images: tf.Tensor, size: int, num_views: int) -> tf.Tensor:
   """Cut windows out of each image.
 
+  The places of the windows form a grid of five by five from corner to corner.
+
   Args:
     images: [n, height, width, channels].
     size: height and width of a window.
     num_views: 1 for the centre; 2 for the centre and its mirror image; 10 for
-      the centre, the four corners, and the mirror images of these five.
+      the centre, the four places diagonally next to it, and the mirror images
+      of these five; 50 for all 25 places and their mirror images.
 
   Returns:
     [n * num_views, size, size, channels]; windows of the same image are
     adjacent.
   """
   height, width, depth = images.shape.as_list()[1:]
-  down, right = height - size, width - size
-  corners = [(down // 2, right // 2)]
+  places = [(2, 2)]
   if num_views == 10:
-    corners += [(0, 0), (0, right), (down, 0), (down, right)]
-  windows = [
-    images[:, top : top + size, left : left + size] for top, left in corners
-  ]
+    places += [(1, 1), (1, 3), (3, 1), (3, 3)]
+  if num_views == 50:
+    places = [(row, column) for row in range(5) for column in range(5)]
+  windows = []
+  for row, column in places:
+    top, left = row * (height - size) // 4, column * (width - size) // 4
+    windows.append(images[:, top : top + size, left : left + size])
   if num_views > 1:
     windows += [window[:, :, ::-1] for window in windows]
   return tf.reshape(tf.stack(windows, axis=1), [-1, size, size, depth])

@@ -260,7 +260,7 @@ class TestImageSize:
       if margin == 1 and len(counts) > 1:
         assert scipy.stats.chisquare(counts).pvalue > P_VALUE
 
-  @pytest.mark.parametrize('num_views', [1, 2, 10])
+  @pytest.mark.parametrize('num_views', [1, 2, 10, 50])
   def test_no_view_leaves_the_image(self, graph, size, num_views):
     windows = views.cut(tf.constant(random_images(2)), size, num_views)
     assert windows.shape.as_list() == [2 * num_views, size, size, 3]

@@ -4,13 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 import tensorflow.compat.v1 as tf
 
 import cifar10
 import cifar10_input
 import cifar10_train
-from cifar10_suite import whitening
-from cifar10_suite.recipes import FAST, TUTORIAL
+from cifar10_suite import lrn, mixup, schedules, whitening
+from cifar10_suite.recipes import FAST, LONG, TUTORIAL
 from cifar10_suite.training import TrainSettings
 
 
@@ -28,6 +30,19 @@ class TestParts:
       got = session.run(total)
     assert got == pytest.approx(-(targets * log_p).sum(axis=1).mean(), rel=1e-5)
 
+  def test_labels_may_be_distributions(self, graph):
+    rng = np.random.RandomState(5)
+    logits = rng.normal(size=[7, 10]).astype(np.float32)
+    targets = rng.dirichlet(np.ones(10), size=7).astype(np.float32)
+    total = cifar10.loss(tf.constant(logits), targets, label_smoothing=0.2)
+    log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
+    smoothed = 0.8 * targets + 0.02
+    with tf.Session() as session:
+      got = session.run(total)
+    assert got == pytest.approx(
+      -(smoothed * log_p).sum(axis=1).mean(), rel=1e-5
+    )
+
   def test_the_learning_rate_rises_and_falls(self, graph):
     recipe = dataclasses.replace(FAST, learning_rate=2.0, max_steps=1000)
     global_step = tf.train.get_or_create_global_step()
@@ -43,6 +58,91 @@ class TestParts:
       ):
         session.run(global_step.assign(step))
         assert session.run(rate) == pytest.approx(expected, abs=1e-5)
+
+  @pytest.mark.parametrize('dtype', [tf.float32, tf.bfloat16])
+  def test_mixes_images_and_labels(self, graph, dtype):
+    tf.set_random_seed(6)
+    rng = np.random.RandomState(6)
+    images = rng.normal(size=[4000, 6, 6, 3]).astype(dtype.as_numpy_dtype)
+    labels = np.arange(4000) % 10
+    mixed, distributions = mixup.mixed(
+      tf.constant(images), tf.constant(labels), 10, 0.2, tf.constant(True)
+    )
+    assert mixed.dtype == dtype
+    with tf.Session() as session:
+      mixed, distributions = session.run([mixed, distributions])
+    weights = distributions[np.arange(4000), labels]
+    others = distributions[np.arange(4000), np.roll(labels, 1)]
+    np.testing.assert_allclose(weights + others, 1, rtol=1e-6)
+    beta = scipy.stats.beta(0.2, 0.2)
+    assert weights.min() >= 0.5
+    larger = scipy.stats.kstest(
+      weights, lambda x: beta.cdf(x) - beta.cdf(1 - x)
+    )
+    assert larger.pvalue > 1e-6
+    w = weights[:, np.newaxis, np.newaxis, np.newaxis]
+    images = images.astype(np.float32)
+    expected = w * images + (1 - w) * np.roll(images, 1, axis=0)
+    rounding = 1e-5 if dtype == tf.float32 else 0.01
+    np.testing.assert_allclose(
+      mixed.astype(np.float32), expected, rtol=rounding, atol=rounding
+    )
+
+  def test_mixes_until_the_chosen_step(self, graph):
+    recipe = dataclasses.replace(LONG, mixup_until=0.7, max_steps=100)
+    global_step = tf.train.get_or_create_global_step()
+    images = tf.random.normal([64, 6, 6, 3])
+    mixed, distributions = mixup.mixed(
+      images,
+      tf.range(64) % 10,
+      10,
+      0.2,
+      schedules.mixes(global_step, recipe),
+    )
+    changes = tf.reduce_max(tf.abs(mixed - images))
+    certainty = tf.reduce_min(tf.reduce_max(distributions, axis=1))
+    with tf.Session() as session:
+      for step in (0, 69, 70, 100):
+        session.run(global_step.assign(step))
+        change, least = session.run([changes, certainty])
+        assert (change > 0.1) == (least < 0.99) == (step < 70)
+
+  def test_activation_scale_changes_only_normalization(
+    self, graph, monkeypatch
+  ):
+    monkeypatch.setattr(lrn, '_ALPHA', 0)
+    rng = np.random.RandomState(7)
+    images = rng.normal(size=[32, 24, 24, 3]).astype(np.float32)
+    labels = rng.randint(10, size=[32])
+    filters = 0.05 * rng.normal(size=[5, 5, 3, 64])
+    losses, changes = [], []
+    for scale in (1.0, 20.0):
+      with tf.Graph().as_default():
+        tf.set_random_seed(8)
+        recipe = dataclasses.replace(FAST, activation_scale=scale, max_steps=40)
+        logits = cifar10.inference(
+          tf.constant(images),
+          recipe=recipe,
+          first_filters=(scale * filters).astype(np.float32),
+        )
+        loss = cifar10.loss(logits, labels)
+        step = tf.train.get_or_create_global_step()
+        train_op = cifar10.train(loss, step, recipe=recipe)
+        with tf.Session() as session:
+          session.run(tf.global_variables_initializer())
+          before = session.run(tf.trainable_variables())
+          losses.append([session.run([loss, train_op])[0] for _ in range(8)])
+          after = session.run(tf.trainable_variables())
+          changes.append([b - a for a, b in zip(before, after, strict=True)])
+    assert losses[0][-1] < losses[0][0] - 0.2
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    # The weights and biases of conv1, conv2 and local3.
+    for plain, scaled, factor in zip(
+      *changes, [20, 20, 1, 20, 1 / 20, 1, 1, 1, 1, 1], strict=True
+    ):
+      np.testing.assert_allclose(
+        scaled / factor, plain, atol=0.02 * np.abs(plain).max()
+      )
 
   def test_only_chosen_weights_decay(self, graph):
     recipe = dataclasses.replace(TUTORIAL, weight_decay=0.0)
