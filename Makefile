@@ -10,6 +10,7 @@ WORKERS ?= 2
 GPU ?=
 ENVIRONMENT = .venv/$(if $(GPU),gpu,run)
 N ?= 3
+ROW ?=
 
 comma := ,
 train_dir = $(if $(RUN),runs/$(RUN)/train,cifar10_train)
@@ -23,8 +24,8 @@ board_flags = $(if $(RUN),--logdir runs/$(RUN),--logdir_spec train:$(train_dir)$
 run = @$(info $(strip $(1)))trap : INT; $(1) || [ $$? -eq 130 ]
 
 .DEFAULT_GOAL := help
-.PHONY: help train seeds cluster eval report tensorboard check lint format types \
-  test test-unit faults bench
+.PHONY: help train reproduce seeds cluster eval report tensorboard check lint \
+  format types test test-unit faults bench
 
 help: # Show this list
 	@grep -E '^[a-z-]+:.*# ' Makefile | sed -E 's/:.*# /\t/' | expand -t 14
@@ -40,6 +41,9 @@ report: $(ENVIRONMENT) # Score the latest checkpoint and write an HTML report
 
 tensorboard: $(ENVIRONMENT) # Show training and evaluation; RUN=. shows all named runs
 	$(call run,.venv/bin/python -m cifar10_suite.board $(board_flags) $(ARGS))
+
+reproduce: $(ENVIRONMENT) # Make the table of results again; ROW=fast makes one row
+	$(call run,.venv/bin/python benchmarks/reproduce.py $(if $(ROW),--row $(ROW)) $(ARGS))
 
 seeds: $(ENVIRONMENT) # Train and score N seeds: make seeds N=5 ARGS='--recipe fast'
 	$(call run,.venv/bin/python examples/seeds.py --seeds $(N) --dir runs/$(or $(RUN),seeds) $(ARGS))

@@ -3,7 +3,8 @@
   python cifar10_predict.py PICTURE... [--top_k 3] [--json]
 
 Each PICTURE is a file, a folder or a glob pattern. By default, the latest
-checkpoint is used. To export a model, or to use an exported one:
+checkpoint in cifar10_train is used, or else the pretrained network. To export
+a model, or to use an exported one:
 
   python cifar10_predict.py --export_dir DIR
   python cifar10_predict.py --saved_model DIR PICTURE...
@@ -66,6 +67,7 @@ tf.app.flags.DEFINE_string(
 )
 FLAGS = tf.app.flags.FLAGS
 
+_PRETRAINED = os.path.join(_HERE, 'pretrained')
 _NUM_COMPARED = 2000  # test images that exported models predict, too
 
 
@@ -83,16 +85,14 @@ def main(arguments: list[str]) -> None:
         f'{next(iter(targets))} exports a model and takes no pictures: '
         f'{arguments[0]}. Classify them with another command.'
       )
-    export(FLAGS.checkpoint_dir, int(FLAGS.num_views), targets, FLAGS.quantize)
+    export(checkpoint_dir(), int(FLAGS.num_views), targets, FLAGS.quantize)
     return
   if not arguments:
     raise UserError('Name a picture, a folder or a pattern. See --help.')
   if FLAGS.saved_model:
     network, names = exports.load_saved_model(FLAGS.saved_model)
   else:
-    network, names, _ = load_checkpoint(
-      FLAGS.checkpoint_dir, int(FLAGS.num_views)
-    )
+    network, names, _ = load_checkpoint(checkpoint_dir(), int(FLAGS.num_views))
   failed = False
   found, skipped = pictures.find(arguments, FLAGS.recursive)
   for paths, images, problems in pictures.batches(found):
@@ -110,6 +110,22 @@ def main(arguments: list[str]) -> None:
       file=sys.stderr,
     )
   sys.exit(1 if failed else 0)
+
+
+def checkpoint_dir() -> str:
+  """Return `--checkpoint_dir`, or the directory of the pretrained network.
+
+  The latter is the default if there is no checkpoint in the default directory.
+  """
+  directory = FLAGS.checkpoint_dir
+  if FLAGS['checkpoint_dir'].present or checkpoints.saved_in(directory):
+    return directory
+  print(
+    f'{cli.short_path(directory)} has no checkpoint: using the pretrained '
+    'network.',
+    file=sys.stderr,
+  )
+  return _PRETRAINED
 
 
 def describe(
@@ -151,7 +167,7 @@ def predict(
 
   Args:
     images: uint8 [n, 32, 32, 3].
-    num_views: number of windows per image to average over: 1, 2 or 10.
+    num_views: number of windows per image to average over, as in `views.cut`.
     num_classes: number of classes.
     portable: as for `cifar10.inference`.
 
@@ -227,7 +243,7 @@ def export(
 
   Args:
     checkpoint_dir: directory of the checkpoints, or path of one of them.
-    num_views: number of windows per picture to average over: 1, 2 or 10.
+    num_views: number of windows per picture, as in `views.cut`.
     targets: the path to create, by flag: '--export_dir', '--export_tflite' or
       '--export_onnx'.
     quantize: type of the weights in TFLite.
@@ -239,6 +255,8 @@ def export(
   """
   for flag, path in targets.items():
     exports.refuse_existing(flag, path)
+  if '--export_onnx' in targets:
+    exports.require_onnx()
   network, names, checkpoint = load_checkpoint(checkpoint_dir, num_views)
   reference = predict_test_images(network, checkpoints.directory_of(checkpoint))
   model = exports.Model(

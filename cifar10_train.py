@@ -38,6 +38,7 @@ from cifar10_suite import (
   ownership,
   parameter_servers,
   processor,
+  runs,
   schedules,
   sessions,
   tf_config,
@@ -358,12 +359,15 @@ def run(
     )
     if workers.is_chief:
       stack.enter_context(files.locked_dir('--train_dir', settings.train_dir))
+      settings = dataclasses.replace(settings, recipe=continuing(settings))
     announce(settings, num_gpus)
     stack.enter_context(tf.Graph().as_default())
     if settings.seed is not None:
       tf.set_random_seed(settings.seed + workers.number)
     with tf.device(workers.device):
       loss, train_op = builder(settings, workers)
+    sizes = [it.shape.num_elements() for it in tf.trainable_variables()]
+    print(f'The network has {sum(sizes):,} parameters.')
     init_fn = None
     is_new = settings.restart or not checkpoints.saved_in(settings.train_dir)
     if settings.init_from and workers.is_chief and is_new:
@@ -386,6 +390,30 @@ def run(
       cluster=workers,
       init_fn=init_fn,
     )
+
+
+def continuing(settings: TrainSettings) -> Recipe:
+  """Return the recipe, with the activation scale of the network to start from.
+
+  Raises:
+    UserError: if the recipe's optimizer cannot train that network.
+  """
+  recipe = settings.recipe
+  if not settings.restart and checkpoints.saved_in(settings.train_dir):
+    directory = settings.train_dir
+  elif settings.init_from:
+    directory = checkpoints.directory_of(settings.init_from)
+  else:
+    return recipe
+  scale = runs.activation_scale(directory)
+  if recipe.optimizer == 'muon':
+    return dataclasses.replace(recipe, activation_scale=scale)
+  if settings.init_from and scale != 1:
+    raise UserError(
+      f'--init_from {settings.init_from} needs --recipe fast or long: it was '
+      'trained with one of them.'
+    )
+  return recipe
 
 
 def announce(settings: TrainSettings, num_gpus: int | None) -> None:

@@ -301,7 +301,7 @@ def starting_from(
   readers = (
     (path, tf.train.load_checkpoint(path))
     for path in ([one] if one else reversed(saved_in(source)))
-    if 'conv1/weights' in (names_in(path) or ())
+    if any(name.startswith('conv1/weights') for name in names_in(path) or ())
   )
   path, reader = next(readers, (None, None))
   if reader is None:

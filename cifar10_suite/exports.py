@@ -5,6 +5,7 @@ loads the result again and compares it with the checkpoint before it gets its
 final name.
 """
 
+import importlib
 import json
 import os
 import secrets
@@ -271,24 +272,30 @@ def load_tflite(path: str) -> Network:
   return network
 
 
+def require_onnx() -> None:
+  """Raise UserError if a package for ONNX is missing."""
+  for name in ('tf2onnx', 'onnxruntime'):  # the second loads the file again
+    try:
+      importlib.import_module(name)
+    except ImportError as error:
+      raise UserError(
+        f'--export_onnx needs another package ({error}). Install it: '
+        '.venv/bin/pip install tf2onnx onnxruntime'
+      ) from error
+
+
 def write_onnx(model: Model, path: str) -> None:
   """Write an ONNX file from `images`, uint8 [n, 32, 32, 3], to `probabilities`.
 
   The class names are in its metadata: `class_names`, a list in JSON.
 
   Raises:
-    UserError: if tf2onnx or onnxruntime, with which it is loaded again, is
-      missing.
+    UserError: as `require_onnx`.
   """
-  try:
-    import onnx  # comes with tf2onnx
-    import onnxruntime  # noqa: F401
-    import tf2onnx
-  except ImportError as error:
-    raise UserError(
-      f'--export_onnx needs another package ({error}). Install it: '
-      '.venv/bin/pip install tf2onnx onnxruntime'
-    ) from error
+  require_onnx()
+  import onnx  # comes with tf2onnx
+  import tf2onnx
+
   with tf.Graph().as_default():
     images, probabilities = _build(model)
     with model.restore() as session:

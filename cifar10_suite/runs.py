@@ -128,6 +128,17 @@ def hyperparameters(run: dict | None) -> dict[str, object]:
   return {name: it for name, it in values.items() if it is not None}
 
 
+def activation_scale(directory: str) -> float:
+  """Return the `activation_scale` of the run in a directory.
+
+  It is 1 for runs without run.json, and for those of versions before 1.2.
+  """
+  run = read(directory)
+  return (
+    run['starts'][-1]['recipe'].get('activation_scale', 1.0) if run else 1.0
+  )
+
+
 def last_step(run: dict) -> int:
   """Return the step at which a run, from `read`, ends or has ended."""
   start = run['starts'][-1]

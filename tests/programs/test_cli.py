@@ -126,6 +126,7 @@ def test_rates_are_true(train_flags, tmp_path):
     'Training with 3 threads on the CPU in float32: recipe tutorial, results '
     f'in {tmp_path}/train.'
   ) in lines
+  assert 'The network has 1,068,298 parameters.' in lines
   assert re.fullmatch(
     r'It took \d+ s\. To score it: python cifar10_eval\.py --run_once '
     rf'--checkpoint_dir {tmp_path}/train --data_dir \S+',

@@ -11,9 +11,38 @@ import tensorflow.compat.v1 as tf
 import cifar10
 import cifar10_input
 import cifar10_train
-from cifar10_suite import lrn, mixup, schedules, whitening
+from cifar10_suite import lrn, mixup, runs, schedules, whitening
+from cifar10_suite.dataset import CLASS_NAMES
+from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import FAST, LONG, TUTORIAL
 from cifar10_suite.training import TrainSettings
+
+
+@pytest.mark.parametrize('resumes', [False, True])
+def test_keeps_the_activation_scale_of_the_earlier_network(tmp_path, resumes):
+  earlier = {}
+  for recipe in (TUTORIAL, LONG):
+    earlier[recipe] = str(tmp_path / recipe.name)
+    runs.record_start(
+      earlier[recipe], CLASS_NAMES, 0, runs.describe(recipe, tf.float32)
+    )
+    (tmp_path / recipe.name / 'model.ckpt-1.index').touch()
+    (tmp_path / recipe.name / 'model.ckpt-1.data-00000-of-00001').touch()
+
+  def scale(recipe, source):
+    new = str(tmp_path / 'new')
+    where = (earlier[source], None) if resumes else (new, earlier[source])
+    settings = TrainSettings(recipe, where[0], init_from=where[1])
+    return cifar10_train.continuing(settings).activation_scale
+
+  assert scale(TUTORIAL, TUTORIAL) == 1
+  assert scale(FAST, TUTORIAL) == 1
+  assert scale(FAST, LONG) == LONG.activation_scale == 20
+  if not resumes:
+    with pytest.raises(UserError, match='needs --recipe fast or long'):
+      scale(TUTORIAL, LONG)
+  afresh = TrainSettings(FAST, earlier[TUTORIAL], restart=True)
+  assert cifar10_train.continuing(afresh).activation_scale == 20
 
 
 class TestParts:

@@ -1,0 +1,154 @@
+"""Make the table of results again: train, score, draw the curves, print it.
+
+  python benchmarks/reproduce.py [--row fast] [--dir runs/reproduce]
+
+After an interruption, the same command continues. Each finished run adds an
+entry to results/runs.json and its scores to results/<recipe>/seed<n>.jsonl.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+
+import curves
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+RUNS = os.path.join(curves.RESULTS, 'runs.json')
+SEEDS = {'fast': 5, 'long': 3, 'tutorial': 1}  # number of runs per recipe
+FLAGS = ['--save_checkpoint_secs', '300', '--keep_checkpoint_max', '0']
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--row', choices=list(SEEDS), help='only this recipe')
+  parser.add_argument('--dir', default=os.path.join(ROOT, 'runs', 'reproduce'))
+  args = parser.parse_args()
+  for recipe in [args.row] if args.row else SEEDS:
+    for seed in range(1, SEEDS[recipe] + 1):
+      record(recipe, seed, train_and_score(args.dir, recipe, seed))
+  curves.main()
+  print(table())
+
+
+def train_and_score(directory, recipe, seed):
+  """Train a run and score its checkpoints; return its entry of runs.json.
+
+  The programs skip what is finished.
+  """
+  where = os.path.join(directory, f'{recipe}-{seed}')
+  train_dir = f'{where}/train'
+  os.makedirs(where, exist_ok=True)
+  flags = ['--recipe', recipe, '--seed', str(seed), *FLAGS]
+  with open(f'{where}/log', 'a+') as log:
+    run('cifar10_train.py', [*flags, f'--train_dir={train_dir}'], log)
+    log.seek(0)
+    lines = log.read()
+  of_run = f'--checkpoint_dir={train_dir}'
+  run('cifar10_eval.py', ['--all_checkpoints', of_run, f'--eval_dir={where}/1'])
+  ten_views = ['--num_views=10', '--run_once', f'--eval_dir={where}/10']
+  run('cifar10_eval.py', [of_run, *ten_views])
+  copy = f'{recipe}/seed{seed}.jsonl'
+  os.makedirs(os.path.join(curves.RESULTS, recipe), exist_ok=True)
+  shutil.copy(f'{where}/1/metrics.jsonl', os.path.join(curves.RESULTS, copy))
+  with open(f'{train_dir}/run.json') as file:
+    start = json.load(file)['starts'][-1]
+  (python, tensorflow) = (
+    start['versions'][k] for k in ('python', 'tensorflow')
+  )
+  return {
+    'name': f'--recipe {recipe}',
+    'seed': seed,
+    'command': f'python cifar10_train.py {" ".join(flags)}',
+    'commit': subprocess.check_output(
+      ['git', 'describe', '--always', '--dirty'], cwd=ROOT, text=True
+    ).strip(),
+    'machine': f'{start["processor"]}, {start["compute_type"]}',
+    'versions': f'Python {python}, TensorFlow {tensorflow}',
+    'seconds': seconds(lines),
+    'examples_per_sec': round(
+      statistics.median(map(float, re.findall(r'\(([\d.]+) examp', lines)))
+    ),
+    'batch_size': start['recipe']['batch_size'],
+    'steps': start['recipe']['max_steps'],
+    'precision': last(f'{where}/1')['precision'],
+    'precision_ten_views': last(f'{where}/10')['precision'],
+    'metrics': copy,
+  }
+
+
+def run(program, flags, log=None):
+  """Run a program and show its output, which also goes to a log."""
+  command = [sys.executable, os.path.join(ROOT, program), *flags]
+  with (
+    subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+    contextlib.suppress(KeyboardInterrupt),  # the program stops by itself
+  ):
+    for line in process.stdout:
+      print(line, end='', flush=True)
+      if log:
+        log.write(line)
+  if process.returncode:
+    sys.exit(f'{program} failed or was stopped. The same command continues.')
+
+
+def seconds(lines):
+  """Return how long training took, or None if it was interrupted."""
+  if 'Resuming from step' in lines:
+    return None
+  minutes, rest = re.findall(r'It took (?:(\d+) min )?(\d+) s', lines)[0]
+  return 60 * int(minutes or 0) + int(rest)
+
+
+def last(eval_dir):
+  """Return the score of the last step."""
+  with open(f'{eval_dir}/metrics.jsonl') as file:
+    return max(map(json.loads, file), key=lambda record: record['step'])
+
+
+def record(recipe, seed, entry):
+  """Put the entry of a run into runs.json, in place of an earlier one."""
+  with open(RUNS) as file:
+    entries = json.load(file)
+  same = {'name': f'--recipe {recipe}', 'seed': seed}
+  entries = [it for it in entries if not same.items() <= it.items()]
+  with open(RUNS, 'w') as file:
+    json.dump([*entries, entry], file, indent=2)
+    file.write('\n')
+
+
+def table():
+  """Return a Markdown table of runs.json, with a row per recipe."""
+  with open(RUNS) as file:
+    entries = [entry for entry in json.load(file) if 'precision' in entry]
+  lines = [
+    '| recipe | seeds | steps | time | one view | ten views |',
+    '|---|--:|--:|--:|--:|--:|',
+  ]
+  for name in dict.fromkeys(entry['name'] for entry in entries):
+    own = [entry for entry in entries if entry['name'] == name]
+    times = [entry['seconds'] for entry in own if entry['seconds']]
+    time = f'{statistics.median(times) / 60:.1f} min' if times else ''
+    lines.append(
+      f'| `{name.split()[-1]}` | {len(own)} | {own[0]["steps"]:,} | {time} | '
+      f'{spread([entry["precision"] for entry in own])} | '
+      f'{spread([entry["precision_ten_views"] for entry in own])} |'
+    )
+  return '\n'.join(lines)
+
+
+def spread(precisions):
+  mean = f'{statistics.mean(precisions):.2%}'
+  if len(precisions) == 1:
+    return mean
+  return f'{mean} ± {statistics.stdev(precisions) * 100:.2f}'
+
+
+if __name__ == '__main__':
+  main()
