@@ -8,13 +8,9 @@ test image exactly once. Scores go to the console, to event files for
 TensorBoard and to metrics.jsonl. A copy of the best checkpoint is kept.
 """
 
-import contextlib
 import datetime
-import io
 import os
 import sys
-import time
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from cifar10_suite import cli
@@ -22,25 +18,26 @@ from cifar10_suite import cli
 cli.quiet_tensorflow()
 
 import numpy as np
-import PIL.Image
 import tensorflow.compat.v1 as tf
-from tensorboard.plugins.hparams import summary as hparams
 
 import cifar10
 import cifar10_input
 from cifar10_suite import (
   checkpoints,
   dataset,
+  evaluation,
   figures,
   files,
   optimizers,
   processor,
   report,
   runs,
+  score_summaries,
   views,
 )
 from cifar10_suite import scores as scoring
 from cifar10_suite.errors import UserError
+from cifar10_suite.evaluation import EvalSettings
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -95,7 +92,6 @@ tf.app.flags.adopt_module_key_flags(cifar10)
 FLAGS = tf.app.flags.FLAGS
 
 _NICENESS = 5  # gives way to training on the same machine
-_POLL_SECS = 1
 
 
 class Evaluation(NamedTuple):
@@ -132,31 +128,36 @@ def main() -> None:
     cli.prepare_dir('--report', os.path.dirname(page) or '.')
     report.refuse_to_overwrite(page)
   cifar10.maybe_download_and_extract()
-  class_names = dataset.class_names(_batches_dir())
-  paths = dataset.evaluation_files(FLAGS.eval_data == 'test', _batches_dir())
+  settings = settings_from_flags()
+  class_names = dataset.class_names(settings.batches_dir)
+  paths = dataset.evaluation_files(settings.is_test, settings.batches_dir)
   dataset.read_labels(paths, class_names)  # checks them
   some = False
   with (
-    files.locked_dir('--eval_dir', FLAGS.eval_dir),
+    files.locked_dir('--eval_dir', settings.eval_dir),
     tf.Graph().as_default(),
   ):
-    hold_out = held_out() if FLAGS.eval_data == 'held_out' else 0
-    num_examples = number_to_score(hold_out)
+    hold_out = held_out(settings) if settings.eval_data == 'held_out' else 0
+    num_examples = number_to_score(settings, hold_out)
     scores = scoring.Scores(
-      FLAGS.eval_dir,
+      settings.eval_dir,
       settings={
-        'eval_data': FLAGS.eval_data,
+        'eval_data': settings.eval_data,
         'num_examples': num_examples,
-        'num_views': int(FLAGS.num_views),
+        'num_views': settings.num_views,
       },
     )
     runs.refuse_other_classes(
-      checkpoints.directory_of(FLAGS.checkpoint_dir), class_names
+      checkpoints.directory_of(settings.checkpoint_dir), class_names
     )
-    network = build_evaluation(len(class_names), num_examples, hold_out)
-    for checkpoint in checkpoints_to_score(network.variables, scores):
+    network = build_evaluation(
+      settings, len(class_names), num_examples, hold_out
+    )
+    for checkpoint in evaluation.checkpoints_to_score(
+      settings, network.variables, scores
+    ):
       try:
-        score(checkpoint, network, scores, class_names)
+        score(settings, checkpoint, network, scores, class_names)
         some = True
       except checkpoints.CheckpointError as error:
         print(f'Skipped: {error}')
@@ -166,6 +167,32 @@ def main() -> None:
     print(f'Wrote {cli.short_path(page)}.')
 
 
+def settings_from_flags() -> EvalSettings:
+  """Return the settings from the flags."""
+  return EvalSettings(
+    batches_dir=os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR),
+    num_examples=FLAGS.num_examples if FLAGS['num_examples'].present else None,
+    num_views=int(FLAGS.num_views),
+    dtype=cifar10.compute_type(),
+    report=report_path(),
+    **{
+      name: FLAGS[name].value
+      for name in (
+        'checkpoint_dir',
+        'eval_dir',
+        'eval_data',
+        'batch_size',
+        'device',
+        'run_once',
+        'all_checkpoints',
+        'until_trained',
+        'eval_interval_secs',
+        'timeout_secs',
+      )
+    },
+  )
+
+
 def report_path() -> str | None:
   """Return the path of the report, or None without `--report`."""
   if FLAGS.report == 'auto':
@@ -173,7 +200,7 @@ def report_path() -> str | None:
   return FLAGS.report
 
 
-def number_to_score(hold_out: int) -> int:
+def number_to_score(settings: EvalSettings, hold_out: int) -> int:
   """Return the number of images to score, given that of held-out ones.
 
   By default, these are all test images, all held-out images, or 10,000 of the
@@ -183,51 +210,51 @@ def number_to_score(hold_out: int) -> int:
     UserError: if there are fewer images than `--num_examples`.
   """
   count = hold_out or dataset.count_images(
-    FLAGS.eval_data == 'test', _batches_dir()
+    settings.is_test, settings.batches_dir
   )
-  if not FLAGS['num_examples'].present:
-    is_train = FLAGS.eval_data == 'train_eval'
-    return min(count, FLAGS.num_examples) if is_train else count
-  if count < FLAGS.num_examples:
+  if settings.num_examples is None:
+    is_train = settings.eval_data == 'train_eval'
+    most = cifar10.NUM_EXAMPLES_PER_EPOCH_FOR_EVAL if is_train else count
+    return min(count, most)
+  if count < settings.num_examples:
     raise UserError(
-      f'There are {count} images to score, not the {FLAGS.num_examples} of '
+      f'There are {count} images to score, not the {settings.num_examples} of '
       '--num_examples.'
     )
-  return FLAGS.num_examples
+  return settings.num_examples
 
 
-def held_out() -> int:
-  """Return how many images the run in `--checkpoint_dir` holds out.
+def held_out(settings: EvalSettings) -> int:
+  """Return how many images the run in `checkpoint_dir` holds out.
 
   Raises:
     UserError: if it holds out none, or has not started yet.
   """
-  run = runs.read(checkpoints.directory_of(FLAGS.checkpoint_dir))
+  run = runs.read(checkpoints.directory_of(settings.checkpoint_dir))
   count = run['starts'][-1].get('hold_out', 0) if run else 0
   if not count:
     raise UserError(
-      f'--eval_data=held_out: {FLAGS.checkpoint_dir} has no run that holds out '
-      'images. Train with --hold_out first.'
+      f'--eval_data=held_out: {settings.checkpoint_dir} has no run that holds '
+      'out images. Train with --hold_out first.'
     )
   return count
 
 
 def build_evaluation(
-  num_classes: int, num_examples: int, hold_out: int
+  settings: EvalSettings, num_classes: int, num_examples: int, hold_out: int
 ) -> Evaluation:
-  """Build the evaluation specified by the flags in the default graph."""
-  num_views = int(FLAGS.num_views)
+  """Build the evaluation in the default graph."""
   images, labels = cifar10_input.inputs(
-    FLAGS.eval_data == 'test',
-    _batches_dir(),
-    FLAGS.batch_size,
+    settings.is_test,
+    settings.batches_dir,
+    settings.batch_size,
     num_epochs=1,
-    num_views=num_views,
+    num_views=settings.num_views,
     num_classes=num_classes,
     hold_out=hold_out,
   )
   logits = cifar10.inference(
-    tf.cast(images, cifar10.compute_type()), num_classes=num_classes
+    tf.cast(images, settings.dtype), num_classes=num_classes
   )
   variables = optimizers.variables_to_restore()
   scaffold = tf.train.Scaffold(
@@ -235,7 +262,7 @@ def build_evaluation(
   )
   return Evaluation(
     labels,
-    views.average(logits, num_views),
+    views.average(logits, settings.num_views),
     num_examples,
     hold_out,
     variables,
@@ -243,112 +270,8 @@ def build_evaluation(
   )
 
 
-def checkpoints_to_score(
-  variables: dict[str, tf.Variable], scores: scoring.Scores
-) -> Iterator[str]:
-  """Yield the paths of the checkpoints that the flags select.
-
-  Without --run_once or --all_checkpoints, these are the newest usable
-  checkpoint, then each new one. If --checkpoint_dir names a checkpoint, it is
-  the only one.
-
-  Args:
-    variables: the variables to restore, by checkpoint name.
-    scores: existing scores, to which the caller adds those of the checkpoints.
-
-  Raises:
-    CheckpointError: with --run_once, if all checkpoints are unusable.
-  """
-  directory = FLAGS.checkpoint_dir
-  if named := checkpoints.named(directory):
-    yield named
-    return
-  latest = checkpoints.latest(directory)
-  if FLAGS.all_checkpoints:
-    found = checkpoints.saved_in(directory)
-  else:
-    found = _newest_good(directory, variables)
-  if not found:
-    print(f'No checkpoint file found in {cli.short_path(directory)}')
-  yield from found
-  if not (FLAGS.run_once or FLAGS.all_checkpoints):
-    yield from _later_checkpoints(directory, latest, scores)
-
-
-def _newest_good(
-  directory: str, variables: dict[str, tf.Variable]
-) -> list[str]:
-  try:
-    found = checkpoints.newest_good(directory, variables)
-  except checkpoints.CheckpointError as error:
-    if FLAGS.run_once:
-      raise
-    print(f'Skipped: {error}')
-    return []
-  return [found[0]] if found else []
-
-
-def _later_checkpoints(
-  directory: str, last: str | None, scores: scoring.Scores
-) -> Iterator[str]:
-  """Yield new checkpoints until --until_trained or --timeout_secs ends this.
-
-  Args:
-    directory: directory to watch.
-    last: path of its latest checkpoint so far.
-    scores: scores of the checkpoints.
-  """
-  # `tf.train.checkpoints_iterator` would follow the paths in the state file,
-  # which lead out of a directory that was copied.
-  where = cli.short_path(directory)
-  last_time = time.monotonic()  # of a new checkpoint, or of its score
-  next_time = last_time  # of a check
-  is_told = False
-  while True:
-    latest = checkpoints.latest(directory)
-    is_last = latest and FLAGS.until_trained and is_last_step(latest)
-    now = time.monotonic()
-    if latest not in (None, last):
-      if is_last or now >= next_time:
-        last = latest
-        yield latest
-        last_time = time.monotonic()
-        next_time = last_time + FLAGS.eval_interval_secs
-        continue
-    elif latest and is_last and is_scored(latest, scores):
-      print(f'Evaluation ends: {cli.short_path(latest)} is the last step.')
-      return
-    elif FLAGS.timeout_secs and now > last_time + FLAGS.timeout_secs:
-      print(
-        f'Evaluation ends: no new checkpoint in {where} for '
-        f'{FLAGS.timeout_secs} s.'
-      )
-      return
-    if not is_told:
-      print(f'Waiting for a checkpoint in {where}.')
-      is_told = True
-    time.sleep(_POLL_SECS)
-
-
-def is_last_step(checkpoint: str) -> bool:
-  """Return whether a checkpoint is of the step at which its training ends.
-
-  Without run.json, as in the tutorial's directories, this is unknown.
-  """
-  run = runs.read(os.path.dirname(checkpoint))
-  return run is not None and (
-    checkpoints.step_in_name(checkpoint) >= runs.last_step(run)
-  )
-
-
-def is_scored(checkpoint: str, scores: scoring.Scores) -> bool:
-  """Return whether a checkpoint has a score; False if it is unreadable."""
-  with contextlib.suppress(checkpoints.CheckpointError):
-    return scores.find(checkpoints.digest(checkpoint)) is not None
-  return False
-
-
 def score(
+  settings: EvalSettings,
   checkpoint: str,
   network: Evaluation,
   scores: scoring.Scores,
@@ -361,37 +284,43 @@ def score(
     UserError: if it was trained on other classes.
   """
   known = scores.find(checkpoints.digest(checkpoint))
-  if known and not FLAGS.run_once:
+  if known and not settings.run_once:
     print(f'{cli.short_path(checkpoint)} has already been scored.')
     return
-  with checkpoints.copied(checkpoint, FLAGS.eval_dir) as copy:
+  with checkpoints.copied(checkpoint, settings.eval_dir) as copy:
     runs.refuse_other_classes(os.path.dirname(checkpoint), class_names)
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(
-      copy, network, evaluation_config(FLAGS.device)
+      copy, network, evaluation_config(settings.device)
     )
     record = scores.make_record(
       copy,
       step,
       is_latest=not (
-        FLAGS.all_checkpoints or checkpoints.named(FLAGS.checkpoint_dir)
+        settings.all_checkpoints or checkpoints.named(settings.checkpoint_dir)
       ),
       measures=scoring.measure(labels, log_probabilities, class_names),
     )
     wrong = wrong_images(
-      labels, log_probabilities, class_names, network.hold_out
+      settings, labels, log_probabilities, class_names, network.hold_out
     )
     if not known:
       run = runs.read(os.path.dirname(copy))
-      summary = summarize(record, wrong, summary, runs.hyperparameters(run))
+      summary = score_summaries.summarize(
+        record, wrong, summary, runs.hyperparameters(run)
+      )
       scores.add(record, copy, summary, tf.get_default_graph())
   _print(record)
-  if not FLAGS.run_once:
+  if not settings.run_once:
     best = max(scores.curve(), key=lambda it: it['precision'])
     print(f'  best so far: {best["precision"]:.3f} at step {best["step"]}')
-  if page := report_path():
+  if settings.report:
     report.write_page(
-      page, os.path.dirname(checkpoint), scores.curve(), record, wrong
+      settings.report,
+      os.path.dirname(checkpoint),
+      scores.curve(),
+      record,
+      wrong,
     )
 
 
@@ -453,55 +382,8 @@ def evaluation_config(device: str) -> tf.ConfigProto:
   return config
 
 
-def summarize(
-  record: scoring.Record,
-  wrong: list[figures.WrongImage],
-  first_batch: bytes,
-  hyperparameters: dict[str, object],
-) -> tf.Summary:
-  """Return the TensorBoard summary of a score.
-
-  Args:
-    record: the score.
-    wrong: the most confident errors.
-    first_batch: serialized `tf.Summary` to extend.
-    hyperparameters: those of the run, for the HPARAMS tab; may be empty.
-  """
-  summary = tf.Summary.FromString(first_batch)
-  if hyperparameters:
-    # The event writer keeps the description only with the first score.
-    summary.MergeFrom(hparams.session_start_pb(hyperparameters))
-  scalars = {
-    scoring.PRECISION_TAG: record['precision'],
-    'cross_entropy': record['loss'],  # in a chart with that of training
-    **{
-      f'accuracy/{name}': accuracy
-      for name, accuracy in record['class_accuracy'].items()
-      if accuracy is not None
-    },
-  }
-  if 'precision_at_5' in record:
-    scalars['Precision @ 5'] = record['precision_at_5']
-  for tag, value in scalars.items():
-    summary.value.add(tag=tag, simple_value=value)
-  pictures = {
-    'confusion_matrix': figures.confusion_matrix(
-      record['confusion_matrix'], list(record['class_accuracy'])
-    ),
-    'wrong_images': figures.wrong_images(wrong),
-  }
-  for tag, figure in pictures.items():
-    png = figures.png(figure)
-    width, height = PIL.Image.open(io.BytesIO(png)).size
-    summary.value.add(tag=tag).image.CopyFrom(
-      tf.Summary.Image(
-        width=width, height=height, colorspace=4, encoded_image_string=png
-      )
-    )
-  return summary
-
-
 def wrong_images(
+  settings: EvalSettings,
   labels: np.ndarray,
   log_probabilities: np.ndarray,
   class_names: tuple[str, ...],
@@ -510,6 +392,7 @@ def wrong_images(
   """Return the most confident errors.
 
   Args:
+    settings: which images were scored.
     labels: int32 [n], of the first n images of the files or held-out ones.
     log_probabilities: float32 [n, classes].
     class_names: name of each class.
@@ -520,9 +403,10 @@ def wrong_images(
   )
   positions = wrong
   if hold_out:
-    positions = wrong + dataset.count_images(False, _batches_dir()) - hold_out
+    total = dataset.count_images(False, settings.batches_dir)
+    positions = wrong + total - hold_out
   images = dataset.read_images(
-    FLAGS.eval_data == 'test', _batches_dir(), positions
+    settings.is_test, settings.batches_dir, positions
   )
   predictions = np.argmax(log_probabilities, axis=1)
   return [
@@ -545,10 +429,6 @@ def _print(record: scoring.Record) -> None:
   )
   if 'precision_at_5' in record:
     print(f'  precision @ 5 = {record["precision_at_5"]:.3f}')
-
-
-def _batches_dir() -> str:
-  return os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR)
 
 
 if __name__ == '__main__':

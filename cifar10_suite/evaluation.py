@@ -1,0 +1,165 @@
+"""Settings of an evaluation, and the checkpoints that it scores."""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+
+import tensorflow.compat.v1 as tf
+
+from cifar10_suite import checkpoints, cli, runs
+from cifar10_suite.scores import Scores
+
+_POLL_SECS = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+  """Settings of the evaluation program, from its flags.
+
+  Attributes:
+    checkpoint_dir: directory of the checkpoints, or path of one of them.
+    eval_dir: directory for scores and event files.
+    batches_dir: directory of the data files.
+    eval_data: images to score: 'test', 'train_eval' or 'held_out'.
+    num_examples: number of images to score; None for the default.
+    num_views: number of windows per image, as in `views.cut`.
+    batch_size: number of images per batch.
+    dtype: compute type.
+    device: 'cpu' to disable GPUs, or 'auto'.
+    report: path of a report to write after each score, or None.
+    run_once: whether to score only the latest checkpoint.
+    all_checkpoints: whether to score all checkpoints, oldest first.
+    until_trained: whether to end with the last step of training.
+    eval_interval_secs: seconds from a score to the next look for a checkpoint.
+    timeout_secs: seconds without a new checkpoint after which to end, or None.
+  """
+
+  checkpoint_dir: str
+  eval_dir: str
+  batches_dir: str
+  eval_data: str
+  num_examples: int | None
+  num_views: int
+  batch_size: int
+  dtype: tf.DType
+  device: str
+  report: str | None
+  run_once: bool
+  all_checkpoints: bool
+  until_trained: bool
+  eval_interval_secs: int
+  timeout_secs: int | None
+
+  @property
+  def is_test(self) -> bool:
+    """Whether the images are those of the test file."""
+    return self.eval_data == 'test'
+
+
+def checkpoints_to_score(
+  settings: EvalSettings, variables: dict[str, tf.Variable], scores: Scores
+) -> Iterator[str]:
+  """Yield the paths of the checkpoints that the settings select.
+
+  Without `run_once` or `all_checkpoints`, these are the newest usable
+  checkpoint, then each new one. If `checkpoint_dir` names a checkpoint, it is
+  the only one.
+
+  Args:
+    settings: the directory and which of its checkpoints to score.
+    variables: the variables to restore, by checkpoint name.
+    scores: existing scores, to which the caller adds those of the checkpoints.
+
+  Raises:
+    CheckpointError: with `run_once`, if all checkpoints are unusable.
+  """
+  directory = settings.checkpoint_dir
+  if named := checkpoints.named(directory):
+    yield named
+    return
+  latest = checkpoints.latest(directory)
+  if settings.all_checkpoints:
+    found = checkpoints.saved_in(directory)
+  else:
+    found = _newest_good(settings, variables)
+  if not found:
+    print(f'No checkpoint file found in {cli.short_path(directory)}')
+  yield from found
+  if not (settings.run_once or settings.all_checkpoints):
+    yield from _later_checkpoints(settings, latest, scores)
+
+
+def _newest_good(
+  settings: EvalSettings, variables: dict[str, tf.Variable]
+) -> list[str]:
+  try:
+    found = checkpoints.newest_good(settings.checkpoint_dir, variables)
+  except checkpoints.CheckpointError as error:
+    if settings.run_once:
+      raise
+    print(f'Skipped: {error}')
+    return []
+  return [found[0]] if found else []
+
+
+def _later_checkpoints(
+  settings: EvalSettings, last: str | None, scores: Scores
+) -> Iterator[str]:
+  """Yield new checkpoints until the settings end this.
+
+  Args:
+    settings: the directory to watch, how often and for how long.
+    last: path of its latest checkpoint so far.
+    scores: scores of the checkpoints.
+  """
+  # `tf.train.checkpoints_iterator` would follow the paths in the state file,
+  # which lead out of a directory that was copied.
+  directory = settings.checkpoint_dir
+  where = cli.short_path(directory)
+  last_time = time.monotonic()  # of a new checkpoint, or of its score
+  next_time = last_time  # of a check
+  is_told = False
+  while True:
+    latest = checkpoints.latest(directory)
+    is_last = latest and settings.until_trained and _is_last_step(latest)
+    now = time.monotonic()
+    if latest not in (None, last):
+      if is_last or now >= next_time:
+        last = latest
+        yield latest
+        last_time = time.monotonic()
+        next_time = last_time + settings.eval_interval_secs
+        continue
+    elif latest and is_last and _is_scored(latest, scores):
+      print(f'Evaluation ends: {cli.short_path(latest)} is the last step.')
+      return
+    elif settings.timeout_secs and now > last_time + settings.timeout_secs:
+      print(
+        f'Evaluation ends: no new checkpoint in {where} for '
+        f'{settings.timeout_secs} s.'
+      )
+      return
+    if not is_told:
+      print(f'Waiting for a checkpoint in {where}.')
+      is_told = True
+    time.sleep(_POLL_SECS)
+
+
+def _is_last_step(checkpoint: str) -> bool:
+  """Return whether a checkpoint is of the step at which its training ends.
+
+  Without run.json, as in the tutorial's directories, this is unknown.
+  """
+  run = runs.read(os.path.dirname(checkpoint))
+  return run is not None and (
+    checkpoints.step_in_name(checkpoint) >= runs.last_step(run)
+  )
+
+
+def _is_scored(checkpoint: str, scores: Scores) -> bool:
+  """Return whether a checkpoint has a score; False if it is unreadable."""
+  with contextlib.suppress(checkpoints.CheckpointError):
+    return scores.find(checkpoints.digest(checkpoint)) is not None
+  return False
