@@ -70,6 +70,10 @@ def test_one_name_keeps_a_run_together(make):
   assert commands_of(make, 'seeds', 'RUN=a', 'N=5') == (
     'python examples/seeds.py --seeds 5 --dir runs/a'
   )
+  assert commands_of(make, 'reproduce') == 'python benchmarks/reproduce.py'
+  assert commands_of(make, 'reproduce', 'ROW=fast') == (
+    'python benchmarks/reproduce.py --row fast'
+  )
 
 
 def test_ctrl_c_is_no_error(make):
