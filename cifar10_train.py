@@ -24,7 +24,6 @@ import tensorflow.compat.v1 as tf
 
 import cifar10
 import cifar10_input
-import cifar10_suite
 import download
 from cifar10_suite import (
   all_reduce,
@@ -32,15 +31,14 @@ from cifar10_suite import (
   cluster,
   convolution,
   dataset,
-  devices,
   files,
   mixup,
   ownership,
   parameter_servers,
   processor,
-  runs,
   schedules,
   sessions,
+  starting,
   tf_config,
   training,
   updates,
@@ -359,8 +357,8 @@ def run(
     )
     if workers.is_chief:
       stack.enter_context(files.locked_dir('--train_dir', settings.train_dir))
-      settings = dataclasses.replace(settings, recipe=continuing(settings))
-    announce(settings, num_gpus)
+      settings = starting.continuing(settings)
+    starting.announce(settings, num_gpus, num_threads())
     stack.enter_context(tf.Graph().as_default())
     if settings.seed is not None:
       tf.set_random_seed(settings.seed + workers.number)
@@ -374,7 +372,15 @@ def run(
       init_fn = checkpoints.starting_from(settings.init_from)
     workers.join(
       config,
-      settings_in_common(settings, num_towers),
+      starting.settings_in_common(
+        settings,
+        num_towers,
+        **{
+          name: FLAGS[name].value
+          for name in ('bfloat16_gradients', 'scale_learning_rate')
+          if name in FLAGS
+        },
+      ),
       settings.cluster_timeout_secs,
     )
     # Only now: an unusable data file or a port in use must not cost the user
@@ -390,64 +396,6 @@ def run(
       cluster=workers,
       init_fn=init_fn,
     )
-
-
-def continuing(settings: TrainSettings) -> Recipe:
-  """Return the recipe, with the activation scale of the network to start from.
-
-  Raises:
-    UserError: if the recipe's optimizer cannot train that network.
-  """
-  recipe = settings.recipe
-  if not settings.restart and checkpoints.saved_in(settings.train_dir):
-    directory = settings.train_dir
-  elif settings.init_from:
-    directory = checkpoints.directory_of(settings.init_from)
-  else:
-    return recipe
-  scale = runs.activation_scale(directory)
-  if recipe.optimizer == 'muon':
-    return dataclasses.replace(recipe, activation_scale=scale)
-  if settings.init_from and scale != 1:
-    raise UserError(
-      f'--init_from {settings.init_from} needs --recipe fast or long: it was '
-      'trained with one of them.'
-    )
-  return recipe
-
-
-def announce(settings: TrainSettings, num_gpus: int | None) -> None:
-  """Print what training runs on, in which precision, how and where to."""
-  there = len(tf.config.list_physical_devices('GPU'))
-  num_gpus = min(there, 1) if num_gpus is None else num_gpus
-  print(
-    f'Training with {devices.describe(num_gpus, num_threads())} in '
-    f'{settings.dtype.name}: recipe {settings.recipe.name}, results in '
-    f'{cli.short_path(settings.train_dir)}.'
-  )
-  if hint := devices.hint(num_gpus, there):
-    print(hint)
-
-
-def settings_in_common(
-  settings: TrainSettings, num_towers: int
-) -> dict[str, object]:
-  """Return the settings that all workers of a cluster must share."""
-  return {
-    'version': cifar10_suite.__version__,
-    'TensorFlow': tf.__version__,
-    **dataclasses.asdict(settings.recipe),
-    'compute type': settings.dtype.name,
-    'towers': num_towers,
-    'class names': settings.data_set.class_names,
-    'number of training images': settings.data_set.num_training_images,
-    'hold_out': settings.hold_out,
-    **{
-      name: FLAGS[name].value
-      for name in ('bfloat16_gradients', 'scale_learning_rate')
-      if name in FLAGS
-    },
-  }
 
 
 def cluster_of(

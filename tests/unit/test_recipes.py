@@ -11,7 +11,7 @@ import tensorflow.compat.v1 as tf
 import cifar10
 import cifar10_input
 import cifar10_train
-from cifar10_suite import lrn, mixup, runs, schedules, whitening
+from cifar10_suite import lrn, mixup, runs, schedules, starting, whitening
 from cifar10_suite.dataset import CLASS_NAMES
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import FAST, LONG, TUTORIAL
@@ -33,7 +33,7 @@ def test_keeps_the_activation_scale_of_the_earlier_network(tmp_path, resumes):
     new = str(tmp_path / 'new')
     where = (earlier[source], None) if resumes else (new, earlier[source])
     settings = TrainSettings(recipe, where[0], init_from=where[1])
-    return cifar10_train.continuing(settings).activation_scale
+    return starting.continuing(settings).recipe.activation_scale
 
   assert scale(TUTORIAL, TUTORIAL) == 1
   assert scale(FAST, TUTORIAL) == 1
@@ -42,7 +42,7 @@ def test_keeps_the_activation_scale_of_the_earlier_network(tmp_path, resumes):
     with pytest.raises(UserError, match='needs --recipe fast or long'):
       scale(TUTORIAL, LONG)
   afresh = TrainSettings(FAST, earlier[TUTORIAL], restart=True)
-  assert cifar10_train.continuing(afresh).activation_scale == 20
+  assert starting.continuing(afresh).recipe.activation_scale == 20
 
 
 class TestParts:
