@@ -303,7 +303,10 @@ def _decode(
   keys: tf.Tensor, values: tf.Tensor, num_classes: int = NUM_CLASSES
 ) -> tf.Tensor:
   """Decode n records into uint8 [n, 3073]; fail at an unknown label."""
-  records = tf.decode_raw(values, tf.uint8)
+  # Of no records at all, `decode_raw` returns rows without bytes.
+  records = tf.reshape(
+    tf.decode_raw(values, tf.uint8), [-1, dataset.RECORD_BYTES]
+  )
   records.set_shape([keys.shape[0], dataset.RECORD_BYTES])
   labels = records[:, 0]
   wrong = tf.cast(labels, tf.int32) >= num_classes  # which may be 256

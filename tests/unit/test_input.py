@@ -388,6 +388,36 @@ class TestInputs:
     assert f'python download.py --data_dir {tmp_path}' in str(caught.value)
 
 
+class TestHeldOut:
+  """Held-out images are the last ones; whole reads of a file may have none."""
+
+  @pytest.fixture
+  def held_out_dir(self, tmp_path):
+    for k, labels in enumerate([300 * [0], 700 * [1] + 300 * [2]], start=1):
+      records = np.zeros([len(labels), 3073], np.uint8)
+      records[:, 0] = labels
+      records.tofile(tmp_path / f'data_batch_{k}.bin')
+    return str(tmp_path)
+
+  def test_are_scored(self, graph, held_out_dir):
+    _, labels = cifar10_input.inputs(
+      False, held_out_dir, 64, num_epochs=1, hold_out=300
+    )
+    got: list[int] = []
+    with tf.train.MonitoredSession() as session:
+      while not session.should_stop():
+        got.extend(session.run(labels))
+    assert got == 300 * [2]
+
+  def test_are_not_trained_on(self, graph, held_out_dir):
+    ((_, labels),) = cifar10_input.distorted_batches(
+      held_out_dir, 100, 1, num_examples=1000, hold_out=300
+    )
+    with tf.train.MonitoredSession() as session:
+      got = np.concatenate([session.run(labels) for _ in range(40)])
+    assert set(got) == {0, 1}
+
+
 def build_both_inputs(batches_dir):
   cifar10_input.distorted_inputs(batches_dir, 4)
   cifar10_input.inputs(True, batches_dir, 4, num_epochs=1)
