@@ -126,7 +126,7 @@ def _curves(
 ) -> str:
   note = (
     '<p>The loss of training is that of distorted images, averaged over recent '
-    'steps, and includes any label smoothing and dropout.'
+    'steps, and includes any label smoothing, dropout and mixup.'
   )
   return f"""<div class=side>
 {figures.svg(figures.precision_curve(records))}
