@@ -104,13 +104,14 @@ def distorted_batches(
   num_classes: int = NUM_CLASSES,
   num_examples: int = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
   hold_out: int = 0,
+  saturation: tuple[float, float] | None = None,
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
   """Build several training batches per step from one input pipeline.
 
   Args:
     data_dir, batch_size: as for `distorted_inputs`.
     count: number of batches per step.
-    contrast, crop_margin, dtype: as for `distort`.
+    contrast, crop_margin, dtype, saturation: as for `distort`.
     num_classes: number of classes; higher labels are an error.
     num_examples: number of training images; shuffling draws from 40% of them.
     hold_out: number of images at the end of the training files to leave out.
@@ -153,9 +154,8 @@ def distorted_batches(
       enqueue_many=True,
     )
     planes, labels = _planes_and_labels(batch)
-    queue = _ready_batches(
-      distort(planes, contrast, crop_margin, dtype), labels
-    )
+    images = distort(planes, contrast, crop_margin, dtype, saturation)
+    queue = _ready_batches(images, labels)
     batches = [queue.dequeue() for _ in range(count)]
   _image_summary(batches[0][0])
   return batches
@@ -224,6 +224,7 @@ def distort(
   contrast: tuple[float, float] = CONTRAST,
   crop_margin: float | tf.Tensor = CROP_MARGIN,
   dtype: tf.DType = tf.float32,
+  saturation: tuple[float, float] | None = None,
 ) -> tf.Tensor:
   """Apply a random crop, flip, brightness and contrast, then standardize.
 
@@ -234,6 +235,8 @@ def distort(
       only) to 1 (anywhere in the image). If the margin is not a whole number of
       pixels, the outermost crops are less frequent.
     dtype: type of the result.
+    saturation: bounds of a random saturation factor, applied before contrast;
+      None leaves the saturation as it is.
 
   Returns:
     [n, 24, 24, 3]; the distortions of the images are independent.
@@ -252,6 +255,7 @@ def distort(
     tf.random.uniform([count, 1, 1, 1], -MAX_BRIGHTNESS, MAX_BRIGHTNESS),
     tf.random.uniform([count, 1, 1, 1], *contrast),
     dtype,
+    saturation and tf.random.uniform([count, 1, 1, 1], *saturation),
   )
 
 

@@ -273,6 +273,7 @@ def distorted_batches(
     len(settings.data_set.class_names),
     settings.data_set.num_training_images,
     settings.hold_out,
+    recipe.saturation,
   )
 
 

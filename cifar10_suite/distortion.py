@@ -69,8 +69,9 @@ def adjust_and_standardize(
   brightness: tf.Tensor,
   contrast: tf.Tensor,
   dtype: tf.DType,
+  saturation: tf.Tensor | None = None,
 ) -> tf.Tensor:
-  """Adjust the brightness and contrast of each image, then standardize it.
+  """Adjust brightness, saturation and contrast of each image; standardize it.
 
   Args:
     planes: numbers [n, channels, height, width].
@@ -78,12 +79,17 @@ def adjust_and_standardize(
     contrast: float32 [n, 1, 1, 1], factor of the contrast: the deviations of
       pixels from the mean of their channel.
     dtype: type of the result.
+    saturation: float32 [n, 1, 1, 1], factor of the saturation: the deviations
+      of channels from the mean of their pixel; None for 1.
 
   Returns:
     [n, height, width, channels]: as from `tf.image.per_image_standardization`,
     of mean 0 and standard deviation 1, unless the image is almost plain.
   """
   planes = tf.cast(planes, tf.float32) + brightness
+  if saturation is not None:
+    greys = tf.reduce_mean(planes, axis=1, keepdims=True)
+    planes = (planes - greys) * saturation + greys
   means = tf.reduce_mean(planes, axis=[2, 3], keepdims=True)
   planes = (planes - means) * contrast + means
   # Contrast leaves the means of the channels, and so that of the image.

@@ -42,6 +42,7 @@ class Recipe:
     crop_margin_falls_in: fraction of the steps, at the end, over which the crop
       margin changes linearly.
     contrast: bounds of the random contrast factor.
+    saturation: bounds of a random saturation factor, or None.
     bfloat16: whether to compute in bfloat16 if the CPU is fast in it.
   """
 
@@ -63,6 +64,7 @@ class Recipe:
   crop_margin: tuple[float, float]
   crop_margin_falls_in: float
   contrast: tuple[float, float]
+  saturation: tuple[float, float] | None
   bfloat16: bool
 
 
@@ -85,6 +87,7 @@ TUTORIAL = Recipe(
   crop_margin=(1, 1),
   crop_margin_falls_in=1.0,
   contrast=(0.2, 1.8),
+  saturation=None,
   bfloat16=False,
 )
 
@@ -107,6 +110,7 @@ FAST = Recipe(
   crop_margin=(1, 0),  # variety first; finally the view used in evaluation
   crop_margin_falls_in=0.4,  # over all steps, the network overfits sooner
   contrast=(0.7, 1.3),  # few epochs need little variety
+  saturation=None,
   bfloat16=True,  # rounding is small compared with the gradient noise
 )
 
@@ -114,9 +118,10 @@ FAST = Recipe(
 LONG = dataclasses.replace(
   FAST,
   name='long',
-  max_steps=33000,  # 169 epochs
+  max_steps=45000,  # 230 epochs
   mixup=0.2,  # better than dropout
-  mixup_until=0.7,  # finally the images used in evaluation
+  mixup_until=0.8,  # finally the images used in evaluation
+  saturation=(0.5, 1.5),
   crop_margin=(1, 0.5),  # evaluation with ten views includes these crops
 )
 

@@ -182,19 +182,28 @@ def test_crop_and_flip_equals_slicing(graph, as_tensor):
 @pytest.mark.parametrize(
   ('dtype', 'tolerance'), [(tf.float32, 1e-5), (tf.bfloat16, 2**-7)]
 )
+@pytest.mark.parametrize('saturated', [False, True])
 def test_adjust_and_standardize_equals_numpy(
-  graph, as_tensor, dtype, tolerance
+  graph, as_tensor, dtype, tolerance, saturated
 ):
   planes = random_images(100).transpose(0, 3, 1, 2)
   brightness = np.linspace(-63, 63, 100, dtype='f4').reshape(-1, 1, 1, 1)
   contrast = np.linspace(1.8, 0.2, 100, dtype='f4').reshape(-1, 1, 1, 1)
+  saturation = np.linspace(0.5, 1.5, 100, dtype='f4').reshape(-1, 1, 1, 1)
   images = distortion.adjust_and_standardize(
-    as_tensor(planes), tf.constant(brightness), tf.constant(contrast), dtype
+    as_tensor(planes),
+    tf.constant(brightness),
+    tf.constant(contrast),
+    dtype,
+    tf.constant(saturation) if saturated else None,
   )
   assert images.dtype == dtype
   with tf.Session() as session:
     got = session.run(tf.cast(images, tf.float32))
   bright = planes.astype(np.float64) + brightness
+  if saturated:
+    greys = bright.mean(axis=1, keepdims=True)
+    bright = (bright - greys) * saturation + greys
   means = bright.mean(axis=(2, 3), keepdims=True)
   expected = (bright - means) * contrast + means
   expected = standardize(expected.transpose(0, 2, 3, 1))
@@ -222,6 +231,22 @@ class TestDistort:
     assert scipy.stats.kstest(factors, uniform.cdf).pvalue > P_VALUE
     neighbours = scipy.stats.pearsonr(factors[:-1], factors[1:])
     assert neighbours.pvalue > P_VALUE
+
+  def test_saturation_is_uniform(self, graph):
+    planes = np.zeros([5000, 3, 32, 32], np.uint8)
+    planes[:, :, 0::3] = 50
+    planes[:, :, 1::3] = 150
+    planes[:, :, 2::3] = np.array([130, 100, 70]).reshape(3, 1, 1)
+    images = cifar10_input.distort(
+      tf.constant(planes), (1.0, 1.0), 0.0, saturation=(0.5, 1.5)
+    )
+    with tf.Session() as session:
+      got = session.run(images)[:, 2:5, 0]  # source rows 6, 7 and 8
+    colour = got[:, 2, 0] - got[:, 2, 2]
+    grey = got[:, 1, 0] - got[:, 0, 0]
+    factors = (colour / 60) / (grey / 100)
+    uniform = scipy.stats.uniform(0.5, 1)
+    assert scipy.stats.kstest(factors, uniform.cdf).pvalue > P_VALUE
 
   def test_a_plain_image_becomes_zero(self, graph):
     plain = np.full([2, 3, 32, 32], 200, np.uint8)
