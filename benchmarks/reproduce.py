@@ -51,7 +51,8 @@ def train_and_score(directory, recipe, seed):
     log.seek(0)
     lines = log.read()
   of_run = f'--checkpoint_dir={train_dir}'
-  run('cifar10_eval.py', ['--all_checkpoints', of_run, f'--eval_dir={where}/1'])
+  which = '--all_checkpoints' if seed == 1 else '--run_once'  # for the curve
+  run('cifar10_eval.py', [which, of_run, f'--eval_dir={where}/1'])
   ten_views = ['--num_views=10', '--run_once', f'--eval_dir={where}/10']
   run('cifar10_eval.py', [of_run, *ten_views])
   copy = f'{recipe}/seed{seed}.jsonl'
