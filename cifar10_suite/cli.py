@@ -200,7 +200,7 @@ def short_path(path: str) -> str:
   """Return a path for messages: relative if in the working directory."""
   try:
     relative = os.path.relpath(path)
-  except ValueError:  # on another drive
+  except (ValueError, FileNotFoundError):  # on another drive; deleted
     return path
   return path if relative.startswith(os.pardir) else relative
 
