@@ -335,12 +335,13 @@ def learning_rate(
 
 
 def _step_scales(scale: float) -> dict[str, float]:
-  """Return the factors of Muon's steps for a recipe's `activation_scale`.
+  """Return the factors of Muon's steps for a recipe's `activation_scale` s.
 
-  With them, training is the same as with a scale of 1, but for normalization:
-  all variables change as fast, relative to their size. Muon's steps of weights
-  do not depend on the size of gradients, those of biases are proportional to
-  it; the gradients of the convolutions' biases are 1 / scale times as large.
+  With it, the weights of conv1 and the biases of both convolutions are s times
+  as large, and the weights of local3 1 / s times. For the same relative change,
+  their steps must scale likewise. Muon's steps of weights do not depend on the
+  size of gradients; their factors are s and 1 / s. Its steps of biases are
+  proportional to gradients, which are 1 / s times as large; theirs is s^2.
   """
   return {
     'conv1/weights': scale,

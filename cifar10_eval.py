@@ -132,7 +132,7 @@ def main() -> None:
   class_names = dataset.class_names(settings.batches_dir)
   paths = dataset.evaluation_files(settings.is_test, settings.batches_dir)
   dataset.read_labels(paths, class_names)  # checks them
-  some = False
+  some = wrote = False
   with (
     files.locked_dir('--eval_dir', settings.eval_dir),
     tf.Graph().as_default(),
@@ -157,13 +157,13 @@ def main() -> None:
       settings, network.variables, scores
     ):
       try:
-        score(settings, checkpoint, network, scores, class_names)
-        some = True
+        is_new = score(settings, checkpoint, network, scores, class_names)
+        some, wrote = True, wrote or is_new
       except checkpoints.CheckpointError as error:
         print(f'Skipped: {error}')
   if not some:
     sys.exit(1)
-  if page:
+  if page and wrote:
     print(f'Wrote {cli.short_path(page)}.')
 
 
@@ -276,8 +276,11 @@ def score(
   network: Evaluation,
   scores: scoring.Scores,
   class_names: tuple[str, ...],
-) -> None:
+) -> bool:
   """Evaluate a checkpoint, print its precision and record its score.
+
+  Returns:
+    Whether it was evaluated: with `run_once`, or if it had no score yet.
 
   Raises:
     CheckpointError: if the checkpoint is unusable.
@@ -286,7 +289,7 @@ def score(
   known = scores.find(checkpoints.digest(checkpoint))
   if known and not settings.run_once:
     print(f'{cli.short_path(checkpoint)} has already been scored.')
-    return
+    return False
   with checkpoints.copied(checkpoint, settings.eval_dir) as copy:
     runs.refuse_other_classes(os.path.dirname(checkpoint), class_names)
     step = checkpoints.check(checkpoint, network.variables)
@@ -322,6 +325,7 @@ def score(
       record,
       wrong,
     )
+  return True
 
 
 def evaluate(

@@ -79,6 +79,10 @@ def main(arguments: list[str]) -> None:
   }
   if FLAGS.quantize and '--export_tflite' not in targets:
     raise UserError('--quantize is for --export_tflite.')
+  for name in ('checkpoint_dir', 'num_views', *targets):
+    name = name.removeprefix('--')
+    if FLAGS.saved_model and FLAGS[name].present:
+      raise UserError(f'--saved_model does not go together with --{name}.')
   if targets:
     if arguments:
       raise UserError(

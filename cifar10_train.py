@@ -358,7 +358,7 @@ def run(
     )
     if workers.is_chief:
       stack.enter_context(files.locked_dir('--train_dir', settings.train_dir))
-      settings = starting.continuing(settings)
+      settings = starting.continuing(settings, workers.is_alone)
     starting.announce(settings, num_gpus, num_threads())
     stack.enter_context(tf.Graph().as_default())
     if settings.seed is not None:
@@ -370,7 +370,7 @@ def run(
     init_fn = None
     is_new = settings.restart or not checkpoints.saved_in(settings.train_dir)
     if settings.init_from and workers.is_chief and is_new:
-      init_fn = checkpoints.starting_from(settings.init_from)
+      init_fn = starting.from_run(settings.init_from)
     workers.join(
       config,
       starting.settings_in_common(

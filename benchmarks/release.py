@@ -6,6 +6,7 @@ The card has the scores of the test images.
 """
 
 import argparse
+import glob
 import hashlib
 import json
 import os
@@ -32,9 +33,19 @@ CARD = os.path.join(HERE, 'model_card.md')  # with {fields}
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('train_dir')
-  source = checkpoints.latest(parser.parse_args().train_dir)
+  parser.add_argument('train_dir', help='a finished run of long, with --seed 1')
+  train_dir = parser.parse_args().train_dir
+  source, run = checkpoints.latest(train_dir), runs.read(train_dir)
+  start = run['starts'][-1] if run else {}
+  if (
+    not source
+    or (start['recipe']['name'], start['seed']) != ('long', 1)
+    or checkpoints.step_in_name(source) != runs.last_step(run)
+  ):
+    parser.error(f'{train_dir} has no finished run of long with seed 1')
   os.makedirs(TARGET, exist_ok=True)
+  for old in glob.glob(f'{TARGET}/model.ckpt-*'):
+    os.remove(old)
   path = write_averages(source)
   start = write_run(os.path.dirname(source))
   one, ten = score(1), score(10)

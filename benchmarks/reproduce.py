@@ -1,4 +1,4 @@
-"""Make the table of results again: train, score, draw the curves, print it.
+"""Make the results again: train, score, draw the curves, print the table.
 
   python benchmarks/reproduce.py [--row fast] [--dir runs/reproduce]
 
@@ -7,11 +7,11 @@ entry to results/runs.json and its scores to results/<recipe>/seed<n>.jsonl.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -32,17 +32,22 @@ def main():
   args = parser.parse_args()
   for recipe in [args.row] if args.row else SEEDS:
     for seed in range(1, SEEDS[recipe] + 1):
-      record(recipe, seed, train_and_score(args.dir, recipe, seed))
+      where = os.path.join(args.dir, f'{recipe}-{seed}')
+      if os.path.exists(f'{where}/recorded'):
+        print(f'{where} is finished.')
+        continue
+      record(recipe, seed, train_and_score(where, recipe, seed))
+      with open(f'{where}/recorded', 'w'):
+        pass
   curves.main()
   print(table())
 
 
-def train_and_score(directory, recipe, seed):
+def train_and_score(where, recipe, seed):
   """Train a run and score its checkpoints; return its entry of runs.json.
 
-  The programs skip what is finished.
+  The programs skip what they have finished before.
   """
-  where = os.path.join(directory, f'{recipe}-{seed}')
   train_dir = f'{where}/train'
   os.makedirs(where, exist_ok=True)
   flags = ['--recipe', recipe, '--seed', str(seed), *FLAGS]
@@ -87,24 +92,32 @@ def train_and_score(directory, recipe, seed):
 def run(program, flags, log=None):
   """Run a program and show its output, which also goes to a log."""
   command = [sys.executable, os.path.join(ROOT, program), *flags]
-  with (
-    subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
-    contextlib.suppress(KeyboardInterrupt),  # the program stops by itself
-  ):
+  # Ctrl-C reaches the program, too, which saves its last step.
+  previous = signal.signal(signal.SIGINT, lambda *_: None)
+  with subprocess.Popen(
+    command,
+    stdout=subprocess.PIPE,
+    text=True,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, previous),
+  ) as process:
     for line in process.stdout:
       print(line, end='', flush=True)
       if log:
         log.write(line)
+  signal.signal(signal.SIGINT, previous)
   if process.returncode:
-    sys.exit(f'{program} failed or was stopped. The same command continues.')
+    print(f'{program} failed or was stopped. The same command continues.')
+    sys.exit(process.returncode)
 
 
 def seconds(lines):
   """Return how long training took, or None if it was interrupted."""
   if 'Resuming from step' in lines:
     return None
-  minutes, rest = re.findall(r'It took (?:(\d+) min )?(\d+) s', lines)[0]
-  return 60 * int(minutes or 0) + int(rest)
+  units = {'h': 3600, 'min': 60, 's': 1}
+  (duration,) = re.findall(r'It took (.*?)\.', lines)
+  parts = re.findall(r'(\d+) (\w+)', duration)
+  return sum(int(number) * units[unit] for number, unit in parts)
 
 
 def last(eval_dir):
@@ -145,6 +158,7 @@ def table():
 
 
 def spread(precisions):
+  """Return mean and standard deviation as text."""
   mean = f'{statistics.mean(precisions):.2%}'
   if len(precisions) == 1:
     return mean

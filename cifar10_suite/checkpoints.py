@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
 
@@ -183,7 +183,7 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
       if reader.has_tensor(name)
     }
   except (tf.errors.OpError, LookupError, ValueError) as error:
-    raise _unreadable(path, error) from error
+    raise unreadable(path, error) from error
   for name, variable in variables.items():
     here = f'{variable.dtype.base_dtype.name} {variable.shape.as_list()}'
     there = 'missing'
@@ -209,7 +209,7 @@ def digest(path: str) -> str:
     with open(f'{path}.index', 'rb') as file:
       return hashlib.sha256(file.read()).hexdigest()
   except OSError as error:
-    raise _unreadable(path, error) from error
+    raise unreadable(path, error) from error
 
 
 @contextlib.contextmanager
@@ -234,11 +234,11 @@ def copied(path: str, directory: str) -> Iterator[str]:
       try:
         shutil.copy2(name, folder)
       except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     yield os.path.join(folder, os.path.basename(path))
 
 
-def find_start(train_dir: str, keep: int) -> int:
+def find_start(train_dir: str, keep: int, max_steps: int) -> int:
   """Prepare a directory for resuming; return the step to start from.
 
   This is the step of the newest readable checkpoint. The state file is
@@ -248,7 +248,9 @@ def find_start(train_dir: str, keep: int) -> int:
 
   Args:
     train_dir: directory of the checkpoints.
-    keep: number of newest checkpoints to keep; 0 keeps all.
+    keep: number of newest checkpoints to keep; 0 keeps all, as does a run that
+      has reached its last step.
+    max_steps: the last step.
 
   Raises:
     UserError: if there are checkpoints, but no usable one.
@@ -273,67 +275,14 @@ def find_start(train_dir: str, keep: int) -> int:
     if step_in_name(other) < step
     and set(variables) <= (names_in(other) or set())
   ]
-  surplus = own[: max(len(own) + 1 - keep, 0)] if keep else []
+  surplus = own[: max(len(own) + 1 - keep, 0)]
+  if not keep or step >= max_steps:
+    surplus = []
   for name in itertools.chain(*map(files_of, surplus)):
     os.remove(name)
   write_state(train_dir, [*own[len(surplus) :], path])
   print(f'Resuming from step {step}')
   return step
-
-
-def starting_from(
-  source: str,
-) -> Callable[[tf.train.Scaffold, tf.Session], None]:
-  """Return a function that initializes variables from another run.
-
-  It is meant as `init_fn` of a scaffold, which calls it unless training
-  resumes. Weights start from their moving averages in the newest readable
-  checkpoint. Layers of another shape, such as the last one for another number
-  of classes, stay as they are. The function prints which.
-
-  Args:
-    source: directory of the run, or path of one of its checkpoints.
-
-  Raises:
-    CheckpointError: if there is no readable checkpoint of this network.
-  """
-  one = named(source)
-  readers = (
-    (path, tf.train.load_checkpoint(path))
-    for path in ([one] if one else reversed(saved_in(source)))
-    if any(name.startswith('conv1/weights') for name in names_in(path) or ())
-  )
-  path, reader = next(readers, (None, None))
-  if reader is None:
-    raise CheckpointError(
-      f'--init_from {source} has no readable checkpoint of this network.'
-    )
-  values = {}
-  fits: dict[str, bool] = {}
-  suffix = '/ExponentialMovingAverage'
-  for variable in tf.global_variables():
-    name = variable.op.name.removesuffix(suffix)
-    average = f'{name}{suffix}'
-    stored = average if reader.has_tensor(average) else name
-    layer = name.rpartition('/')[0]
-    if not layer or not reader.has_tensor(stored) or name.endswith('/Muon'):
-      continue
-    value = reader.get_tensor(stored)
-    fits[layer] = list(value.shape) == variable.shape.as_list()
-    if fits[layer]:
-      values[variable] = value
-  fitting = ', '.join(layer for layer, fit in fits.items() if fit)
-  others = ', '.join(layer for layer, fit in fits.items() if not fit)
-
-  def initialize(_: tf.train.Scaffold, session: tf.Session) -> None:
-    feeds = {v.initializer.inputs[1]: value for v, value in values.items()}
-    session.run([variable.initializer for variable in values], feeds)
-    print(
-      f'Starting from {path}: {fitting}'
-      + (f'; {others} has another shape' if others else '')
-    )
-
-  return initialize
 
 
 def write_state(directory: str, checkpoints: list[str]) -> None:
@@ -366,9 +315,11 @@ def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
 
 
 def step_of(checkpoint: str) -> int:
+  """Return the global step in a checkpoint."""
   return int(tf.train.load_variable(checkpoint, 'global_step'))
 
 
-def _unreadable(path: str, error: Exception) -> CheckpointError:
+def unreadable(path: str, error: Exception) -> CheckpointError:
+  """Return the error about a checkpoint that cannot be read."""
   reason = getattr(error, 'message', None) or str(error) or repr(error)
   return CheckpointError(f'Cannot read {path}: {reason.splitlines()[0]}')

@@ -14,10 +14,10 @@ def mixed(
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Mix each image with the one before it in the batch, and their labels.
 
-  Image i becomes w * image i + (1 - w) * image i - 1, where w is the larger of
-  v and 1 - v, and v is drawn from Beta(concentration, concentration) for each
-  image. From Zhang, Cisse, Dauphin and Lopez-Paz, "mixup: Beyond Empirical Risk
-  Minimization" (2018).
+  Image i becomes w * images[i] + (1 - w) * images[i - 1], where w is the larger
+  of v and 1 - v, and v is drawn from Beta(concentration, concentration) for
+  each image. From Zhang, Cisse, Dauphin and Lopez-Paz, "mixup: Beyond Empirical
+  Risk Minimization" (2018).
 
   Args:
     images: float32, float16 or bfloat16 [n, height, width, channels].

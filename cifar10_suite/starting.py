@@ -1,7 +1,9 @@
-"""What a training starts from, says first, and shares with other workers."""
+"""Prepares training: initial network, first line, settings workers share."""
 
 import dataclasses
+from collections.abc import Callable
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import cifar10_suite
@@ -9,12 +11,20 @@ from cifar10_suite import checkpoints, cli, devices, runs
 from cifar10_suite.errors import UserError
 from cifar10_suite.training import TrainSettings
 
+_AVERAGE = '/ExponentialMovingAverage'  # suffix of their names
 
-def continuing(settings: TrainSettings) -> TrainSettings:
-  """Return the settings with the activation scale of the network to start from.
+
+def continuing(settings: TrainSettings, is_alone: bool) -> TrainSettings:
+  """Return the settings, with the `activation_scale` of the run to start from.
+
+  That is the run to resume, or the one to initialize from.
+
+  Args:
+    settings: settings from the flags.
+    is_alone: whether there are no other workers, which do not see that run.
 
   Raises:
-    UserError: if the recipe's optimizer cannot train that network.
+    UserError: if the recipe, or a cluster, cannot train that network.
   """
   recipe = settings.recipe
   if not settings.restart and checkpoints.saved_in(settings.train_dir):
@@ -24,6 +34,11 @@ def continuing(settings: TrainSettings) -> TrainSettings:
   else:
     return settings
   scale = runs.activation_scale(directory)
+  if scale != recipe.activation_scale and not is_alone:
+    raise UserError(
+      f'{directory} was trained with another recipe or version: its '
+      'activations have another scale. Train it further without a cluster.'
+    )
   if recipe.optimizer == 'muon':
     recipe = dataclasses.replace(recipe, activation_scale=scale)
   elif settings.init_from and scale != 1:
@@ -34,10 +49,81 @@ def continuing(settings: TrainSettings) -> TrainSettings:
   return dataclasses.replace(settings, recipe=recipe)
 
 
+def from_run(
+  source: str,
+) -> Callable[[tf.train.Scaffold, tf.Session], None]:
+  """Return a function that initializes variables from another run.
+
+  It is meant as `init_fn` of a scaffold, which calls it unless training
+  resumes. Weights start from their moving averages in the newest readable
+  checkpoint. Layers of another shape, such as the last one for another number
+  of classes, stay as they are. The function prints which.
+
+  Args:
+    source: directory of the run, or path of one of its checkpoints.
+
+  Raises:
+    CheckpointError: if there is no readable checkpoint of this network.
+  """
+  one = checkpoints.named(source)
+  path, stored = '', {}
+  for path in [one] if one else reversed(checkpoints.saved_in(source)):
+    try:
+      stored = _averages_in(path)
+    except (tf.errors.OpError, LookupError, ValueError) as error:
+      print(f'Skipped: {checkpoints.unreadable(path, error)}')
+    if stored:
+      break
+  else:
+    raise checkpoints.CheckpointError(
+      f'--init_from {source} has no readable checkpoint of this network.'
+    )
+  fits: dict[str, bool] = {}
+  for variable in tf.trainable_variables():
+    name = variable.op.name
+    layer = name.rpartition('/')[0]
+    if name in stored:
+      is_alike = list(stored[name].shape) == variable.shape.as_list()
+      fits[layer] = fits.get(layer, True) and is_alike
+  values = {}
+  for variable in tf.global_variables():
+    name = variable.op.name.removesuffix(_AVERAGE)
+    if name in stored and fits[name.rpartition('/')[0]]:
+      values[variable] = stored[name]
+  fitting = ', '.join(layer for layer, fit in fits.items() if fit)
+  others = ', '.join(layer for layer, fit in fits.items() if not fit)
+
+  def initialize(_: tf.train.Scaffold, session: tf.Session) -> None:
+    feeds = {v.initializer.inputs[1]: value for v, value in values.items()}
+    session.run([variable.initializer for variable in values], feeds)
+    print(
+      f'Starting from {path}: {fitting}'
+      + (f'; {others} has another shape' if others else '')
+    )
+
+  return initialize
+
+
+def _averages_in(path: str) -> dict[str, np.ndarray]:
+  """Return the values of the network's variables, by name, from a checkpoint.
+
+  They are the moving averages, or the variables where there are none. Those
+  that the checkpoint lacks are left out.
+  """
+  reader = tf.train.load_checkpoint(path)
+  values = {}
+  for variable in tf.trainable_variables():
+    name = variable.op.name
+    for key in (f'{name}{_AVERAGE}', name):
+      if name not in values and reader.has_tensor(key):
+        values[name] = reader.get_tensor(key)
+  return values
+
+
 def announce(
   settings: TrainSettings, num_gpus: int | None, num_threads: int
 ) -> None:
-  """Print what training runs on, in which precision, how and where to.
+  """Print the device, the compute type, the recipe and the results directory.
 
   Args:
     settings: settings from the flags.

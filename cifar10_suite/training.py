@@ -21,6 +21,7 @@ from cifar10_suite import (
 )
 from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.dataset import CIFAR10, DEFAULT_DATA_DIR, DataSet
+from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import Recipe
 
 _NO_PROFILE = contextlib.nullcontext()
@@ -174,14 +175,23 @@ def run_training(
 
 
 def _find_start(settings: TrainSettings) -> int:
-  """Return the step from which to resume; refuse a run of other classes."""
+  """Return the step from which to resume; refuse a run on other images."""
+  remedy = 'Choose another --train_dir, or start over with --restart.'
   runs.refuse_other_classes(
-    settings.train_dir,
-    settings.data_set.class_names,
-    'Choose another --train_dir, or start over with --restart.',
+    settings.train_dir, settings.data_set.class_names, remedy
   )
+  run = runs.read(settings.train_dir)
+  if run and checkpoints.saved_in(settings.train_dir):
+    before = run['starts'][-1].get('hold_out', 0)
+    if before != settings.hold_out:
+      raise UserError(
+        f'{settings.train_dir} was trained with --hold_out={before}, not '
+        f'{settings.hold_out}. {remedy}'
+      )
   return checkpoints.find_start(
-    settings.train_dir, settings.keep_checkpoint_max
+    settings.train_dir,
+    settings.keep_checkpoint_max,
+    settings.recipe.max_steps,
   )
 
 

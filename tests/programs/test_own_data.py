@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -208,6 +209,37 @@ def test_starts_from_another_run_and_holds_images_out(trained, tmp_path):
   assert any('of 130 right' in line for line in lines)
   best = json.loads((tmp_path / 'eval/best/best.json').read_text())
   assert best['eval_data'] == 'held_out' and best['precision'] == 1.0
+
+
+def test_starts_from_the_newest_readable_checkpoint(trained, tmp_path):
+  source = tmp_path / 'source'
+  shutil.copytree(trained / 'train', source)
+  (data,) = source.glob('model.ckpt-60.data-*')
+  os.truncate(data, 1000)
+  lines, errors = train(
+    trained / 'data', tmp_path / 'train', f'--init_from={source}', steps=1
+  )
+  assert errors == ''
+  assert any('Skipped: Cannot read' in line for line in lines)
+  assert any(line.startswith(f'Starting from {source}/') for line in lines)
+
+
+def test_a_run_keeps_holding_out_the_same_images(trained, tmp_path):
+  shutil.copytree(trained / 'train', tmp_path / 'train')
+  _, errors = train(
+    trained / 'data', tmp_path / 'train', '--hold_out=20', steps=70, status=1
+  )
+  assert 'was trained with --hold_out=0, not 20. Choose another' in errors
+
+
+def test_nothing_left_to_train_removes_nothing(trained, tmp_path):
+  shutil.copytree(trained / 'train', tmp_path / 'train')
+  before = sorted(os.listdir(tmp_path / 'train'))
+  lines, _ = train(
+    trained / 'data', tmp_path / 'train', '--keep_checkpoint_max=1', steps=60
+  )
+  assert 'nothing left to train' in lines[-1]
+  assert sorted(os.listdir(tmp_path / 'train')) == before
 
 
 def test_initial_weights_are_those_averages(trained, tmp_path):

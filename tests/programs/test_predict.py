@@ -190,7 +190,10 @@ def test_exported_model_serves_without_the_project(
     (['--export_onnx=new', 'x.png'], '--export_onnx exports a model and takes'),
     (['--export_tflite=.'], '--export_tflite . already exists'),
     (['--quantize=int8', 'x.png'], '--quantize is for --export_tflite.'),
-    (['--saved_model=none', 'x.png'], 'There is no exported model in none.'),
+    (
+      ['--saved_model=m', '--export_onnx=o'],
+      '--saved_model does not go together with --checkpoint_dir',
+    ),
   ],
 )
 def test_mistakes(tmp_path, flags, says):
@@ -200,6 +203,20 @@ def test_mistakes(tmp_path, flags, says):
   assert says in errors and 'Traceback' not in errors
   assert len(errors.splitlines()) <= 2
   assert not os.path.exists('model') and not os.path.exists('model.tmp')
+
+
+@pytest.mark.parametrize(
+  ('flag', 'says'),
+  [
+    ('--top_k=1', 'There is no exported model in none.'),
+    ('--num_views=10', '--saved_model does not go together with --num_views'),
+    ('--export_tflite=x', 'not go together with --export_tflite'),
+  ],
+)
+def test_mistakes_with_an_exported_model(flag, says):
+  flags = ['--saved_model=none', flag, 'x.png']
+  _, errors = run('cifar10_predict.py', *flags, status=1)
+  assert says in errors and len(errors.splitlines()) == 1
 
 
 def test_a_reader_may_have_enough(tmp_path, train_dir):

@@ -33,7 +33,7 @@ def test_keeps_the_activation_scale_of_the_earlier_network(tmp_path, resumes):
     new = str(tmp_path / 'new')
     where = (earlier[source], None) if resumes else (new, earlier[source])
     settings = TrainSettings(recipe, where[0], init_from=where[1])
-    return starting.continuing(settings).recipe.activation_scale
+    return starting.continuing(settings, True).recipe.activation_scale
 
   assert scale(TUTORIAL, TUTORIAL) == 1
   assert scale(FAST, TUTORIAL) == 1
@@ -42,7 +42,7 @@ def test_keeps_the_activation_scale_of_the_earlier_network(tmp_path, resumes):
     with pytest.raises(UserError, match='needs --recipe fast or long'):
       scale(TUTORIAL, LONG)
   afresh = TrainSettings(FAST, earlier[TUTORIAL], restart=True)
-  assert starting.continuing(afresh).recipe.activation_scale == 20
+  assert starting.continuing(afresh, True).recipe.activation_scale == 20
 
 
 class TestParts:
