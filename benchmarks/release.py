@@ -47,6 +47,7 @@ def main() -> None:
   for old in glob.glob(f'{TARGET}/model.ckpt-*'):
     os.remove(old)
   path = write_averages(source)
+  checkpoints.write_state(TARGET, [path])
   start = write_run(os.path.dirname(source))
   one, ten = score(1), score(10)
   with open(CARD) as card, open(f'{TARGET}/README.md', 'w') as file:
