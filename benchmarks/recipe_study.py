@@ -165,11 +165,12 @@ def table(runs):
   return '\n'.join(lines)
 
 
-def spread(precisions):
-  mean = f'{statistics.mean(precisions):.1%}'
+def spread(precisions, decimals=1):
+  """Return mean and standard deviation as text, in percent."""
+  mean = f'{statistics.mean(precisions):.{decimals}%}'
   if len(precisions) == 1:
     return mean
-  return f'{mean} ± {statistics.stdev(precisions) * 100:.1f}'
+  return f'{mean} ± {statistics.stdev(precisions) * 100:.{decimals}f}'
 
 
 if __name__ == '__main__':

@@ -48,7 +48,7 @@ def main() -> None:
     os.remove(old)
   path = write_averages(source)
   checkpoints.write_state(TARGET, [path])
-  start = write_run(os.path.dirname(source))
+  start = write_run(run)
   one, ten = score(1), score(10)
   with open(CARD) as card, open(f'{TARGET}/README.md', 'w') as file:
     file.write(card.read().format(**fields(path, start, one, ten)))
@@ -79,9 +79,8 @@ def write_averages(source: str) -> str:
     )
 
 
-def write_run(train_dir: str) -> dict:
+def write_run(run: dict) -> dict:
   """Write the training's run.json without the directory; return its start."""
-  run = runs.read(train_dir)
   start = run['starts'][-1]
   command = re.sub(r' --train_dir[= ]\S+', '', start['command'])
   start = {**start, 'step': 0, 'command': command}

@@ -17,6 +17,7 @@ import subprocess
 import sys
 
 import curves
+from recipe_study import spread
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -65,9 +66,7 @@ def train_and_score(where, recipe, seed):
   shutil.copy(f'{where}/1/metrics.jsonl', os.path.join(curves.RESULTS, copy))
   with open(f'{train_dir}/run.json') as file:
     start = json.load(file)['starts'][-1]
-  (python, tensorflow) = (
-    start['versions'][k] for k in ('python', 'tensorflow')
-  )
+  versions = start['versions']
   return {
     'name': f'--recipe {recipe}',
     'seed': seed,
@@ -76,7 +75,8 @@ def train_and_score(where, recipe, seed):
       ['git', 'describe', '--always', '--dirty'], cwd=ROOT, text=True
     ).strip(),
     'machine': f'{start["processor"]}, {start["compute_type"]}',
-    'versions': f'Python {python}, TensorFlow {tensorflow}',
+    'versions': f'Python {versions["python"]}, TensorFlow '
+    f'{versions["tensorflow"]}',
     'seconds': seconds(lines),
     'examples_per_sec': round(
       statistics.median(map(float, re.findall(r'\(([\d.]+) examp', lines)))
@@ -151,18 +151,10 @@ def table():
     time = f'{statistics.median(times) / 60:.1f} min' if times else ''
     lines.append(
       f'| `{name.split()[-1]}` | {len(own)} | {own[0]["steps"]:,} | {time} | '
-      f'{spread([entry["precision"] for entry in own])} | '
-      f'{spread([entry["precision_ten_views"] for entry in own])} |'
+      f'{spread([entry["precision"] for entry in own], 2)} | '
+      f'{spread([entry["precision_ten_views"] for entry in own], 2)} |'
     )
   return '\n'.join(lines)
-
-
-def spread(precisions):
-  """Return mean and standard deviation as text."""
-  mean = f'{statistics.mean(precisions):.2%}'
-  if len(precisions) == 1:
-    return mean
-  return f'{mean} ± {statistics.stdev(precisions) * 100:.2f}'
 
 
 if __name__ == '__main__':

@@ -174,7 +174,7 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
     OtherNetworkError: if a variable is missing or has a different shape or
       dtype.
   """
-  try:
+  with reading(path):
     reader = tf.train.load_checkpoint(path)
     step = int(reader.get_tensor('global_step'))
     values = {
@@ -182,8 +182,6 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
       for name in variables
       if reader.has_tensor(name)
     }
-  except (tf.errors.OpError, LookupError, ValueError) as error:
-    raise unreadable(path, error) from error
   for name, variable in variables.items():
     here = f'{variable.dtype.base_dtype.name} {variable.shape.as_list()}'
     there = 'missing'
@@ -195,6 +193,15 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
         f'checkpoint, {here} in the network.'
       )
   return step
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+  """Raise CheckpointError for what TensorFlow raises if it cannot read."""
+  try:
+    yield
+  except (tf.errors.OpError, LookupError, ValueError) as error:
+    raise _unreadable(path, error) from error
 
 
 def digest(path: str) -> str:
@@ -209,7 +216,7 @@ def digest(path: str) -> str:
     with open(f'{path}.index', 'rb') as file:
       return hashlib.sha256(file.read()).hexdigest()
   except OSError as error:
-    raise unreadable(path, error) from error
+    raise _unreadable(path, error) from error
 
 
 @contextlib.contextmanager
@@ -234,7 +241,7 @@ def copied(path: str, directory: str) -> Iterator[str]:
       try:
         shutil.copy2(name, folder)
       except OSError as error:
-        raise unreadable(path, error) from error
+        raise _unreadable(path, error) from error
     yield os.path.join(folder, os.path.basename(path))
 
 
@@ -319,7 +326,6 @@ def step_of(checkpoint: str) -> int:
   return int(tf.train.load_variable(checkpoint, 'global_step'))
 
 
-def unreadable(path: str, error: Exception) -> CheckpointError:
-  """Return the error about a checkpoint that cannot be read."""
+def _unreadable(path: str, error: Exception) -> CheckpointError:
   reason = getattr(error, 'message', None) or str(error) or repr(error)
   return CheckpointError(f'Cannot read {path}: {reason.splitlines()[0]}')

@@ -70,8 +70,8 @@ def from_run(
   for path in [one] if one else reversed(checkpoints.saved_in(source)):
     try:
       stored = _averages_in(path)
-    except (tf.errors.OpError, LookupError, ValueError) as error:
-      print(f'Skipped: {checkpoints.unreadable(path, error)}')
+    except checkpoints.CheckpointError as error:
+      print(f'Skipped: {error}')
     if stored:
       break
   else:
@@ -109,14 +109,18 @@ def _averages_in(path: str) -> dict[str, np.ndarray]:
 
   They are the moving averages, or the variables where there are none. Those
   that the checkpoint lacks are left out.
+
+  Raises:
+    CheckpointError: if it is unreadable.
   """
-  reader = tf.train.load_checkpoint(path)
   values = {}
-  for variable in tf.trainable_variables():
-    name = variable.op.name
-    for key in (f'{name}{_AVERAGE}', name):
-      if name not in values and reader.has_tensor(key):
-        values[name] = reader.get_tensor(key)
+  with checkpoints.reading(path):
+    reader = tf.train.load_checkpoint(path)
+    for variable in tf.trainable_variables():
+      name = variable.op.name
+      for key in (f'{name}{_AVERAGE}', name):
+        if name not in values and reader.has_tensor(key):
+          values[name] = reader.get_tensor(key)
   return values
 
 
