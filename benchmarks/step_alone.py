@@ -45,8 +45,7 @@ def main(dtype, recipe_name):
   with tf.train.MonitoredSession(
     tf.train.ChiefSessionCreator(config=sessions.session_config())
   ) as session:
-    options = sessions.step_options()
-    report_steps(lambda: session.run(train_op, options=options), count)
+    report_steps(lambda: session.run(train_op), count)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""How sessions for training run: their threads, and signals meanwhile."""
+"""Sessions for training: their configuration, and signals while they run."""
 
 import contextlib
 import signal
@@ -18,20 +18,10 @@ def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
   )
   config.gpu_options.allow_growth = True  # evaluation may share the GPU
   if not tf.config.list_physical_devices('GPU'):
-    # Run one operation at a time on all cores, which then share their caches.
-    config.inter_op_parallelism_threads = 1
+    # One thread more than for a single chain of operations: it runs the input,
+    # and Muon's update of a layer during the backward pass of earlier ones.
+    config.inter_op_parallelism_threads = 2
   return config
-
-
-def step_options() -> tf.RunOptions | None:
-  """Return the options for running a training step.
-
-  Without a GPU, the calling thread runs the operations of the step, so that
-  those of the input run at the same time in the session's thread.
-  """
-  if tf.config.list_physical_devices('GPU'):
-    return None
-  return tf.RunOptions(inter_op_thread_pool=-1)
 
 
 @contextlib.contextmanager

@@ -144,12 +144,11 @@ def run_training(
       sessions.collected_signals(cluster.signals),
       _session(settings, log_hook, watch, config, cluster, init_fn) as session,
     ):
-      options = sessions.step_options()
       while not (
         session.should_stop() or cluster.stops() or (watch and watch.stops())
       ):
         with profiler.step(log_hook.step) if profiler else _NO_PROFILE:
-          session.run(train_op, options=options)
+          session.run(train_op)
       if profiler:
         profiler.stop()
     # Leaving the session has saved the last step.
