@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from cifar10_suite import cli
@@ -343,24 +343,8 @@ def run(
   if task.kind == 'ps':
     parameter_servers.serve(workers, settings.cluster_timeout_secs)
     return
-  with contextlib.ExitStack() as stack:
-    if workers.is_chief:
-      # Before the download, which takes minutes.
-      cli.prepare_dir('--train_dir', settings.train_dir)
-      if settings.restart:
-        ownership.refuse_to_remove_others(settings.train_dir)
-      else:
-        ownership.refuse_to_overwrite(settings.train_dir)
-    download.maybe_download_and_extract(settings.data_dir)
-    settings = dataclasses.replace(
-      settings,
-      data_set=dataset.load(settings.data_dir, settings.hold_out),
-    )
-    if workers.is_chief:
-      stack.enter_context(files.locked_dir('--train_dir', settings.train_dir))
-      settings = starting.continuing(settings, workers.is_alone)
+  with prepared(settings, workers) as settings, tf.Graph().as_default():
     starting.announce(settings, num_gpus, num_threads())
-    stack.enter_context(tf.Graph().as_default())
     if settings.seed is not None:
       tf.set_random_seed(settings.seed + workers.number)
     with tf.device(workers.device):
@@ -371,17 +355,14 @@ def run(
     is_new = settings.restart or not checkpoints.saved_in(settings.train_dir)
     if settings.init_from and workers.is_chief and is_new:
       init_fn = starting.from_run(settings.init_from)
+    others = {
+      name: FLAGS[name].value
+      for name in ('bfloat16_gradients', 'scale_learning_rate')
+      if name in FLAGS
+    }
     workers.join(
       config,
-      starting.settings_in_common(
-        settings,
-        num_towers,
-        **{
-          name: FLAGS[name].value
-          for name in ('bfloat16_gradients', 'scale_learning_rate')
-          if name in FLAGS
-        },
-      ),
+      starting.settings_in_common(settings, num_towers, **others),
       settings.cluster_timeout_secs,
     )
     # Only now: an unusable data file or a port in use must not cost the user
@@ -397,6 +378,37 @@ def run(
       cluster=workers,
       init_fn=init_fn,
     )
+
+
+@contextlib.contextmanager
+def prepared(
+  settings: TrainSettings, workers: cluster.Cluster
+) -> Iterator[TrainSettings]:
+  """Prepare the data set and, on the chief, the directory of the run.
+
+  Yields:
+    The settings, with the data set and, if a run continues, its scale of
+    activations. Meanwhile, the chief holds the lock of `train_dir`.
+
+  Raises:
+    UserError: if the data or the directory cannot be used.
+  """
+  train_dir = settings.train_dir
+  if workers.is_chief:
+    # Before the download, which takes minutes.
+    cli.prepare_dir('--train_dir', train_dir)
+    if settings.restart:
+      ownership.refuse_to_remove_others(train_dir)
+    else:
+      ownership.refuse_to_overwrite(train_dir)
+  download.maybe_download_and_extract(settings.data_dir)
+  data_set = dataset.load(settings.data_dir, settings.hold_out)
+  settings = dataclasses.replace(settings, data_set=data_set)
+  if not workers.is_chief:
+    yield settings
+    return
+  with files.locked_dir('--train_dir', train_dir):
+    yield starting.continuing(settings, workers.is_alone)
 
 
 def cluster_of(

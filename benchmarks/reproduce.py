@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -19,8 +18,11 @@ import sys
 import curves
 from recipe_study import spread
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from cifar10_suite import subprograms
+
 RUNS = os.path.join(curves.RESULTS, 'runs.json')
 SEEDS = {'fast': 5, 'long': 3, 'tutorial': 1}  # number of runs per recipe
 FLAGS = ['--save_checkpoint_secs', '300', '--keep_checkpoint_max', '0']
@@ -90,24 +92,10 @@ def train_and_score(where, recipe, seed):
 
 
 def run(program, flags, log=None):
-  """Run a program and show its output, which also goes to a log."""
-  command = [sys.executable, os.path.join(ROOT, program), *flags]
-  # Ctrl-C reaches the program, too, which saves its last step.
-  previous = signal.signal(signal.SIGINT, lambda *_: None)
-  with subprocess.Popen(
-    command,
-    stdout=subprocess.PIPE,
-    text=True,
-    preexec_fn=lambda: signal.signal(signal.SIGINT, previous),
-  ) as process:
-    for line in process.stdout:
-      print(line, end='', flush=True)
-      if log:
-        log.write(line)
-  signal.signal(signal.SIGINT, previous)
-  if process.returncode:
+  """Run a program; exit if it fails or is stopped."""
+  if status := subprograms.run(program, flags, log):
     print(f'{program} failed or was stopped. The same command continues.')
-    sys.exit(process.returncode)
+    sys.exit(status)
 
 
 def seconds(lines):

@@ -10,9 +10,7 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import statistics
-import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
@@ -21,7 +19,7 @@ from cifar10_suite import cli
 
 cli.quiet_tensorflow()
 
-from cifar10_suite import files, runs
+from cifar10_suite import files, runs, subprograms
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -73,8 +71,8 @@ def train_and_score(
   evaluation += [f'--checkpoint_dir={train_dir}', f'--eval_dir={eval_dir}']
   if arguments.data_dir:
     evaluation.append(f'--data_dir={arguments.data_dir}')
-  for program in (command, evaluation):
-    if status := run(program):
+  for program, *its_flags in (command, evaluation):
+    if status := subprograms.run(program, its_flags):
       print(f'Stopped in seed {seed}. The same command continues.')
       sys.exit(status)
   record = find_record(train_dir, eval_dir)
@@ -104,31 +102,6 @@ def find_record(
   last = runs.last_step(run_json)
   found = [record for record in records if record['step'] >= last]
   return found[-1] if found else None
-
-
-def run(command: list[str]) -> int:
-  """Run a program and return its status; it stops by the same signals."""
-  received: list[int] = []
-  program, *flags = command
-  process = subprocess.Popen(
-    [sys.executable, os.path.join(_ROOT, program), *flags]
-  )
-
-  def forward(number: int, _: object) -> None:
-    received.append(number)
-    if number == signal.SIGTERM:  # a terminal sends Ctrl-C to all processes
-      process.terminate()
-
-  previous = {
-    number: signal.signal(number, forward)
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  status = process.wait()
-  for number, handler in previous.items():
-    signal.signal(number, handler)
-  if status < 0:  # killed by a signal
-    return 128 - status
-  return status or (128 + received[0] if received else 0)
 
 
 def summary(records: list[dict]) -> str:

@@ -53,7 +53,7 @@ def reproduce(tmp_path, monkeypatch, capsys):
   for name in ('curves', 'reproduce'):
     monkeypatch.delitem(sys.modules, name, raising=False)
   module = importlib.import_module('reproduce')
-  monkeypatch.setattr(module, 'ROOT', str(tmp_path))
+  monkeypatch.setattr(module.subprograms, '_ROOT', str(tmp_path))
   monkeypatch.setattr(module.curves, 'RESULTS', str(tmp_path))
   monkeypatch.setattr(module, 'RUNS', str(tmp_path / 'runs.json'))
   monkeypatch.setattr(

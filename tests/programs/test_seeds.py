@@ -46,7 +46,7 @@ def seeds(tmp_path, monkeypatch, capfd):
   )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  monkeypatch.setattr(module, '_ROOT', str(tmp_path))
+  monkeypatch.setattr(module.subprograms, '_ROOT', str(tmp_path))
   (tmp_path / 'cifar10_train.py').write_text(TRAINER)
   (tmp_path / 'cifar10_eval.py').write_text(EVALUATOR)
 
