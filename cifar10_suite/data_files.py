@@ -1,0 +1,169 @@
+"""CIFAR-10's data files on disk: their state, and how to replace them."""
+
+import enum
+import glob
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import tempfile
+from typing import IO
+
+from cifar10_suite import cifar100, dataset
+from cifar10_suite.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+_SCRATCH_PREFIX = '.cifar10-download-'  # names directories of unfinished files
+
+
+class DownloadError(UserError):
+  """Failure to download or store CIFAR-10; the message suggests a remedy."""
+
+
+class State(enum.Enum):
+  """State of a data file."""
+
+  RIGHT = enum.auto()  # CIFAR-10's file
+  MISSING = enum.auto()
+  OTHER = enum.auto()  # whole records, but not CIFAR-10's: the user's own data
+  DAMAGED = enum.auto()  # anything else
+
+
+def inspect(batches_dir: str) -> dict[str, State]:
+  """Return the state of each data file by name."""
+  return {
+    name: _state(os.path.join(batches_dir, name), digest)
+    for name, digest in dataset.FILE_SHA256.items()
+  }
+
+
+def _state(path: str, right_digest: str) -> State:
+  if not os.path.lexists(path):
+    return State.MISSING
+  digest = sha256(path)
+  if digest == right_digest:
+    return State.RIGHT
+  size = os.path.getsize(path) if digest else 0
+  if size > 0 and size % dataset.RECORD_BYTES == 0:
+    return State.OTHER
+  return State.DAMAGED
+
+
+def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
+  """Refuse files that are not damaged, but of another format.
+
+  Args:
+    batches_dir: directory of the data files.
+    states: their states, from `inspect`.
+
+  Raises:
+    DownloadError: if there is such a file; the message says what to do.
+  """
+  for name, state in states.items():
+    path = os.path.join(batches_dir, name)
+    if state is not State.DAMAGED or not os.path.isfile(path):
+      continue
+    with open(path, 'rb') as file:
+      is_pickle = re.match(rb'\x80[\x02-\x05]', file.read(2))
+    if is_pickle:
+      raise DownloadError(
+        f'{path} is a pickle of the Python version. The binary version is '
+        'needed: move this file away, and run this again.'
+      )
+    if cifar100.is_data_file(path):
+      raise DownloadError(
+        f"{path} has CIFAR-100's records of 3,074 bytes. Move it away, and "
+        'convert the archive: python cifar10_convert.py '
+        'cifar-100-binary.tar.gz --data_dir my_data'
+      )
+
+
+def sha256(path: str) -> str | None:
+  """Return the hexadecimal sha256 of a file, or None if it is not a file."""
+  if not os.path.isfile(path):
+    return None
+  digest = hashlib.sha256()
+  with open(path, 'rb') as file:
+    while chunk := file.read(CHUNK_BYTES):
+      digest.update(chunk)
+  return digest.hexdigest()
+
+
+def write(batches_dir: str, name: str, content: IO[bytes]) -> None:
+  """Write a data file atomically after verifying its digest.
+
+  Args:
+    batches_dir: directory of the data files.
+    name: name of the file.
+    content: its content.
+
+  Raises:
+    DownloadError: if that is not the content of CIFAR-10's file.
+  """
+  with scratch_directory(batches_dir) as scratch:
+    new = os.path.join(scratch, name)
+    with open(new, 'wb') as file:
+      shutil.copyfileobj(content, file, CHUNK_BYTES)
+    if sha256(new) != dataset.FILE_SHA256[name]:
+      raise DownloadError(
+        f'{name}: its sha256 is not {dataset.FILE_SHA256[name]}'
+      )
+    put_in_place(new, os.path.join(batches_dir, name))
+
+
+def write_class_names(batches_dir: str, repair: bool) -> None:
+  """Write the class names if they are missing or, with `repair`, differ."""
+  final = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
+  if has_class_names(batches_dir) or (os.path.lexists(final) and not repair):
+    return
+  with scratch_directory(batches_dir) as scratch:
+    new = os.path.join(scratch, dataset.CLASS_NAMES_FILE)
+    with open(new, 'w', encoding='ascii') as file:
+      file.writelines(f'{name}\n' for name in dataset.CLASS_NAMES)
+    put_in_place(new, final)
+
+
+def has_class_names(batches_dir: str) -> bool:
+  """Return whether the class names are CIFAR-10's, ignoring white space."""
+  path = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
+  if not os.path.isfile(path):
+    return False
+  with open(path, 'rb') as file:
+    return file.read().split() == [
+      name.encode() for name in dataset.CLASS_NAMES
+    ]
+
+
+def scratch_directory(batches_dir: str) -> tempfile.TemporaryDirectory:
+  """Create a directory for unfinished files on the data's file system."""
+  return tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=batches_dir)
+
+
+def remove_leftovers(batches_dir: str) -> None:
+  """Remove the scratch directories of killed runs."""
+  pattern = os.path.join(glob.escape(batches_dir), f'{_SCRATCH_PREFIX}*')
+  for directory in glob.glob(pattern):
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def put_in_place(new: str, final: str) -> None:
+  """Rename a finished file, `new`, to `final`.
+
+  An existing file is kept under a `.bak` name. If the file system supports hard
+  links, it also stays at `final` until the new file replaces it.
+  """
+  if not os.path.lexists(final):
+    os.rename(new, final)
+    return
+  kept = next(
+    path
+    for number in itertools.count(1)
+    if not os.path.lexists(path := f'{final}.bak{number if number > 1 else ""}')
+  )
+  try:
+    os.link(final, kept, follow_symlinks=False)
+  except OSError:  # a directory, or a file system without hard links
+    os.rename(final, kept)
+  os.replace(new, final)
+  print(f'Replaced {final}; the old file is kept as {kept}.')
