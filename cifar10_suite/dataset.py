@@ -263,11 +263,12 @@ def read_images(
   Returns:
     uint8 [n, 32, 32, 3].
   """
-  records = np.concatenate(
-    [
-      np.memmap(path, np.uint8, 'r').reshape(-1, RECORD_BYTES)
-      for path in evaluation_files(eval_data, batches_dir)
-    ]
-  )
-  planes = records[positions, 1:].reshape(-1, DEPTH, HEIGHT, WIDTH)
+  planes = np.empty([len(positions), DEPTH, HEIGHT, WIDTH], np.uint8)
+  begin = 0
+  for path in evaluation_files(eval_data, batches_dir):
+    records = np.memmap(path, np.uint8, 'r').reshape(-1, RECORD_BYTES)
+    here = (begin <= positions) & (positions < begin + len(records))
+    images = records[positions[here] - begin, 1:]
+    planes[here] = images.reshape(-1, DEPTH, HEIGHT, WIDTH)
+    begin += len(records)
   return planes.transpose(0, 2, 3, 1)
