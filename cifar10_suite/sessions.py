@@ -1,10 +1,16 @@
 """Sessions for training: their configuration, and signals while they run."""
 
 import contextlib
+import os
+import select
 import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
+
+_PATIENCE_SECS = 5  # for a signal to stop to have an effect
 
 
 def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
@@ -26,14 +32,54 @@ def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
 
 @contextlib.contextmanager
 def collected_signals(received: list[int]) -> Iterator[None]:
-  """Collect SIGINT and SIGTERM, as they arrive, in a list."""
+  """Collect SIGINT and SIGTERM, as they arrive, in a list.
+
+  The caller is expected to stop soon. Because it may be blocked in TensorFlow,
+  which ignores signals, another signal some seconds later ends the process.
+  """
   received.clear()
   previous = {
     number: signal.signal(number, lambda number, _: received.append(number))
     for number in (signal.SIGINT, signal.SIGTERM)
   }
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  threading.Thread(target=_end_if_repeated, args=[reader], daemon=True).start()
   try:
     yield
   finally:
+    signal.set_wakeup_fd(-1)
+    os.close(writer)
     for number, handler in previous.items():
       signal.signal(number, handler)
+
+
+def _end_if_repeated(reader: int) -> None:
+  """End the process if a signal arrives long after the first one.
+
+  Args:
+    reader: end of a pipe, to which Python writes the number of each signal.
+  """
+  with open(reader, 'rb', buffering=0) as pipe:
+    number = pipe.read(1)
+    deadline = time.monotonic() + _PATIENCE_SECS
+    while number and (left := deadline - time.monotonic()) > 0:
+      if select.select([pipe], [], [], left)[0]:
+        number = pipe.read(1)  # nothing once the pipe is closed
+    if number:
+      name = signal.Signals(number[0]).name
+      print(
+        f'Still completing the step. Another {name} exits at once, without '
+        'saving.',
+        flush=True,
+      )
+      number = pipe.read(1)
+    if number:
+      name = signal.Signals(number[0]).name
+      print(
+        f'Stopped by {name} during a step. The same command resumes from the '
+        'last checkpoint.',
+        flush=True,
+      )
+      os._exit(128 + number[0])

@@ -50,6 +50,33 @@ def train_flags(data_dir, tmp_path):
   ]
 
 
+# Waits for a batch that never comes, in a call that ignores signals.
+BLOCKED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tensorflow.compat.v1 as tf
+from cifar10_suite import sessions
+tf.disable_eager_execution()
+with sessions.collected_signals([]), tf.Session() as session:
+  print('Waiting', flush=True)
+  session.run(tf.FIFOQueue(1, tf.int32).dequeue())
+"""
+
+
+def test_a_late_second_signal_ends_a_step_that_waits(tmp_path):
+  program = tmp_path / 'blocked.py'
+  program.write_text(BLOCKED)
+  with Program(str(program), ROOT) as process:
+    process.wait_for('Waiting')
+    for number in (signal.SIGINT, signal.SIGTERM):  # at once: one wish
+      process.send_signal(number)
+    process.wait_for('Still completing the step. Another ')
+    process.send_signal(signal.SIGTERM)
+    status, lines = process.finish()
+  assert (status, len(lines)) == (128 + signal.SIGTERM, 1)
+  assert lines[0].startswith('Stopped by SIGTERM during a step.')
+
+
 def test_learns_stops_resumes_and_is_evaluated(
   train_flags, eval_flags, tmp_path
 ):
