@@ -3,11 +3,14 @@
   python benchmarks/curves.py
 
 This script reads results/runs.json, which lists the settings and throughput of
-each run, and the metrics.jsonl that the evaluator wrote for it.
+each run, and the metrics.jsonl that the evaluator wrote for it. Runs with
+`seconds` of null were interrupted or ran beside others; their curves over time
+use the median throughput of the recipe's other runs.
 """
 
 import json
 import os
+import statistics
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import PercentFormatter
@@ -23,7 +26,7 @@ def main():
   figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
   for run in runs:
     steps, precisions, intervals = read_curve(run['metrics'])
-    seconds_per_step = run['batch_size'] / run['examples_per_sec']
+    seconds_per_step = run['batch_size'] / throughput(run, runs)
     minutes = [step * seconds_per_step / 60 for step in steps]
     color = f'C{names.index(run["name"])}'
     for axis, x in zip(axes, (steps, minutes), strict=True):
@@ -47,6 +50,14 @@ def main():
   axes[1].legend(unique.values(), unique.keys(), loc='lower right')
   figure.tight_layout()
   figure.savefig(os.path.join(RESULTS, 'precision.png'), dpi=120)
+
+
+def throughput(run, runs):
+  """Return the examples per second of a run, or of those like it."""
+  same = [it for it in runs if it['name'] == run['name']]
+  timed = [it for it in same if it.get('seconds', 0) is not None]
+  usable = [run] if run in timed else timed or same
+  return statistics.median(it['examples_per_sec'] for it in usable)
 
 
 def read_curve(name):

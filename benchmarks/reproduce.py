@@ -21,6 +21,7 @@ from recipe_study import spread
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import cifar10_suite
 from cifar10_suite import subprograms
 
 RUNS = os.path.join(curves.RESULTS, 'runs.json')
@@ -73,9 +74,7 @@ def train_and_score(where, recipe, seed):
     'name': f'--recipe {recipe}',
     'seed': seed,
     'command': f'python cifar10_train.py {" ".join(flags)}',
-    'commit': subprocess.check_output(
-      ['git', 'describe', '--always', '--dirty'], cwd=ROOT, text=True
-    ).strip(),
+    'commit': commit(),
     'machine': f'{start["processor"]}, {start["compute_type"]}',
     'versions': f'Python {versions["python"]}, TensorFlow '
     f'{versions["tensorflow"]}',
@@ -96,6 +95,26 @@ def run(program, flags, log=None):
   if status := subprograms.run(program, flags, log):
     print(f'{program} failed or was stopped. The same command continues.')
     sys.exit(status)
+
+
+def commit():
+  """Return the commit, with '-dirty' if files other than results differ.
+
+  Without Git, this is the version of the suite.
+  """
+  try:
+    name = git('rev-parse', '--short', 'HEAD')
+    changed = git('status', '--porcelain', '--', '.', ':!results')
+  except (OSError, subprocess.CalledProcessError):
+    return f'version {cifar10_suite.__version__}'
+  return f'{name}-dirty' if changed else name
+
+
+def git(*arguments):
+  command = ['git', '-C', ROOT, *arguments]
+  return subprocess.check_output(
+    command, stderr=subprocess.DEVNULL, text=True
+  ).strip()
 
 
 def seconds(lines):

@@ -159,17 +159,7 @@ def run_training(
       where = cli.short_path(settings.train_dir)
       hooks.explain(error, log_hook.step, where)
 
-  step = log_hook.step
-  if cluster.is_chief:
-    latest = tf.train.latest_checkpoint(settings.train_dir)
-    step = checkpoints.step_of(latest)
-  if watch and watch.reason and step < max_steps and not cluster.signals:
-    runs.record_stop(settings.train_dir, step)
-    print(watch.reason)
-  if start < max_steps or cluster.signals:
-    _print_end(settings, cluster, step, time.monotonic() - begin)
-  if cluster.signals:
-    sys.exit(128 + cluster.signals[0])
+  _end(settings, cluster, watch, start, log_hook.step, time.monotonic() - begin)
   cluster.leave()
 
 
@@ -212,11 +202,29 @@ def _record_start(
   )
 
 
-def _print_end(
-  settings: TrainSettings, cluster: Cluster, step: int, seconds: float
+def _end(
+  settings: TrainSettings,
+  cluster: Cluster,
+  watch: stopping.StopByScore | None,
+  start: int,
+  step: int,
+  seconds: float,
 ) -> None:
-  """Print at which step training ended, how long it took and what is next."""
+  """Print how training ended and what is next; exit if a signal ended it.
+
+  Args:
+    settings: directories and number of steps.
+    cluster: workers that train together.
+    watch: what may have ended training by score.
+    start: step from which training started.
+    step: last step that this process knows of.
+    seconds: duration of training.
+  """
   where = cli.short_path(settings.train_dir)
+  max_steps = settings.recipe.max_steps
+  if cluster.is_chief:
+    latest = tf.train.latest_checkpoint(settings.train_dir)
+    step = checkpoints.step_of(latest)
   if cluster.signals:
     name = signal.Signals(cluster.signals[0]).name
     saved = f'is saved in {where}' if cluster.is_chief else 'is not saved here'
@@ -224,11 +232,15 @@ def _print_end(
       f'Stopped by {name}: step {step} {saved}. The same command resumes '
       'training.'
     )
-    return
-  saved = f', which is saved in {where}' if cluster.is_chief else ''
-  print(f'Trained to step {step}{saved}.')
-  if cluster.is_alone:
-    print(f'It took {_duration(seconds)}. {_next(settings)}')
+    sys.exit(128 + cluster.signals[0])
+  if watch and watch.reason and step < max_steps:
+    runs.record_stop(settings.train_dir, step)
+    print(watch.reason)
+  if start < max_steps:
+    saved = f', which is saved in {where}' if cluster.is_chief else ''
+    print(f'Trained to step {step}{saved}.')
+    if cluster.is_alone:
+      print(f'It took {_duration(seconds)}. {_next(settings)}')
 
 
 def _duration(seconds: float) -> str:

@@ -7,6 +7,8 @@ import sys
 import pytest
 from support.programs import ROOT
 
+from cifar10_suite import __version__
+
 # A trainer ends with status 130 at half of its steps as long as `stop` exists.
 TRAINER = """
 import json, pathlib, sys
@@ -56,9 +58,7 @@ def reproduce(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(module.subprograms, '_ROOT', str(tmp_path))
   monkeypatch.setattr(module.curves, 'RESULTS', str(tmp_path))
   monkeypatch.setattr(module, 'RUNS', str(tmp_path / 'runs.json'))
-  monkeypatch.setattr(
-    module.subprocess, 'check_output', lambda *_, **__: 'abc\n'
-  )
+  monkeypatch.setattr(module, 'ROOT', str(tmp_path))  # not a Git repository
   (tmp_path / 'cifar10_train.py').write_text(TRAINER)
   (tmp_path / 'cifar10_eval.py').write_text(EVALUATOR)
   (tmp_path / 'runs.json').write_text('[]')
@@ -91,7 +91,10 @@ def test_continues_and_makes_the_table(reproduce, tmp_path):
   )
   assert (tmp_path / 'precision.png').stat().st_size > 10000
   entry = entries[1]
-  assert entry['examples_per_sec'] == 92 and entry['commit'] == 'abc'
+  assert (
+    entry['examples_per_sec'] == 92
+    and entry['commit'] == f'version {__version__}'
+  )
   assert entry['command'].startswith(
     'python cifar10_train.py --recipe fast --seed 2 '
   )
