@@ -181,11 +181,13 @@ def orthogonalized(matrix: tf.Tensor) -> tf.Tensor:
   if matrix.shape[0] < matrix.shape[1]:
     return tf.transpose(orthogonalized(tf.transpose(matrix)))
   identity = tf.eye(matrix.shape.as_list()[1])
-  matrix *= tf.math.rsqrt(tf.reduce_sum(tf.square(matrix)) + 1e-14)
   square = tf.matmul(matrix, matrix, transpose_a=True)
+  # The trace is the square of the Frobenius norm.
+  scale = tf.math.rsqrt(tf.linalg.trace(square) + 1e-14)
+  square *= scale**2
   product = None
   for a, b, c in _POLYNOMIALS:
     factor = a * identity + b * square + c * tf.matmul(square, square)
     product = factor if product is None else tf.matmul(product, factor)
     square = tf.matmul(factor, tf.matmul(square, factor))
-  return tf.matmul(matrix, product)
+  return tf.matmul(matrix, scale * product)
