@@ -407,7 +407,8 @@ def _draw_chart() -> None:
     axes.bar_label(bar, fmt='%.0f', padding=3)
     axes.invert_yaxis()
     axes.spines[['top', 'right']].set_visible(False)
-    axes.set_title(f'{name}, {entry["date"]}', fontsize='small')
+    title = f'{name}, {entry["date"]}'
+    axes.set_title(title, fontsize='small', loc='right')
   panels[-1, 0].set_xlabel('training examples/sec')
   figure.tight_layout()
   figure.savefig(os.path.join(_RESULTS, 'bench.png'), dpi=120)
