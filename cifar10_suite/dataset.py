@@ -263,12 +263,16 @@ def read_images(
   Returns:
     uint8 [n, 32, 32, 3].
   """
-  planes = np.empty([len(positions), DEPTH, HEIGHT, WIDTH], np.uint8)
-  begin = 0
-  for path in evaluation_files(eval_data, batches_dir):
-    records = np.memmap(path, np.uint8, 'r').reshape(-1, RECORD_BYTES)
-    here = (begin <= positions) & (positions < begin + len(records))
-    images = records[positions[here] - begin, 1:]
-    planes[here] = images.reshape(-1, DEPTH, HEIGHT, WIDTH)
-    begin += len(records)
-  return planes.transpose(0, 2, 3, 1)
+  batches = [
+    np.memmap(path, np.uint8, 'r').reshape(-1, RECORD_BYTES)
+    for path in evaluation_files(eval_data, batches_dir)
+  ]
+  ends = np.cumsum([len(batch) for batch in batches])
+  which = np.searchsorted(ends, positions, side='right')
+  # Counted from the end of its file, the record has a negative index.
+  records = [
+    batches[k][position - ends[k]]
+    for k, position in zip(which, positions, strict=True)
+  ]
+  planes = np.array(records, np.uint8).reshape(-1, RECORD_BYTES)[:, 1:]
+  return planes.reshape(-1, DEPTH, HEIGHT, WIDTH).transpose(0, 2, 3, 1)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
 
+from cifar10_suite import stop_signals
+
 _PATIENCE_SECS = 5  # for a signal to stop to have an effect
 
 
@@ -38,21 +40,18 @@ def collected_signals(received: list[int]) -> Iterator[None]:
   which ignores signals, another signal some seconds later ends the process.
   """
   received.clear()
-  previous = {
-    number: signal.signal(number, lambda number, _: received.append(number))
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  reader, writer = os.pipe()
-  os.set_blocking(writer, False)
-  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  threading.Thread(target=_end_if_repeated, args=[reader], daemon=True).start()
-  try:
-    yield
-  finally:
-    signal.set_wakeup_fd(-1)
-    os.close(writer)
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+  with stop_signals.handled(received.append):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(
+      target=_end_if_repeated, args=[reader], daemon=True
+    ).start()
+    try:
+      yield
+    finally:
+      signal.set_wakeup_fd(-1)
+      os.close(writer)
 
 
 def _end_if_repeated(reader: int) -> None:
@@ -67,19 +66,23 @@ def _end_if_repeated(reader: int) -> None:
     while number and (left := deadline - time.monotonic()) > 0:
       if select.select([pipe], [], [], left)[0]:
         number = pipe.read(1)  # nothing once the pipe is closed
-    if number:
-      name = signal.Signals(number[0]).name
-      print(
-        f'Still completing the step. Another {name} exits at once, without '
-        'saving.',
-        flush=True,
-      )
-      number = pipe.read(1)
-    if number:
-      name = signal.Signals(number[0]).name
-      print(
-        f'Stopped by {name} during a step. The same command resumes from the '
-        'last checkpoint.',
-        flush=True,
-      )
-      os._exit(128 + number[0])
+    if not number:
+      return
+    print(
+      f'Still completing the step. Another {_name(number)} exits at once, '
+      'without saving.',
+      flush=True,
+    )
+    number = pipe.read(1)
+    if not number:
+      return
+    print(
+      f'Stopped by {_name(number)} during a step. The same command resumes '
+      'from the last checkpoint.',
+      flush=True,
+    )
+    os._exit(128 + number[0])
+
+
+def _name(number: bytes) -> str:
+  return signal.Signals(number[0]).name

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from typing import TextIO
 
+from cifar10_suite import stop_signals
+
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -30,22 +32,17 @@ def run(program: str, flags: list[str], log: TextIO | None = None) -> int:
     text=True,
   )
 
-  def forward(number: int, _: object) -> None:
+  def forward(number: int) -> None:
     received.append(number)
     if number == signal.SIGTERM:  # a terminal sends Ctrl-C to all processes
       process.terminate()
 
-  previous = {
-    number: signal.signal(number, forward)
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  if log and process.stdout:
-    for line in process.stdout:
-      print(line, end='', flush=True)
-      log.write(line)
-  status = process.wait()
-  for number, handler in previous.items():
-    signal.signal(number, handler)
+  with stop_signals.handled(forward):
+    if log and process.stdout:
+      for line in process.stdout:
+        print(line, end='', flush=True)
+        log.write(line)
+    status = process.wait()
   if status < 0:  # killed by a signal
     return 128 - status
   return status or (128 + received[0] if received else 0)

@@ -126,3 +126,19 @@ def test_a_label_beyond_the_classes_stops_training(graph, numbered_dir):
   ):
     while True:
       session.run(labels)
+
+
+def test_reads_images_at_positions_of_several_files(tmp_path):
+  rng = np.random.RandomState(0)
+  sizes = [3, 1, 2, 4, 5]
+  images = rng.randint(0, 256, [sum(sizes), 32, 32, 3]).astype(np.uint8)
+  for k, part in enumerate(np.split(images, np.cumsum(sizes)[:-1]), start=1):
+    planes = part.transpose(0, 3, 1, 2).reshape(len(part), -1)
+    records = np.insert(planes, 0, 0, axis=1)
+    records.tofile(tmp_path / f'data_batch_{k}.bin')
+  positions = np.array([14, 0, 3, 2, 4, 3])
+  got = dataset.read_images(False, str(tmp_path), positions)
+  np.testing.assert_array_equal(got, images[positions])
+  assert len(dataset.read_images(False, str(tmp_path), np.arange(0))) == 0
+  with pytest.raises(IndexError):
+    dataset.read_images(False, str(tmp_path), np.array([15]))
