@@ -32,21 +32,25 @@ def describe(cpuinfo: str = '/proc/cpuinfo') -> str:
       `platform` names the processor.
 
   Returns:
-    The model name, the number of cores and selected flags, for example
-    'AMD EPYC 9004, 2 cores (avx2, avx512f, avx512_bf16)'.
+    The name, the numbers of family and model on x86, since the names in virtual
+    machines may be the same for all generations, the number of cores and
+    selected flags, for example
+    'AMD EPYC, family 25, model 17, 2 cores (avx2, avx512f, avx512_bf16)'.
   """
   fields = _read_fields(cpuinfo)
-  model = (
+  name = (
     fields.get('model name')
     or platform.processor()
     or platform.machine()
     or 'unknown processor'
   )
+  if 'cpu family' in fields and 'model' in fields:
+    name += f', family {fields["cpu family"]}, model {fields["model"]}'
   count = os.cpu_count() or 1
   cores = '1 core' if count == 1 else f'{count} cores'
   flags = fields.get('flags', fields.get('Features', '')).split()
   telling = ', '.join(flag for flag in _TELLING_FLAGS if flag in flags)
-  return f'{model}, {cores}' + (f' ({telling})' if telling else '')
+  return f'{name}, {cores}' + (f' ({telling})' if telling else '')
 
 
 def usable_cores(

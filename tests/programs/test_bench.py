@@ -439,7 +439,9 @@ assert np.abs(wanted / x).min() < 0.9  # it does normalize
 X86 = """\
 processor\t: 0
 vendor_id\t: AuthenticAMD
-model name\t: AMD EPYC 9004
+cpu family\t: 25
+model\t\t: 17
+model name\t: AMD EPYC
 flags\t\t: fpu sse2 avx avx512f avx2 avx512_bf16 avx512_vnni
 bugs\t\t: spectre_v1
 
@@ -458,7 +460,11 @@ CPU implementer\t: 0x41
 @pytest.mark.parametrize(
   ('cpuinfo', 'cores', 'wanted'),
   [
-    (X86, 2, 'AMD EPYC 9004, 2 cores (avx2, avx512f, avx512_bf16)'),
+    (
+      X86,
+      2,
+      'AMD EPYC, family 25, model 17, 2 cores (avx2, avx512f, avx512_bf16)',
+    ),
     (ARM, 64, 'aarch64, 64 cores (asimd, asimdhp, bf16, sve)'),
     ('model name : Atom\nflags : sse2 bf', 1, 'Atom, 1 core'),
     (None, 8, 'aarch64, 8 cores'),
