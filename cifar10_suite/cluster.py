@@ -14,6 +14,7 @@ servers ("ps"), see `parameter_servers`; otherwise, see `all_reduce`.
 
 import atexit
 import json
+import math
 import os
 import secrets
 import socket
@@ -21,29 +22,24 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite.errors import UserError
-from cifar10_suite.tf_config import Addresses, ClusterError, Task
+from cifar10_suite.tf_config import Addresses, Task
+from cifar10_suite.updates import Gradients
 
-if TYPE_CHECKING:
-  from cifar10_suite.updates import Gradients
-
-POLL_SECS = 0.2  # between two polls while waiting
+_POLL_SECS = 0.5  # between two looks at the other tasks
 _ANSWER_SECS = 2  # for a task to answer
 _FAREWELL_SECS = 15  # for the others to learn that training has finished
 _SILENCE_SECS = 5  # until an unresponsive task is reported
 
 
-# Latest status of each task; None if it did not answer.
-Statuses = dict[Task, dict | None]
-
-
-class Cluster:
+class Cluster(tf.train.SessionRunHook):
   """The tasks that train together; without a cluster, this process alone.
+
+  It is also a hook for the session of this task.
 
   Attributes:
     task: the task of this process.
@@ -55,6 +51,7 @@ class Cluster:
     gradients_per_step: number of workers whose gradients a step averages.
     initializes: whether this process initializes variables.
     master: session target; '' without a cluster.
+    statuses: latest status of each other task; None if it did not answer.
     signals: signals that ask this process to stop, in order of arrival.
   """
 
@@ -72,12 +69,15 @@ class Cluster:
     self.is_alone = not addresses
     self.is_chief = task == self.workers[0]
     self.device: str | Callable[[tf.Operation], str] | None = None
-    self.gradients_per_step = 1
-    self.initializes = self.is_chief
+    self.gradients_per_step = 1 if self.servers else len(self.workers)
+    self.initializes = self.is_chief or not self.servers
     self.master = ''
+    self.statuses: dict[Task, dict | None] = {}
     self.signals: list[int] = []
-    self._needed = [*self.servers, self.workers[0]]
-    self._has_ended = False
+    self._needed = self.workers
+    if self.servers:
+      self._needed = [*self.servers, self.workers[0]]
+    self._has_left = False
 
   def _tasks(self, kind: str) -> list[Task]:
     return [Task(kind, k) for k in range(len(self._addresses.get(kind, [])))]
@@ -98,39 +98,41 @@ class Cluster:
       timeout_secs: seconds without response after which to give up on a task.
 
     Raises:
-      ClusterError: if the port of this task is not free.
-      UserError: if a task does not respond, or refuses the settings.
+      UserError: if the port of this task is not free, or if the chief refuses
+        the settings. If a needed task does not respond, the process exits with
+        status 1.
     """
     if self.is_alone:
       return
+    config.device_filters.extend(['/job:ps', self.task.device])
     spec = tf.train.ClusterSpec(self._addresses)
     try:
       server = tf.train.Server(
         spec, self.task.kind, self.task.index, config=config
       )
     except tf.errors.OpError as error:
-      raise ClusterError(
+      raise UserError(
         f'{self.task} cannot serve at {self._address(self.task)}: '
         f'{error.message}. Is its port in use?'
       ) from error
     self.master = server.target
     self._own = Status(self.task, self.master)
     self._content: dict = {'process': secrets.token_hex(8)}
-    self._publish(ended=False, settings=settings)
-    self._meet(timeout_secs)
-    self._thread = threading.Thread(
-      target=self._monitor, args=[timeout_secs], daemon=True
-    )
+    settings = {**settings, 'cluster': self._addresses}
+    self.publish(ended=False, settings=json.loads(json.dumps(settings)))
+    self._timeout_secs = timeout_secs
+    self._thread = threading.Thread(target=self._monitor, daemon=True)
     self._thread.start()
     atexit.register(self._end)
-    # The main thread raises the same errors, and `watch` names missing tasks.
+    wait_until(self._has_met)
+    # The main thread raises the same errors; the monitor names missing tasks.
     tf.logging.set_verbosity(tf.logging.FATAL)
     threading.excepthook = _hide_session_errors
 
   def _address(self, task: Task) -> str:
     return self._addresses[task.kind][task.index]
 
-  def _publish(self, **changes: object) -> None:
+  def publish(self, **changes: object) -> None:
     """Change entries of this task's status.
 
     All have 'process', which identifies the process, so that others notice a
@@ -139,114 +141,72 @@ class Cluster:
     self._content.update(changes)
     self._own.write(self._content)
 
-  def _monitor(self, timeout_secs: int) -> None:
-    """Watch the tasks that this one needs, and exit if one is missing.
+  def _monitor(self) -> None:
+    """Read the statuses of all other tasks; exit if a needed one is missing.
 
     Runs in a thread because the main thread may block in TensorFlow.
     """
+    sources = {
+      task: Status(task, f'grpc://{self._address(task)}', _ANSWER_SECS)
+      for task in self.servers + self.workers
+      if task != self.task
+    }
+    self._answers = dict.fromkeys(sources, time.monotonic())
+    self._silent: set[Task] = set()
     try:
-      for statuses in self.watch(self._needed, timeout_secs, poll_secs=1):
-        if self._has_ended:
-          return
-        if (statuses.get(self.workers[0]) or {}).get('ended'):
-          self._publish(ended=True)
-          time.sleep(2)  # until the chief has read it
-          return
-        self._notice(statuses)
+      while not self._has_left:
+        self.statuses = {it: source.read() for it, source in sources.items()}
+        if (self.statuses.get(self.workers[0]) or {}).get('ended'):
+          self.publish(ended=True)
+        if not self._content['ended']:
+          self._report()
+        time.sleep(_POLL_SECS)
     except BaseException as error:
-      is_expected = isinstance(error, UserError)
-      print(
-        error if is_expected else traceback.format_exc(),
-        file=sys.stderr,
-        flush=True,
-      )
+      is_ours = isinstance(error, UserError)
+      text = str(error) if is_ours else traceback.format_exc()
+      print(text, file=sys.stderr, flush=True)
       os._exit(1)
+
+  def _report(self) -> None:
+    """Report needed tasks that fall silent or answer again.
+
+    Raises:
+      UserError: if one has not answered for too long.
+    """
+    now = time.monotonic()
+    for task, status in self.statuses.items():
+      if status or task not in self._needed:
+        self._answers[task] = now
+    silences = {task: now - last for task, last in self._answers.items()}
+    silent = {task for task, secs in silences.items() if secs > _SILENCE_SECS}
+    for task in silent ^ self._silent:
+      word = 'Waiting for' if task in silent else 'Found'
+      print(f'{word} {task} at {self._address(task)}.', flush=True)
+    self._silent = silent
+    for task, secs in silences.items():
+      if secs > self._timeout_secs:
+        raise UserError(
+          f'{self.task} gives up: {task} at {self._address(task)} has not '
+          f'answered for {self._timeout_secs:g} s. After a restart, training '
+          'resumes from the last checkpoint.'
+        )
 
   def _end(self) -> None:
     """Stop the monitor: Python aborts at exit if a thread is in TensorFlow."""
-    self._has_ended = True
+    self._has_left = True
     self._thread.join()
 
-  def _meet(self, timeout_secs: int) -> None:
-    """Wait for the tasks without which a session cannot be created."""
-
-  def _notice(self, statuses: Statuses) -> None:
-    """Handle the statuses of the needed tasks, about once per second."""
-
-  def read(
-    self, tasks: list[Task], poll_secs: float = POLL_SECS
-  ) -> Iterator[Statuses]:
-    """Repeatedly yield the statuses of other tasks.
-
-    Args:
-      tasks: the tasks to read; this one is skipped.
-      poll_secs: seconds between two readings.
-    """
-    sources = {
-      task: Status(task, f'grpc://{self._address(task)}', _ANSWER_SECS)
-      for task in tasks
-      if task != self.task
-    }
-    while True:
-      yield {task: source.read() for task, source in sources.items()}
-      time.sleep(poll_secs)
-
-  def watch(
-    self, tasks: list[Task], timeout_secs: float, poll_secs: float = POLL_SECS
-  ) -> Iterator[Statuses]:
-    """Read the statuses of other tasks as `read` does, and report silent ones.
-
-    Args:
-      tasks: the tasks to read; this one is skipped.
-      timeout_secs: seconds without answer after which to give up on a task.
-      poll_secs: seconds between two readings.
-
-    Raises:
-      UserError: if a task has not answered for `timeout_secs`.
-    """
-    since = dict.fromkeys(tasks, time.monotonic())
-    missed: set[Task] = set()
-    for statuses in self.read(tasks, poll_secs):
-      now = time.monotonic()
-      for task, status in statuses.items():
-        where = f'{task} at {self._address(task)}'
-        if status is not None:
-          since[task] = now
-          if task in missed:
-            missed.remove(task)
-            print(f'Found {where}.', flush=True)
-        elif now - since[task] > timeout_secs:
-          raise UserError(
-            f'{self.task} gives up: {where} has not answered for '
-            f'{timeout_secs:g} s. After a restart, training resumes from the '
-            'last checkpoint.'
-          )
-        elif now - since[task] > _SILENCE_SECS and task not in missed:
-          missed.add(task)
-          print(f'Waiting for {where}.', flush=True)
-      yield statuses
+  def _has_met(self) -> bool:
+    """Return whether the tasks that a session needs are there."""
+    return True
 
   def stops(self) -> bool:
     """Return whether to stop before the next step because of a signal."""
     return bool(self.signals)
 
-  def average(self, gradients: 'Gradients') -> 'Gradients':
+  def average(self, gradients: Gradients) -> Gradients:
     """Return the gradients to apply: averages over the workers."""
     return gradients
-
-  def scaffold(
-    self, config: tf.ConfigProto, **parts: object
-  ) -> tf.train.Scaffold:
-    """Return a scaffold, made of `parts`, for a session with `config`."""
-    return tf.train.Scaffold(**parts)
-
-  def hooks(self) -> list[tf.train.SessionRunHook]:
-    """Return the hooks for this worker's session."""
-    return []
-
-  def listeners(self) -> list[tf.train.CheckpointSaverListener]:
-    """Return the listeners of the chief's saver."""
-    return []
 
   def recover(self, error: tf.errors.OpError) -> None:
     """Start over if the loss of another worker caused an error."""
@@ -255,17 +215,15 @@ class Cluster:
     """Wait until all tasks know that the chief has finished."""
     if self.is_alone:
       return
-    if not self.is_chief:
-      self._thread.join()
-      return
-    self._has_ended = True
-    self._publish(ended=True)
-    unaware = {*self.workers[1:], *self.servers}
-    deadline = time.monotonic() + _FAREWELL_SECS
-    for statuses in self.read(list(unaware)):
-      unaware -= {task for task, it in statuses.items() if it and it['ended']}
-      if not unaware or time.monotonic() > deadline:
-        return
+    if self.is_chief:
+      self.publish(ended=True)
+      wait_until(
+        lambda: all(it and it['ended'] for it in self.statuses.values()),
+        _FAREWELL_SECS,
+      )
+    else:
+      wait_until(lambda: self._content['ended'])
+      time.sleep(2)  # until the chief has read it
 
 
 ALONE = Cluster(Task())
@@ -313,6 +271,15 @@ class Status:
       # The session may be with an earlier process, or on another machine.
       self._connect()
       return None
+
+
+def wait_until(
+  condition: Callable[[], bool], timeout_secs: float = math.inf
+) -> None:
+  """Wait until a condition holds, but no longer than `timeout_secs`."""
+  deadline = time.monotonic() + timeout_secs
+  while not condition() and time.monotonic() < deadline:
+    time.sleep(_POLL_SECS)
 
 
 def _hide_session_errors(failure: threading.ExceptHookArgs) -> None:

@@ -4,14 +4,10 @@ Parameter servers ("ps") hold the variables. Each worker reads them, computes
 gradients and applies them, without waiting for the others.
 """
 
-import time
-
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite.cluster import POLL_SECS, Cluster
+from cifar10_suite.cluster import Cluster, wait_until
 from cifar10_suite.tf_config import Addresses, Task
-
-_SILENCE_SECS = 5  # after which a worker counts as gone
 
 
 class ParameterServers(Cluster):
@@ -23,45 +19,20 @@ class ParameterServers(Cluster):
       worker_device=task.device, cluster=tf.train.ClusterSpec(addresses)
     )
 
-  def scaffold(
-    self, config: tf.ConfigProto, **parts: object
-  ) -> tf.train.Scaffold:
-    config.device_filters.extend(['/job:ps', self.task.device])
-    return _Scaffold(self, config, parts)
+  def _has_met(self) -> bool:
+    """Return whether all servers answer and the chief has set the variables.
 
-
-class _Scaffold(tf.train.Scaffold):
-  """Scaffold that waits for parameter servers and variables.
-
-  TensorFlow finalizes the scaffold before it creates each session, also after
-  the loss of a server. Its own wait would poll only every 30 s.
-  """
-
-  def __init__(
-    self, cluster: Cluster, config: tf.ConfigProto, parts: dict[str, object]
-  ):
-    super().__init__(**parts)
-    self._cluster = cluster
-    self._session_config = config
-
-  def finalize(self) -> tf.train.Scaffold:
-    super().finalize()
-    while not self._is_ready():
-      time.sleep(POLL_SECS)
-    return self
-
-  def _is_ready(self) -> bool:
-    """Return whether all servers respond.
-
-    Except for the chief, they must also have initialized variables.
+    Without this, TensorFlow would look for the variables only every 30 s.
     """
-    target, config = self._cluster.master, self._session_config
-    try:
-      with tf.Session(target, config=config) as session:
-        missing = session.run(self.ready_for_local_init_op).size
-    except tf.errors.OpError:  # a server is down, which `watch` reports
-      return False
-    return self._cluster.is_chief or not missing
+    servers = [self.statuses.get(server) for server in self.servers]
+    chief = self.statuses.get(self.workers[0]) or {}
+    return all(servers) and (self.is_chief or 'has_variables' in chief)
+
+  def after_create_session(
+    self, session: tf.Session, coord: tf.train.Coordinator
+  ) -> None:
+    if self.is_chief:
+      self.publish(has_variables=True)
 
 
 def serve(server: Cluster, timeout_secs: int) -> None:
@@ -73,12 +44,8 @@ def serve(server: Cluster, timeout_secs: int) -> None:
   """
   server.join(tf.ConfigProto(), {}, timeout_secs)
   server.leave()
-  seen = time.monotonic()
-  deadline = seen + timeout_secs
-  for statuses in server.read(server.workers):
-    now = time.monotonic()
-    if any(statuses.values()):
-      seen = now
-    if now > min(seen + _SILENCE_SECS, deadline):
-      break
+  wait_until(
+    lambda: not any(server.statuses[worker] for worker in server.workers),
+    timeout_secs,
+  )
   print('Training has ended.')

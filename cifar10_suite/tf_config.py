@@ -15,10 +15,6 @@ import re
 from cifar10_suite.errors import UserError
 
 
-class ClusterError(UserError):
-  """Invalid TF_CONFIG or unusable port; the message gives the reason."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Task:
   """A task of a cluster, printed as 'worker 0'.
@@ -50,26 +46,24 @@ def from_environment() -> tuple[Task, Addresses]:
   There are no addresses without a cluster.
 
   Raises:
-    ClusterError: if TF_CONFIG is invalid.
+    UserError: if TF_CONFIG is invalid.
   """
+  text = os.environ.get('TF_CONFIG') or '{}'
   try:
-    config = json.loads(os.environ.get('TF_CONFIG') or '{}')
+    config = json.loads(text.replace('"master"', '"chief"'))  # an older name
     addresses = {
-      'chief' if kind == 'master' else kind: list(some)
-      for kind, some in config.get('cluster', {}).items()
+      kind: list(some) for kind, some in config.get('cluster', {}).items()
     }
     task = dict(config.get('task', {}))
   except (ValueError, TypeError, AttributeError) as error:
-    raise ClusterError(f'Invalid TF_CONFIG: {error}') from error
+    raise UserError(f'Invalid TF_CONFIG: {error}') from error
   if task.get('type') == 'evaluator':
     return Task('evaluator'), addresses
   addresses.pop('evaluator', None)
   if sum(map(len, addresses.values())) <= 1:
     return Task(), {}
-  if task.get('type') == 'master':
-    task['type'] = 'chief'
   if problem := _problem(task, addresses):
-    raise ClusterError(f'Invalid TF_CONFIG: {problem}.')
+    raise UserError(f'Invalid TF_CONFIG: {problem}.')
   return Task(task['type'], int(task['index'])), addresses
 
 

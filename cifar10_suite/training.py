@@ -292,9 +292,9 @@ def _session(
     saver = tf.train.Saver(
       max_to_keep=settings.keep_checkpoint_max, save_relative_paths=True
     )
-  scaffold = cluster.scaffold(config, saver=saver, init_fn=init_fn)
+  scaffold = tf.train.Scaffold(saver=saver, init_fn=init_fn)
   session_hooks = [
-    *cluster.hooks(),
+    cluster,
     tf.train.StopAtStepHook(last_step=settings.recipe.max_steps),
     log_hook,
   ]
@@ -309,7 +309,6 @@ def _session(
         listeners=[
           hooks.RefuseToSaveNan(),
           hooks.WatchDataFiles(),
-          *cluster.listeners(),
           *([watch] if watch else []),
         ],
       )
