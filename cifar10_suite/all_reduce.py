@@ -39,19 +39,17 @@ _CONNECTION_ERRORS = (
 class AllReduce(Cluster):
   """Worker with the same variables as all others, and the mean gradients."""
 
-  def __init__(
-    self, task: Task, addresses: Addresses, in_bfloat16: bool = False
-  ):
+  def __init__(self, task: Task, addresses: Addresses, bfloat16: bool = False):
     """Initialize the worker.
 
     Args:
       task: the task of this process.
       addresses: addresses of all tasks.
-      in_bfloat16: whether to send gradients in bfloat16.
+      bfloat16: whether to send gradients in bfloat16.
     """
     super().__init__(task, addresses)
     self.device = task.device
-    self._in_bfloat16 = in_bfloat16
+    self._bfloat16 = bfloat16
     self._instances = itertools.count(1)
     self._processes: dict[str, str] = {}
     self._has_begun = False
@@ -74,24 +72,20 @@ class AllReduce(Cluster):
     own = self._content['process']
     processes = self._content.setdefault('processes', {str(self.task): own})
     refused = self._content.setdefault('refused', {})
-    for task, status in self.statuses.items():
-      if status is None:
-        continue
+    present = {task: it for task, it in self.statuses.items() if it}
+    for task, status in present.items():
       if reason := status.get('refused', {}).get(own):
         raise UserError(f'{task} refuses {self.task}: {reason}')
-      process, reason = status['process'], ''
-      if self.is_chief:
-        reason = _difference(status['settings'], self._content['settings'])
-      if not reason:
+      process = status['process']
+      difference = _difference(status['settings'], self._content['settings'])
+      if not self.is_chief or not difference:
         processes[str(task)] = process
       elif process not in refused:
-        print(f'Refused {task}: {reason}')
-        refused[process] = reason
+        print(f'Refused {task}: {difference}')
+        refused[process] = difference
     self.publish()
-    if len(processes) == len(self.workers) and all(
-      status and status.get('processes') == processes
-      for status in self.statuses.values()
-    ):
+    agree = [it.get('processes') == processes for it in present.values()]
+    if sum(agree) == len(self.workers) - 1:
       self._processes = processes
     return bool(self._processes)
 
@@ -151,7 +145,7 @@ class AllReduce(Cluster):
     return [(m, v) for m, (_, v) in zip(means, gradients, strict=True)]
 
   def _mean(self, value: tf.Tensor) -> tf.Tensor:
-    sent = tf.cast(value, tf.bfloat16) if self._in_bfloat16 else value
+    sent = tf.cast(value, tf.bfloat16) if self._bfloat16 else value
     return tf.cast(self._all_reduce(sent, 'Div'), value.dtype)
 
   def _all_reduce(self, value: tf.Tensor, final_op: str) -> tf.Tensor:
@@ -198,15 +192,18 @@ class AllReduce(Cluster):
     run_context: tf.train.SessionRunContext,
     run_values: tf.train.SessionRunValues,
   ) -> None:
-    """Compare the variables before this step; a difference ends training."""
+    """Compare the variables before this step.
+
+    Raises:
+      UserError: if a worker has other variables than the chief.
+    """
     prints = run_values.results
     for worker, others in zip(self.workers, prints, strict=True):
       if (others != prints[0]).any():
         raise UserError(
-          f'Training stopped: the variables of {worker} differ from those of '
-          f'{self.workers[0]}. Check the memory of that machine, or use '
-          'machines of one type. The same command resumes from the last '
-          'checkpoint.'
+          f'Training stopped: {worker} has other variables than '
+          f'{self.workers[0]}. Check the memory of its machine, or use '
+          'machines of one type. The same command resumes from the last save.'
         )
 
 

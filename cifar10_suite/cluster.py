@@ -77,7 +77,7 @@ class Cluster(tf.train.SessionRunHook):
     self._needed = self.workers
     if self.servers:
       self._needed = [*self.servers, self.workers[0]]
-    self._has_left = False
+    self._left = threading.Event()
 
   def _tasks(self, kind: str) -> list[Task]:
     return [Task(kind, k) for k in range(len(self._addresses.get(kind, [])))]
@@ -105,10 +105,9 @@ class Cluster(tf.train.SessionRunHook):
     if self.is_alone:
       return
     config.device_filters.extend(['/job:ps', self.task.device])
-    spec = tf.train.ClusterSpec(self._addresses)
     try:
       server = tf.train.Server(
-        spec, self.task.kind, self.task.index, config=config
+        self._addresses, self.task.kind, self.task.index, config=config
       )
     except tf.errors.OpError as error:
       raise UserError(
@@ -125,9 +124,8 @@ class Cluster(tf.train.SessionRunHook):
     self._thread.start()
     atexit.register(self._end)
     wait_until(self._has_met)
-    # The main thread raises the same errors; the monitor names missing tasks.
+    # The monitor names missing tasks.
     tf.logging.set_verbosity(tf.logging.FATAL)
-    threading.excepthook = _hide_session_errors
 
   def _address(self, task: Task) -> str:
     return self._addresses[task.kind][task.index]
@@ -154,13 +152,12 @@ class Cluster(tf.train.SessionRunHook):
     self._answers = dict.fromkeys(sources, time.monotonic())
     self._silent: set[Task] = set()
     try:
-      while not self._has_left:
+      while not self._left.wait(_POLL_SECS):
         self.statuses = {it: source.read() for it, source in sources.items()}
         if (self.statuses.get(self.workers[0]) or {}).get('ended'):
           self.publish(ended=True)
         if not self._content['ended']:
           self._report()
-        time.sleep(_POLL_SECS)
     except BaseException as error:
       is_ours = isinstance(error, UserError)
       text = str(error) if is_ours else traceback.format_exc()
@@ -193,7 +190,7 @@ class Cluster(tf.train.SessionRunHook):
 
   def _end(self) -> None:
     """Stop the monitor: Python aborts at exit if a thread is in TensorFlow."""
-    self._has_left = True
+    self._left.set()
     self._thread.join()
 
   def _has_met(self) -> bool:
@@ -280,8 +277,3 @@ def wait_until(
   deadline = time.monotonic() + timeout_secs
   while not condition() and time.monotonic() < deadline:
     time.sleep(_POLL_SECS)
-
-
-def _hide_session_errors(failure: threading.ExceptHookArgs) -> None:
-  if not issubclass(failure.exc_type, tf.errors.OpError):
-    threading.__excepthook__(failure)

@@ -69,9 +69,9 @@ def from_environment() -> tuple[Task, Addresses]:
 
 def _problem(task: dict[str, object], addresses: Addresses) -> str | None:
   """Describe what is wrong with a cluster, or with a task in it."""
-  for key in ('type', 'index'):
-    if key not in task:  # a default might give two tasks the same one
-      return f'its "task" has no "{key}"'
+  if missing := {'type', 'index'} - set(task):
+    # A default might give two tasks the same one.
+    return f'its "task" has no "{max(missing)}"'
   kind, index = str(task['type']), str(task['index'])
   if not index.isdecimal():
     return f'index {task["index"]!r} is not a non-negative integer'

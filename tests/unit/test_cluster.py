@@ -288,7 +288,7 @@ def test_workers_start_with_the_variables_of_the_chief(quiet_threads):
 
 
 @pytest.mark.slow
-def test_gradients_in_bfloat16(quiet_threads):
+def test_gradients_bfloat16(quiet_threads):
   """The mean is rounded as in bfloat16."""
   found = {}
 
@@ -299,15 +299,13 @@ def test_gradients_in_bfloat16(quiet_threads):
       session.run(update)
       found[cluster.number] = values_in(session, number)
 
-  Workers(2, in_bfloat16=True).run(work)
+  Workers(2, bfloat16=True).run(work)
   assert found == {0: -1 - 2**-7, 1: -1 - 2**-7}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('in_bfloat16', [False, True])
-def test_different_variables_are_not_saved(
-  quiet_threads, tmp_path, in_bfloat16
-):
+@pytest.mark.parametrize('bfloat16', [False, True])
+def test_different_variables_are_not_saved(quiet_threads, tmp_path, bfloat16):
   """A difference in one worker ends the runs of all."""
 
   def work(cluster, config):
@@ -329,8 +327,8 @@ def test_different_variables_are_not_saved(
         values_in(session, change)
       session.run(update)
 
-  workers = Workers(3, in_bfloat16=in_bfloat16)
-  with pytest.raises(UserError, match='variables of worker 0 differ'):
+  workers = Workers(3, bfloat16=bfloat16)
+  with pytest.raises(UserError, match='worker 0 has other variables'):
     workers.run(work)
   assert len(workers.errors) == 3
   path = tf.train.latest_checkpoint(str(tmp_path))
