@@ -86,15 +86,36 @@ def adjust_and_standardize(
     [n, height, width, channels]: as from `tf.image.per_image_standardization`,
     of mean 0 and standard deviation 1, unless the image is almost plain.
   """
-  planes = tf.cast(planes, tf.float32) + brightness
   if saturation is not None:
+    planes = tf.cast(planes, tf.float32)
     greys = tf.reduce_mean(planes, axis=1, keepdims=True)
     planes = (planes - greys) * saturation + greys
-  means = tf.reduce_mean(planes, axis=[2, 3], keepdims=True)
-  planes = (planes - means) * contrast + means
+  means, variances = _moments(planes)
+  planes = tf.cast(planes, tf.float32) + brightness
+  means += brightness
   # Contrast leaves the means of the channels, and so that of the image.
-  planes -= tf.reduce_mean(means, axis=1, keepdims=True)
-  variance = tf.reduce_mean(tf.square(planes), axis=[1, 2, 3], keepdims=True)
+  mean = tf.reduce_mean(means, axis=1, keepdims=True)
+  planes = (planes - means) * contrast + means - mean
+  variance = tf.reduce_mean(
+    variances * contrast**2 + (means - mean) ** 2, axis=1, keepdims=True
+  )
   size = np.prod(planes.shape.as_list()[1:])
   planes /= tf.maximum(tf.sqrt(variance), size**-0.5)
   return tf.cast(tf.transpose(planes, [0, 2, 3, 1]), dtype)
+
+
+def _moments(planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Return means and variances over planes [n, channels, height, width].
+
+  Both are float32 [n, channels, 1, 1].
+  """
+  if planes.dtype != tf.uint8:
+    return tf.nn.moments(planes, [2, 3], keepdims=True)
+  # Sums of whole numbers are faster, and exact.
+  pixels = tf.cast(planes, tf.int32)
+  size = np.prod(planes.shape.as_list()[2:])
+  sums = tf.reduce_sum(pixels, [2, 3], keepdims=True)
+  squares = tf.reduce_sum(pixels * pixels, [2, 3], keepdims=True)
+  means = tf.cast(sums, tf.float64) / size
+  variances = tf.cast(squares, tf.float64) / size - means**2
+  return tf.cast(means, tf.float32), tf.cast(variances, tf.float32)
