@@ -123,6 +123,7 @@ class AllReduce(Cluster):
     backward pass continues.
     """
     with tf.device(f'{self.device}/cpu:0'), tf.name_scope('all_reduce'):
+      # A row for each worker; the others add zeros to it.
       row = tf.one_hot(self.number, len(self.workers))[:, tf.newaxis]
       prints = row * _fingerprint([variable for _, variable in gradients])
       values = [prints, *(gradient for gradient, _ in gradients)]
@@ -208,7 +209,10 @@ class AllReduce(Cluster):
 
 
 def _fingerprint(variables: list[tf.Variable]) -> tf.Tensor:
-  """Return a fingerprint of variables, float32 [8] of whole numbers."""
+  """Return a fingerprint of variables, float32 [8].
+
+  The numbers are whole, from 0 to 255, so that bfloat16 can represent them.
+  """
   prints = [tf.fingerprint(tf.reshape(it, [1, -1])) for it in variables]
   return tf.cast(tf.fingerprint(tf.reshape(prints, [1, -1]))[0], tf.float32)
 
