@@ -61,7 +61,12 @@ class AveragingOptimizer(tf.train.Optimizer):
       averages = tf.train.ExponentialMovingAverage(
         self._decay, num_updates=step
       )
-      return averages.apply(tf.trainable_variables())
+      updates = []
+      for variable in tf.trainable_variables():
+        # On a parameter server, both stay there.
+        with tf.colocate_with(variable):
+          updates.append(averages.apply([variable]))
+      return tf.group(*updates)
 
 
 def variables_to_restore() -> dict[str, tf.Variable]:

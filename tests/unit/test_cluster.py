@@ -129,6 +129,14 @@ def test_variables_are_on_parameter_servers():
       assert tf.DeviceSpec.from_string(variable.device).job == 'ps'
     for tensor in tf.get_collection(tf.GraphKeys.LOCAL_VARIABLES):
       assert 'chief' in tensor.device
+    # Else each step would send the moving averages to the worker.
+    steps = [
+      it
+      for it in tf.get_default_graph().get_operations()
+      if 'AssignMovingAvg' in it.name and it.type == 'Sub'
+    ]
+    jobs = [tf.DeviceSpec.from_string(it.device).job for it in steps]
+    assert jobs and set(jobs) == {'ps'}
 
 
 def build_step(recipe, images, labels, num_workers=1, **kwargs):
