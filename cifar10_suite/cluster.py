@@ -154,9 +154,11 @@ class Cluster(tf.train.SessionRunHook):
     try:
       while not self._left.wait(_POLL_SECS):
         self.statuses = {it: source.read() for it, source in sources.items()}
+        if self._content['ended']:
+          continue  # only `leave` and `serve` still need the statuses
         if (self.statuses.get(self.workers[0]) or {}).get('ended'):
           self.publish(ended=True)
-        if not self._content['ended']:
+        else:
           self._report()
     except BaseException as error:
       is_ours = isinstance(error, UserError)

@@ -296,7 +296,7 @@ def test_workers_start_with_the_variables_of_the_chief(quiet_threads):
 
 
 @pytest.mark.slow
-def test_gradients_bfloat16(quiet_threads):
+def test_gradients_in_bfloat16(quiet_threads):
   """The mean is rounded as in bfloat16."""
   found = {}
 
