@@ -22,7 +22,8 @@ def relu_and_normalize(x: tf.Tensor, biases: tf.Tensor, name: str) -> tf.Tensor:
 
   `tf.nn.lrn` computes each sum in a loop, and a power per element. Here, square
   roots and reciprocals replace the power. On CPUs, XLA compiles the whole
-  function into a few passes over memory, and so its gradient.
+  function into a few passes over memory, and so its gradient, which gets s^-0.25
+  from the forward pass.
 
   Args:
     x: float32, float16 or bfloat16 [batch, height, width, channels]; sums are
@@ -39,7 +40,8 @@ def relu_and_normalize(x: tf.Tensor, biases: tf.Tensor, name: str) -> tf.Tensor:
 
   @tf.custom_gradient
   def apply(x: tf.Tensor, biases: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    return forward(x, biases), lambda dy: backward(x, biases, dy)
+    y, root = forward(x, biases)
+    return y, lambda dy: backward(x, biases, root, dy)
 
   with tf.name_scope(name):
     return apply(x, biases)
@@ -70,21 +72,26 @@ def _sums_by_shifts(values: tf.Tensor) -> tf.Tensor:
 
 def _forward(
   x: tf.Tensor, biases: tf.Tensor, window_sums: _WindowSums = _sums_by_product
-) -> tf.Tensor:
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Return y and the root: s^-0.25, in float32."""
   r = _relu(x, biases)
-  return tf.cast(r * _scale(r, window_sums)[0], x.dtype)
+  s = _BIAS + _ALPHA * window_sums(tf.square(r))
+  root = tf.sqrt(tf.math.rsqrt(s))
+  return tf.cast(r * (root * root * root), x.dtype), root
 
 
 def _backward(
   x: tf.Tensor,
   biases: tf.Tensor,
+  root: tf.Tensor,
   dy: tf.Tensor,
   window_sums: _WindowSums = _sums_by_product,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Return the gradients of x and the biases."""
   r = _relu(x, biases)
   dy = tf.cast(dy, tf.float32)
-  scale, reciprocal = _scale(r, window_sums)
+  square = root * root
+  scale, reciprocal = square * root, square * square  # s^-0.75 and 1 / s
   # dr = dy * scale - r * 2 * 0.75 * alpha * sums of (dy * y / s)
   sums = window_sums(dy * r * scale * reciprocal)
   dr = dy * scale - (2 * 0.75 * _ALPHA) * r * sums
@@ -97,21 +104,15 @@ def _relu(x: tf.Tensor, biases: tf.Tensor) -> tf.Tensor:
   return tf.nn.relu(tf.cast(x, tf.float32) + tf.cast(biases, tf.float32))
 
 
-def _scale(
-  r: tf.Tensor, window_sums: _WindowSums
-) -> tuple[tf.Tensor, tf.Tensor]:
-  """Return s^-0.75 and 1 / s."""
-  root = tf.math.rsqrt(_BIAS + _ALPHA * window_sums(tf.square(r)))
-  return root * tf.sqrt(root), root * root
-
-
 @xla.compiled
-def _compiled_forward(x: tf.Tensor, biases: tf.Tensor) -> tf.Tensor:
+def _compiled_forward(
+  x: tf.Tensor, biases: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
   return _forward(x, biases, _sums_by_shifts)
 
 
 @xla.compiled
 def _compiled_backward(
-  x: tf.Tensor, biases: tf.Tensor, dy: tf.Tensor
+  x: tf.Tensor, biases: tf.Tensor, root: tf.Tensor, dy: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  return _backward(x, biases, dy, _sums_by_shifts)
+  return _backward(x, biases, root, dy, _sums_by_shifts)
