@@ -13,6 +13,7 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
     f'--train_dir={tmp_path}/train',
     '--log_frequency=1',
     '--batch_size=32',
+    '--keep_checkpoint_max=0',
     SMALL_RATE,
   ]
   losses, names = [], []  # losses: first loss of each run
@@ -35,6 +36,7 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
     names.append(tf.train.list_variables(checkpoint))
   lines, _ = run('cifar10_eval.py', *eval_flags, '--all_checkpoints')
   scored = re.findall(r'step (\d+): ', '\n'.join(lines))
-  assert scored == ['0', '30', '60', '90']
+  # On a busy machine, which trains slowly, others are saved between them.
+  assert {'0', '30', '60', '90'} <= set(scored)
   assert losses[0] > max(losses[1:]), losses
   assert names[0] == names[1] == names[2]
