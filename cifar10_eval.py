@@ -146,6 +146,7 @@ def main() -> None:
         'num_examples': num_examples,
         'num_views': settings.num_views,
       },
+      class_names=class_names,
     )
     runs.refuse_other_classes(
       checkpoints.directory_of(settings.checkpoint_dir), class_names

@@ -1,4 +1,4 @@
-"""Identification of the files in a `--train_dir` that a trainer wrote.
+"""Identification of the files that this suite's programs wrote.
 
 Other TensorFlow programs use the same file names. Therefore, names alone do not
 identify a file as ours, and files that are not provably ours are neither
@@ -13,25 +13,30 @@ import stat
 from cifar10_suite import checkpoints, runs
 from cifar10_suite.errors import UserError
 from cifar10_suite.files import LOCK, is_lock
+from cifar10_suite.profiling import TRACE
 
 _VARIABLE = 'local3/weights'  # occurs in every file of this network
 _CHECKPOINT = r'model\.ckpt-\d+'
 _NAMES = re.compile(
   r'checkpoint|graph\.pbtxt|run\.json|\.lock|events\.out\.tfevents\..*'
   rf'|{_CHECKPOINT}\.(index|meta|data-\d+-of-\d+)'
-  rf'|(checkpoint|graph\.pbtxt)\.tmp.*|{_CHECKPOINT}\..*tempstate.*'
+  rf'|(checkpoint|graph\.pbtxt)\.tmp[0-9a-f]{{32}}'
+  rf'|{_CHECKPOINT}\.(.*\.)?tempstate\d+'
+)
+_OVERWRITTEN = re.compile(
+  rf'checkpoint|run\.json|{_CHECKPOINT}\.(index|meta|data-\d+-of-\d+)'
 )
 _FOLDER = re.compile(f'{_CHECKPOINT}_temp')
 _IN_FOLDER = re.compile(r'part-\d+-of-\d+\..*')
-_PROFILE = re.compile(r'profile/[\d_]+/([^/]+\.xplane\.pb|trace\.json)')
+_PROFILE = re.compile(rf'profile/[\d_]+/([^/]+\.xplane\.pb|{TRACE})')
 _EMPTY_EVENTS = 100  # bytes; such an event file contains only a header
 
 
 def refuse_to_overwrite(train_dir: str) -> None:
   """Refuse to train if that would overwrite someone else's files.
 
-  This covers the files with fixed names; checkpoints are checked when training
-  resumes.
+  These are files with fixed names, and checkpoints of other programs, which may
+  have the step of one to come.
 
   Raises:
     UserError: if training would overwrite such a file.
@@ -53,6 +58,54 @@ def refuse_to_overwrite(train_dir: str) -> None:
       raise UserError(
         f'{path} is not from this network, and training would overwrite it. '
         'Move it, or choose another --train_dir.'
+      )
+  _refuse_other_checkpoints(train_dir, 'training', '--train_dir')
+
+
+def refuse_to_overwrite_best(best_dir: str, known: bool) -> None:
+  """Refuse to keep the best checkpoint if that may overwrite other files.
+
+  Args:
+    best_dir: directory of the best checkpoint; it may be missing.
+    known: whether it has the best.json of an evaluation. Then files of unknown
+      origin count as ours.
+
+  Raises:
+    UserError: if there is such a file, or a file in place of the directory.
+  """
+  if os.path.isdir(best_dir):
+    _refuse_other_checkpoints(best_dir, 'evaluation', '--eval_dir', known)
+  elif os.path.lexists(best_dir):
+    raise UserError(
+      f'{best_dir} is not a directory. Move it, or choose another --eval_dir.'
+    )
+
+
+def _refuse_other_checkpoints(
+  directory: str, action: str, flag: str, known: bool = False
+) -> None:
+  """Refuse a directory with files named like ours that are not ours.
+
+  Args:
+    directory: directory to look into.
+    action: what might overwrite the files.
+    flag: flag that names another directory.
+    known: whether files of unknown origin count as ours. They do, too, if a
+      file is provably ours.
+  """
+  verdicts = {
+    path: _is_ours(path)
+    for name in sorted(os.listdir(directory))
+    if _OVERWRITTEN.fullmatch(name)
+    for path in [os.path.join(directory, name)]
+    if _has_content(path)
+  }
+  known = known or True in verdicts.values()
+  for path, is_ours in verdicts.items():
+    if is_ours is False or (is_ours is None and not known):
+      raise UserError(
+        f'{path} is not from this network, and {action} may overwrite it. '
+        f'Move it, or choose another {flag}.'
       )
 
 
@@ -86,10 +139,13 @@ def refuse_to_remove_others(train_dir: str) -> None:
 def remove_earlier_run(train_dir: str) -> None:
   """Remove a trainer's files, or raise UserError if there are others."""
   refuse_to_remove_others(train_dir)
-  for name in os.listdir(train_dir):
-    path = os.path.join(train_dir, name)
-    if name == LOCK:  # held by this process
-      continue
+  paths = [
+    os.path.join(train_dir, name)
+    for name in os.listdir(train_dir)
+    if name != LOCK  # held by this process
+  ]
+  # Files that identify the others last, in case the process is killed.
+  for path in sorted(paths, key=lambda path: _is_ours(path) is True):
     if os.path.isdir(path):
       shutil.rmtree(path)
     else:
@@ -130,9 +186,13 @@ def _is_ours(path: str) -> bool | None:
 
 
 def _is_profile(path: str) -> bool:
-  """Return whether a directory contains only files like those of a profile."""
+  """Return whether a directory contains only files like those of a profile.
+
+  Other programs write no trace beside a profile.
+  """
   return os.path.basename(path) == 'plugins' and all(
-    _PROFILE.fullmatch(os.path.relpath(os.path.join(folder, name), path))
+    TRACE in names
+    and _PROFILE.fullmatch(os.path.relpath(os.path.join(folder, name), path))
     for folder, _, names in os.walk(path)
     for name in names
   )

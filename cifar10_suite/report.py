@@ -5,6 +5,7 @@ import contextlib
 import html
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,7 +14,9 @@ import PIL.Image
 from cifar10_suite import dataset, figures, files, runs, scores
 from cifar10_suite.errors import UserError
 
-_TITLE = '<title>CIFAR-10'  # identifies reports
+_TITLE = '<title>CIFAR-10'
+# Identifies reports.
+_WHOLE_TITLE = re.compile(rb'<title>CIFAR-10( suite)?: step \d+</title>')
 
 # In a start of run.json.
 _SHOWN_ELSEWHERE = ('time', 'step', 'command', 'recipe', 'versions')
@@ -105,7 +108,7 @@ def refuse_to_overwrite(path: str) -> None:
   if not os.path.exists(path):
     return
   with contextlib.suppress(OSError), open(path, 'rb') as file:
-    if _TITLE.encode() in file.read(1000):
+    if _WHOLE_TITLE.search(file.read(1000)):
       return
   raise UserError(f'{path} is not a report. Name another file with --report.')
 

@@ -193,8 +193,8 @@ def refuse_other_classes(
   if run and tuple(run['class_names']) != class_names:
     raise UserError(
       f'{directory} was trained on other classes: '
-      f'{_listed(run["class_names"])}. The data set has '
-      f'{_listed(class_names)}. {remedy}'
+      f'{listed(run["class_names"])}. The data set has '
+      f'{listed(class_names)}. {remedy}'
     )
 
 
@@ -221,6 +221,8 @@ def read(directory: str) -> dict | None:
       and len(run['class_names']) > 1
       and all(isinstance(name, str) for name in run['class_names'])
       and isinstance(run['starts'], list)
+      and all('recipe' in start for start in run['starts'])
+      and run['starts']
     ):
       return run
   except FileNotFoundError:
@@ -232,7 +234,7 @@ def read(directory: str) -> dict | None:
   )
 
 
-def _listed(names: tuple[str, ...] | list[str]) -> str:
+def listed(names: tuple[str, ...] | list[str]) -> str:
   """List the names in a message; of more than ten, only the first."""
   if len(names) <= 10:
     return ', '.join(names)

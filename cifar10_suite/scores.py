@@ -12,6 +12,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from typing import NoReturn, TypedDict
@@ -20,11 +21,12 @@ import numpy as np
 import scipy.stats
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, files
+from cifar10_suite import checkpoints, files, ownership, runs
 from cifar10_suite.errors import UserError
 
 PRECISION_TAG = 'Precision @ 1'
 _MANY = 10  # classes; with more, precision @ 5 counts, too
+_BEGINNING = '{"step": 0, "wall_time": '  # of a record of step 0
 
 
 class Settings(TypedDict):
@@ -72,6 +74,9 @@ class Record(Measures):
   run: int
   eval_data: str
   num_views: int
+
+
+_NEEDED = {'step', 'digest', 'run'} | _Measures.__required_keys__
 
 
 class Best(TypedDict):
@@ -157,21 +162,29 @@ class Scores:
     records: the records in metrics.jsonl, in order.
   """
 
-  def __init__(self, eval_dir: str, settings: Settings):
+  def __init__(
+    self, eval_dir: str, settings: Settings, class_names: tuple[str, ...]
+  ):
     """Read existing scores.
 
     Args:
       eval_dir: path of the directory.
       settings: settings of the evaluation, stored in each record.
+      class_names: name of each class.
 
     Raises:
-      UserError: if scores are unreadable or have different settings.
+      UserError: if scores are unreadable, have different settings or are of
+        other classes, or if a file that is not ours would be overwritten.
     """
     self._eval_dir = eval_dir
     self._settings = settings
+    self._class_names = class_names
     self._path = os.path.join(eval_dir, files.SCORES)
     self.records = self._load()
-    self._load_best()  # fail now rather than after an evaluation
+    # Fail now rather than after an evaluation.
+    ownership.refuse_to_overwrite_best(
+      os.path.join(eval_dir, 'best'), known=self._load_best() is not None
+    )
     self._step_without_record = self._find_step_without_record()
     self._writer = tf.summary.FileWriter(eval_dir)  # creates no file yet
 
@@ -239,32 +252,56 @@ class Scores:
     self.records.append(record)
 
   def _load(self) -> list[Record]:
-    if not os.path.exists(self._path):
+    if not os.path.lexists(self._path):
       return []
+    if not os.path.isfile(self._path):
+      raise UserError(
+        f'{self._path} is not a file. Move it, or choose another --eval_dir.'
+      )
     with open(self._path, errors='replace') as file:
       *lines, part = file.read().split('\n')
     records = [
       self._parse(line, number) for number, line in enumerate(lines, start=1)
     ]
-    # An incomplete line was left by a killed evaluation.
-    if part and not part.startswith('{"step": '[: len(part)]):
-      self._refuse_line(len(lines) + 1)
     if part:
-      os.truncate(self._path, os.path.getsize(self._path) - len(part.encode()))
+      records += self._mend_end(part, len(lines) + 1)
     return records
+
+  def _mend_end(self, part: str, number: int) -> list[Record]:
+    """Mend a last line that does not end; return its record, if it has one.
+
+    An editor may have removed the end of the line. An incomplete record, which
+    a killed evaluation left, is removed.
+    """
+    if part.endswith('}'):
+      record = self._parse(part, number)
+      with open(self._path, 'a') as file:
+        file.write('\n')
+      return [record]
+    beginning = re.sub(r'\d+', '0', part, count=1)[: len(_BEGINNING)]
+    if not _BEGINNING.startswith(beginning):
+      self._refuse_line(number)
+    os.truncate(self._path, os.path.getsize(self._path) - len(part.encode()))
+    return []
 
   def _parse(self, line: str, number: int) -> Record:
     try:
       record = json.loads(line)
       settings = {key: record[key] for key in self._settings}
-      if not {'step', 'digest', 'run'} <= record.keys():
+      if not _NEEDED <= record.keys():
         raise KeyError
+      names = tuple(record['class_accuracy'])
     except (ValueError, KeyError, TypeError, AttributeError):
       self._refuse_line(number)
     if settings != self._settings:
       raise UserError(
         f'{self._eval_dir} holds scores of {_flags(settings)}, not of '
         f'{_flags(self._settings)}. Choose another --eval_dir.'
+      )
+    if names != self._class_names:
+      raise UserError(
+        f'{self._eval_dir} holds scores of other classes: '
+        f'{runs.listed(names)}. Choose another --eval_dir.'
       )
     return record
 
@@ -332,8 +369,9 @@ class Scores:
       return None
     try:
       with open(path) as file:
-        best = json.load(file)
-      return _best(best)
+        best = _best(json.load(file))
+      best['precision'] += 0.0  # fails unless it is a number
+      return best
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
         f'{path} does not name a best checkpoint. Fix or remove it, or choose '

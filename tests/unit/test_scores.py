@@ -101,8 +101,14 @@ def test_reads_single_images(batches_dir, eval_data):
   assert count == (100 if eval_data else 500)
 
 
-def make_scores(tmp_path, **settings):
-  return scores.Scores(str(tmp_path), settings)
+NAMES = ('cat', 'dog')
+MEASURES = scores.measure(
+  np.array([0, 1]), np.log([[0.5, 0.5], [0.4, 0.6]]), NAMES
+)
+
+
+def make_scores(tmp_path, class_names=NAMES, **settings):
+  return scores.Scores(str(tmp_path), settings, class_names)
 
 
 def add_score(scores, tmp_path, step, *, is_latest=True, precision=0.5):
@@ -110,7 +116,7 @@ def add_score(scores, tmp_path, step, *, is_latest=True, precision=0.5):
   digest = f'{step}, {len(scores.records)}'
   (tmp_path / f'model.ckpt-{step}.index').write_text(digest)
   record = scores.make_record(
-    str(path), step, is_latest, {'precision': precision}
+    str(path), step, is_latest, {**MEASURES, 'precision': precision}
   )
   scores.add(
     record,
@@ -161,11 +167,57 @@ class TestScores:
     path = tmp_path / 'metrics.jsonl'
     score = path.read_text()
     # Foreign records and text without a newline are not incomplete lines.
-    for line in ('nonsense\n', '{"run": 0}\n', '[1]\n', 'my notes', '{"st}'):
+    for line in (
+      'nonsense\n',
+      '{"run": 0}\n',
+      '[1]\n',
+      'my notes',
+      '{"st}',
+      '{"step": 1, "loss": 2.0}',
+      '{"step": 1, "lo',
+    ):
       path.write_text(score + line)
       with pytest.raises(UserError, match=r'metrics.jsonl, line 2'):
         make_scores(tmp_path)
       assert path.read_text() == score + line
+
+  def test_a_last_line_without_its_end_is_kept(self, tmp_path):
+    add_score(make_scores(tmp_path), tmp_path, 10)
+    path = tmp_path / 'metrics.jsonl'
+    path.write_text(path.read_text().rstrip())
+    scores = make_scores(tmp_path)
+    assert [r['step'] for r in scores.records] == [10]
+    add_score(scores, tmp_path, 20)
+    assert [r['step'] for r in make_scores(tmp_path).records] == [10, 20]
+
+  def test_scores_of_other_classes_are_refused(self, tmp_path):
+    add_score(make_scores(tmp_path), tmp_path, 10)
+    with pytest.raises(UserError, match='other classes: cat, dog'):
+      make_scores(tmp_path, class_names=('cat', 'bird'))
+
+  @pytest.mark.parametrize('name', ['model.ckpt-10.index', 'checkpoint'])
+  def test_files_of_others_in_place_of_the_best_are_refused(
+    self, tmp_path, name
+  ):
+    (tmp_path / 'best').mkdir()
+    (tmp_path / 'best' / name).write_text('mine')
+    with pytest.raises(UserError, match=f'{name} is not from this network'):
+      make_scores(tmp_path)
+
+  def test_places_of_others_are_refused(self, tmp_path):
+    (tmp_path / 'best').write_text('mine')
+    with pytest.raises(UserError, match='best is not a directory'):
+      make_scores(tmp_path)
+    (tmp_path / 'metrics.jsonl').mkdir()
+    with pytest.raises(UserError, match=r'metrics.jsonl is not a file'):
+      make_scores(tmp_path)
+
+  def test_a_best_without_a_number_is_refused(self, tmp_path):
+    add_score(make_scores(tmp_path), tmp_path, 10)
+    path = tmp_path / 'best' / 'best.json'
+    path.write_text(path.read_text().replace('0.5', '"0.5"'))
+    with pytest.raises(UserError, match=r'best.json does not name'):
+      make_scores(tmp_path)
 
   def test_best_of_the_same_step_is_replaced_by_a_better_one(self, tmp_path):
     scores = make_scores(tmp_path)
