@@ -21,7 +21,7 @@ board_flags = $(if $(RUN),--logdir runs/$(RUN),--logdir_spec train:$(train_dir)$
 
 # Shows and runs a command. Ctrl-C (status 130) is not an error; the
 # trap lets the shell wait while the program saves its last step.
-run = @$(info $(strip $(1)))trap : INT; $(1) || [ $$? -eq 130 ]
+show_and_run = @$(info $(strip $(1)))trap : INT; $(1) || [ $$? -eq 130 ]
 
 .DEFAULT_GOAL := help
 .PHONY: help train reproduce seeds cluster eval report tensorboard check lint \
@@ -31,25 +31,25 @@ help: # Show this list
 	@grep -E '^[a-z-]+:.*# ' Makefile | sed -E 's/:.*# /\t/' | expand -t 14
 
 train: $(ENVIRONMENT) # Train: make train RUN=short ARGS='--max_steps 5000'
-	$(call run,.venv/bin/python cifar10_train.py $(train_flags) $(ARGS))
+	$(call show_and_run,.venv/bin/python cifar10_train.py $(train_flags) $(ARGS))
 
-eval: $(ENVIRONMENT) # Score each new checkpoint during training
-	$(call run,.venv/bin/python cifar10_eval.py --eval_interval_secs 30 $(eval_flags) $(ARGS))
+eval: $(ENVIRONMENT) # Score the newest checkpoints during training
+	$(call show_and_run,.venv/bin/python cifar10_eval.py --eval_interval_secs 30 $(eval_flags) $(ARGS))
 
 report: $(ENVIRONMENT) # Score the latest checkpoint and write an HTML report
-	$(call run,.venv/bin/python cifar10_eval.py --run_once --report auto $(eval_flags) $(ARGS))
+	$(call show_and_run,.venv/bin/python cifar10_eval.py --run_once --report auto $(eval_flags) $(ARGS))
 
 tensorboard: $(ENVIRONMENT) # Show training and evaluation; RUN=. shows all named runs
-	$(call run,.venv/bin/python -m cifar10_suite.board $(board_flags) $(ARGS))
+	$(call show_and_run,.venv/bin/python -m cifar10_suite.board $(board_flags) $(ARGS))
 
 reproduce: $(ENVIRONMENT) # Make the table of results again; ROW=fast makes one row
-	$(call run,.venv/bin/python benchmarks/reproduce.py $(if $(ROW),--row $(ROW)) $(ARGS))
+	$(call show_and_run,.venv/bin/python benchmarks/reproduce.py $(if $(ROW),--row $(ROW)) $(ARGS))
 
 seeds: $(ENVIRONMENT) # Train and score N seeds: make seeds N=5 ARGS='--recipe fast'
-	$(call run,.venv/bin/python examples/seeds.py --seeds $(N) --dir runs/$(or $(RUN),seeds) $(ARGS))
+	$(call show_and_run,.venv/bin/python examples/seeds.py --seeds $(N) --dir runs/$(or $(RUN),seeds) $(ARGS))
 
 cluster: $(ENVIRONMENT) # Train in a cluster of WORKERS processes
-	$(call run,.venv/bin/python examples/cluster.py --workers $(WORKERS) $(train_flags) $(ARGS))
+	$(call show_and_run,.venv/bin/python examples/cluster.py --workers $(WORKERS) $(train_flags) $(ARGS))
 
 check: lint types test # Run all checks that every change must pass
 

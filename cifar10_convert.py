@@ -154,7 +154,8 @@ def _describe(examples: Examples, data_dir: str, counts: dict[str, int]) -> str:
       f'  {_count(test, "picture")} for testing in {TEST_FILE}',
       f'  the names of the classes in {CLASS_NAMES_FILE}',
       'Next:',
-      f'  python cifar10_train.py --data_dir {quoted} --train_dir my_train',
+      f'  python cifar10_train.py --data_dir {quoted} --train_dir my_train '
+      '--recipe fast',
       f'  python cifar10_eval.py --data_dir {quoted} --checkpoint_dir my_train '
       '--eval_dir my_eval',
     ]

@@ -1,11 +1,12 @@
-"""Evaluate each new checkpoint of the CIFAR-10 network.
+"""Evaluate checkpoints of the CIFAR-10 network.
 
   python cifar10_eval.py [--checkpoint_dir cifar10_train] [--eval_dir ...]
 
 Run this program alongside cifar10_train.py; either may start first. It scores
-each new checkpoint once, using the moving averages of the variables and each
-test image exactly once. Scores go to the console, to event files for
-TensorBoard and to metrics.jsonl. A copy of the best checkpoint is kept.
+the newest checkpoint, then waits for a newer one. It uses the moving averages
+of the variables, and each test image exactly once. Scores go to the console, to
+event files for TensorBoard and to metrics.jsonl. A copy of the best checkpoint
+is kept.
 """
 
 import datetime

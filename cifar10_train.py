@@ -10,6 +10,7 @@ checkpoints.
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -69,6 +70,11 @@ tf.app.flags.DEFINE_float(
   None,
   "Initial or peak learning rate; overrides the recipe's.",
   lower_bound=0.0,
+)
+tf.app.flags.register_validator(
+  'learning_rate',
+  lambda value: value is None or math.isfinite(value),
+  'must be a finite number',
 )
 tf.app.flags.DEFINE_integer(
   'log_frequency', 100, 'Steps between lines on the console.', lower_bound=1

@@ -55,7 +55,7 @@ def train_and_score(where, recipe, seed):
   train_dir = f'{where}/train'
   os.makedirs(where, exist_ok=True)
   flags = ['--recipe', recipe, '--seed', str(seed), *FLAGS]
-  with open(f'{where}/log', 'a+') as log:
+  with open(f'{where}/log', 'a+', buffering=1) as log:
     run('cifar10_train.py', [*flags, f'--train_dir={train_dir}'], log)
     log.seek(0)
     lines = log.read()
@@ -119,11 +119,12 @@ def git(*arguments):
 
 def seconds(lines):
   """Return how long training took, or None if it was interrupted."""
-  if 'Resuming from step' in lines:
-    return None
   units = {'h': 3600, 'min': 60, 's': 1}
-  (duration,) = re.findall(r'It took (.*?)\.', lines)
-  parts = re.findall(r'(\d+) (\w+)', duration)
+  # Once it has ended, a repeated command says again that it resumes.
+  match = re.match(r'(.*?)It took (.*?)\.', lines, re.DOTALL)
+  if not match or 'Resuming from step' in match[1]:
+    return None
+  parts = re.findall(r'(\d+) (\w+)', match[2])
   return sum(int(number) * units[unit] for number, unit in parts)
 
 

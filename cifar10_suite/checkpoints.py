@@ -44,16 +44,18 @@ def named(path: str) -> str | None:
 
   Args:
     path: a directory, or the path of a checkpoint such as
-      'cifar10_train/model.ckpt-100', optionally followed by '.index'.
+      'cifar10_train/model.ckpt-100', or of one of its files.
 
   Raises:
     CheckpointError: if the path names a checkpoint that does not exist.
   """
-  path = path.removesuffix('.index')
+  if os.path.isdir(path):
+    return None
+  path = _PART.sub('', path)
   if os.path.isfile(f'{path}.index'):
     return path
   directory, name = os.path.split(path)
-  if os.path.isdir(path) or not re.fullmatch(r'model\.ckpt-\d+', name):
+  if not re.fullmatch(r'model\.ckpt-\d+', name):
     return None
   steps = [f'{step_in_name(other):g}' for other in saved_in(directory)]
   there = f'It has steps {", ".join(steps[-5:])}.' if steps else 'It has none.'
@@ -313,8 +315,10 @@ def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
     return  # missing or unreadable, so training will not resume from it
   slots = {n for n in names | there if n.endswith(f'/{MuonOptimizer.NAME}')}
   if slots & names != slots & there:
+    run = runs.read(train_dir)
+    recipe = f', {run["starts"][-1]["recipe"]["name"]}' if run else ''
     raise UserError(
-      f'{path} was trained with another --recipe: it '
+      f'{path} was trained with another --recipe{recipe}: it '
       f'{"has" if slots & there else "lacks"} momenta. Use that recipe, '
       'choose another --train_dir (with make, RUN=NAME), or start over with '
       '--restart.'

@@ -71,6 +71,7 @@ def find(root: str) -> Pictures:
         f'of test pictures {_TEST}.'
       )
     check_class_names(folders, root)
+    _refuse_parts_as_classes(root, folders)
     found = Pictures(folders, ignored=others)
     _add_pictures(found, root)
     return found
@@ -78,6 +79,19 @@ def find(root: str) -> Pictures:
     raise UserError(
       f'Cannot read the folder {error.filename}: {error.strerror}.'
     ) from error
+
+
+def _refuse_parts_as_classes(root: str, folders: list[str]) -> None:
+  """Refuse folders such as `Train` and `test_set`, with the same classes."""
+  for train in folders:
+    for test in folders:
+      if train.lower().startswith(_TRAIN) and test.lower().startswith(_TEST):
+        classes = _list(os.path.join(root, train))[0]
+        if classes and classes == _list(os.path.join(root, test))[0]:
+          raise UserError(
+            f'{train} and {test} in {root} have the same sub-folders. If these '
+            f'are the classes, name the folders {_TRAIN} and {_TEST}.'
+          )
 
 
 def read(

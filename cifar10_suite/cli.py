@@ -31,6 +31,7 @@ _OTHER_NAMES = {
   'steps': '--max_steps',
   'bs': '--batch_size',
   'output_dir': '--train_dir',
+  'train_dir': '--checkpoint_dir',
   'model_dir': '--train_dir or --checkpoint_dir',
   'gpus': '--num_gpus of cifar10_multi_gpu_train.py',
   'num_gpus': 'cifar10_multi_gpu_train.py --num_gpus',

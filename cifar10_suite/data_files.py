@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from typing import IO
@@ -51,7 +52,7 @@ def _state(path: str, right_digest: str) -> State:
 
 
 def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
-  """Refuse files that are not damaged, but of another format.
+  """Refuse files of another format, and damaged ones of another data set.
 
   Args:
     batches_dir: directory of the data files.
@@ -60,8 +61,18 @@ def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
   Raises:
     DownloadError: if there is such a file; the message says what to do.
   """
+  names = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
+  is_other = os.path.lexists(names) and not has_class_names(batches_dir)
   for name, state in states.items():
     path = os.path.join(batches_dir, name)
+    if state is State.DAMAGED and is_other:
+      raise DownloadError(
+        f"{path} is damaged, and {names} does not have CIFAR-10's classes. If "
+        'this is a data set of yours, make it again, for example with '
+        f'cifar10_convert.py. To get CIFAR-10 here: python download.py '
+        f'--data_dir {shlex.quote(os.path.dirname(batches_dir) or ".")} '
+        '--repair'
+      )
     if state is not State.DAMAGED or not os.path.isfile(path):
       continue
     with open(path, 'rb') as file:
@@ -130,9 +141,8 @@ def has_class_names(batches_dir: str) -> bool:
   if not os.path.isfile(path):
     return False
   with open(path, 'rb') as file:
-    return file.read().split() == [
-      name.encode() for name in dataset.CLASS_NAMES
-    ]
+    names = file.read().decode('utf-8-sig', 'replace').split()
+  return names == dataset.CLASS_NAMES
 
 
 def scratch_directory(batches_dir: str) -> tempfile.TemporaryDirectory:

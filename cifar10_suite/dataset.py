@@ -4,6 +4,7 @@ A record has 3,073 bytes: the label, then the red, green and blue planes of the
 image, each with 32x32 pixels in row order.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -117,7 +118,8 @@ def class_names(batches_dir: str) -> tuple[str, ...]:
   """
   path = os.path.join(batches_dir, CLASS_NAMES_FILE)
   try:
-    with open(path, encoding='utf-8') as file:
+    # Some editors on Windows begin a text with a mark, which is not a name.
+    with open(path, encoding='utf-8-sig') as file:
       names = [line.strip() for line in file if line.strip()]
   except FileNotFoundError as error:
     raise DataError(
@@ -182,16 +184,25 @@ def data_files(batches_dir: str, names: list[str]) -> list[str]:
       problem = f'Empty file: {path}.'
     elif rest := size % RECORD_BYTES:
       problem = (
-        f'Damaged file: {path} ends {rest} bytes into a record of '
-        f'{RECORD_BYTES} bytes.'
+        f'Damaged file: {path} ends {rest} byte{"s" * (rest > 1)} into a '
+        f'record of {RECORD_BYTES} bytes.'
       )
     else:
       continue
-    raise DataError(
-      f'{problem} To fetch CIFAR-10: python download.py --data_dir '
-      f'{os.path.dirname(os.path.normpath(batches_dir)) or "."}'
-    )
+    raise DataError(f'{problem} {_remedy(batches_dir)}')
   return paths
+
+
+def _remedy(batches_dir: str) -> str:
+  """Say how to mend the data files in a directory."""
+  with contextlib.suppress(DataError):
+    if class_names(batches_dir) != CIFAR10.class_names:
+      return (
+        'Make the data set again, for example with cifar10_convert.py, or name '
+        'another one with --data_dir.'
+      )
+  data_dir = os.path.dirname(os.path.normpath(batches_dir)) or '.'
+  return f'To fetch CIFAR-10: python download.py --data_dir {data_dir}'
 
 
 def evaluation_files(eval_data: bool, batches_dir: str) -> list[str]:

@@ -93,6 +93,7 @@ def export(
   """
   temporary = f'{path.rstrip("/")}.{secrets.token_hex(4)}.tmp'
   try:
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     write(temporary)
     comparison = _compare(flag, load(temporary), reference, is_quantized)
     refuse_existing(flag, path)

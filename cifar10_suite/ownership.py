@@ -23,9 +23,7 @@ _NAMES = re.compile(
   rf'|(checkpoint|graph\.pbtxt)\.tmp[0-9a-f]{{32}}'
   rf'|{_CHECKPOINT}\.(.*\.)?tempstate\d+'
 )
-_OVERWRITTEN = re.compile(
-  rf'checkpoint|run\.json|{_CHECKPOINT}\.(index|meta|data-\d+-of-\d+)'
-)
+_PART = re.compile(r'model\.ckpt-(\d+)\.(index|meta|data-\d+-of-\d+)')
 _FOLDER = re.compile(f'{_CHECKPOINT}_temp')
 _IN_FOLDER = re.compile(r'part-\d+-of-\d+\..*')
 _PROFILE = re.compile(rf'profile/[\d_]+/([^/]+\.xplane\.pb|{TRACE})')
@@ -35,8 +33,7 @@ _EMPTY_EVENTS = 100  # bytes; such an event file contains only a header
 def refuse_to_overwrite(train_dir: str) -> None:
   """Refuse to train if that would overwrite someone else's files.
 
-  These are files with fixed names, and checkpoints of other programs, which may
-  have the step of one to come.
+  These are files with fixed names, and checkpoints of later steps than ours.
 
   Raises:
     UserError: if training would overwrite such a file.
@@ -59,7 +56,19 @@ def refuse_to_overwrite(train_dir: str) -> None:
         f'{path} is not from this network, and training would overwrite it. '
         'Move it, or choose another --train_dir.'
       )
-  _refuse_other_checkpoints(train_dir, 'training', '--train_dir')
+  own = [
+    path for path in checkpoints.saved_in(train_dir) if _is_our_checkpoint(path)
+  ]
+  last = checkpoints.step_in_name(own[-1]) if own else -1
+  _refuse_others(
+    [
+      os.path.join(train_dir, name)
+      for name in os.listdir(train_dir)
+      if (match := _PART.fullmatch(name)) and int(match[1]) > last
+    ],
+    'training may overwrite it. Move it, or choose another --train_dir.',
+    known=graph_is_ours or bool(own),
+  )
 
 
 def refuse_to_overwrite_best(best_dir: str, known: bool) -> None:
@@ -67,46 +76,41 @@ def refuse_to_overwrite_best(best_dir: str, known: bool) -> None:
 
   Args:
     best_dir: directory of the best checkpoint; it may be missing.
-    known: whether it has the best.json of an evaluation. Then files of unknown
-      origin count as ours.
+    known: whether it has the best.json of an evaluation.
 
   Raises:
     UserError: if there is such a file, or a file in place of the directory.
   """
-  if os.path.isdir(best_dir):
-    _refuse_other_checkpoints(best_dir, 'evaluation', '--eval_dir', known)
-  elif os.path.lexists(best_dir):
+  if os.path.lexists(best_dir) and not os.path.isdir(best_dir):
     raise UserError(
       f'{best_dir} is not a directory. Move it, or choose another --eval_dir.'
     )
+  names = os.listdir(best_dir) if os.path.isdir(best_dir) else []
+  _refuse_others(
+    [
+      os.path.join(best_dir, name)
+      for name in names
+      if name in ('checkpoint', runs.NAME) or _PART.fullmatch(name)
+    ],
+    'evaluation may overwrite it. Move it, or choose another --eval_dir.',
+    known,
+  )
 
 
-def _refuse_other_checkpoints(
-  directory: str, action: str, flag: str, known: bool = False
-) -> None:
-  """Refuse a directory with files named like ours that are not ours.
+def _refuse_others(paths: list[str], consequence: str, known: bool) -> None:
+  """Refuse files that are not ours.
 
   Args:
-    directory: directory to look into.
-    action: what might overwrite the files.
-    flag: flag that names another directory.
-    known: whether files of unknown origin count as ours. They do, too, if a
-      file is provably ours.
+    paths: paths of files with names of ours.
+    consequence: end of the error message.
+    known: whether files of unknown origin count as ours; they do, too, if
+      another one is provably ours.
   """
-  verdicts = {
-    path: _is_ours(path)
-    for name in sorted(os.listdir(directory))
-    if _OVERWRITTEN.fullmatch(name)
-    for path in [os.path.join(directory, name)]
-    if _has_content(path)
-  }
+  verdicts = {path: _is_ours(path) for path in sorted(paths)}
   known = known or True in verdicts.values()
   for path, is_ours in verdicts.items():
     if is_ours is False or (is_ours is None and not known):
-      raise UserError(
-        f'{path} is not from this network, and {action} may overwrite it. '
-        f'Move it, or choose another {flag}.'
-      )
+      raise UserError(f'{path} is not from this network, and {consequence}')
 
 
 def refuse_to_remove_others(train_dir: str) -> None:

@@ -106,6 +106,8 @@ def read_picture(path: str) -> np.ndarray:
       'there are no pictures in this folder. --recursive looks into its '
       'sub-folders, too.'
     )
+  if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
+    raise PictureError('it is not a file.')
   image: PIL.Image.Image  # as opened, then converted to 8 bits
   try:
     with _quiet_decoders(), _open(path) as image:
@@ -115,6 +117,8 @@ def read_picture(path: str) -> np.ndarray:
         raise PIL.Image.DecompressionBombError
       image.draft('RGB', (4 * SIZE, 4 * SIZE))
       PIL.ImageOps.exif_transpose(image, in_place=True)
+      if image.mode == 'F' or (image.mode == 'I' and image.format == 'TIFF'):
+        raise PictureError('its pixels have 32 bits; 8 and 16 are supported.')
       if image.mode.startswith('I'):  # 16 bits
         image = PIL.Image.fromarray((np.array(image) // 256).astype(np.uint8))
       mode = 'RGBA' if image.has_transparency_data else 'RGB'
@@ -123,6 +127,8 @@ def read_picture(path: str) -> np.ndarray:
       ).convert('RGBA')
     white = PIL.Image.new('RGBA', layer.size, 'white')
     return np.array(PIL.Image.alpha_composite(white, layer).convert('RGB'))
+  except PictureError:
+    raise
   except (FileNotFoundError, PermissionError) as error:
     raise PictureError(f'{error.strerror}.') from error
   except PIL.UnidentifiedImageError as error:

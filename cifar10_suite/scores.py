@@ -288,7 +288,7 @@ class Scores:
     try:
       record = json.loads(line)
       settings = {key: record[key] for key in self._settings}
-      if not _NEEDED <= record.keys():
+      if not record.keys() >= _NEEDED:
         raise KeyError
       names = tuple(record['class_accuracy'])
     except (ValueError, KeyError, TypeError, AttributeError):

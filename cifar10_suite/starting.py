@@ -1,6 +1,7 @@
 """Prepares training: initial network, first line, settings workers share."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -65,7 +66,11 @@ def from_run(
   Raises:
     CheckpointError: if there is no readable checkpoint of this network.
   """
-  one = checkpoints.named(source)
+  if not (one := checkpoints.named(source)) and not os.path.isdir(source):
+    raise checkpoints.CheckpointError(
+      f'--init_from {source} does not exist. Name a run, which is its '
+      'directory, or a checkpoint.'
+    )
   path, stored = '', {}
   for path in [one] if one else reversed(checkpoints.saved_in(source)):
     try:

@@ -76,7 +76,8 @@ def _problem(task: dict[str, object], addresses: Addresses) -> str | None:
   if not index.isdecimal():
     return f'index {task["index"]!r} is not a non-negative integer'
   for address in sum(addresses.values(), []):
-    if not re.fullmatch(r'.+:\d+', str(address)):
+    match = re.fullmatch(r'.+:(\d{1,5})', str(address))
+    if not match or not 0 < int(match[1]) < 65536:
       return f'{address!r} is not an address such as "host:2222"'
   if unknown := set(addresses) - {'chief', 'worker', 'ps'}:
     return f'it has tasks of an unknown type, {min(unknown)!r}'

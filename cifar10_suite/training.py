@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import shlex
 import signal
 import sys
@@ -187,6 +188,12 @@ def _find_start(settings: TrainSettings) -> int:
 def _record_start(
   settings: TrainSettings, start: int, num_towers: int, num_workers: int
 ) -> None:
+  init_from = settings.init_from
+  if start:
+    if init_from:
+      print(f'--init_from {init_from} has no effect: training resumes.')
+    before = runs.read(settings.train_dir)
+    init_from = before['starts'][-1].get('init_from') if before else None
   runs.record_start(
     settings.train_dir,
     settings.data_set.class_names,
@@ -194,7 +201,7 @@ def _record_start(
     {
       **runs.describe(settings.recipe, settings.dtype),
       'hold_out': settings.hold_out,
-      'init_from': settings.init_from,
+      'init_from': init_from,
       'seed': settings.seed,
       'workers': num_workers,
       'towers': num_towers,
@@ -255,11 +262,19 @@ def _duration(seconds: float) -> str:
 def _next(settings: TrainSettings) -> str:
   """Say how to score the last checkpoint."""
   command = ['python', 'cifar10_eval.py', '--run_once']
-  command += ['--checkpoint_dir', cli.short_path(settings.train_dir)]
-  if settings.eval_dir not in ('', cli.DEFAULT_EVAL_DIR):
-    command += ['--eval_dir', cli.short_path(settings.eval_dir)]
+  train_dir, eval_dir = settings.train_dir.rstrip('/'), settings.eval_dir
+  if eval_dir in ('', cli.DEFAULT_EVAL_DIR):
+    # Scores of another run belong elsewhere: cifar10_train has cifar10_eval,
+    # the default, and runs/1/train has runs/1/eval.
+    is_named = train_dir.endswith('train')
+    eval_dir = f'{train_dir[:-5]}eval' if is_named else f'{train_dir}_eval'
+  command += ['--checkpoint_dir', cli.short_path(train_dir)]
+  if os.path.abspath(eval_dir) != cli.DEFAULT_EVAL_DIR:
+    command += ['--eval_dir', cli.short_path(eval_dir)]
   if settings.data_dir != DEFAULT_DATA_DIR:
     command += ['--data_dir', cli.short_path(settings.data_dir)]
+  if settings.hold_out:
+    command += ['--eval_data', 'held_out']
   return f'To score it: {shlex.join(command)}'
 
 

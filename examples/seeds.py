@@ -7,6 +7,7 @@ an interruption, the same command skips finished seeds and resumes the other.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -20,6 +21,9 @@ from cifar10_suite import cli
 cli.quiet_tensorflow()
 
 from cifar10_suite import files, runs, subprograms
+
+# Flags of the programs that differ between seeds.
+_OWN_FLAGS = ('--seed', '--train_dir', '--eval_dir', '--checkpoint_dir')
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -39,6 +43,9 @@ def main() -> None:
   arguments, flags = parser.parse_known_args()
   if arguments.seeds < 1:
     parser.error('--seeds must be at least 1')
+  for flag in flags:
+    if flag.partition('=')[0] in _OWN_FLAGS:
+      parser.error(f'{flag} differs between seeds; use --seeds and --dir')
   if arguments.data_dir:
     flags.append(f'--data_dir={arguments.data_dir}')
   records = [
@@ -62,8 +69,13 @@ def train_and_score(
   train_dir, eval_dir = f'{where}/train', f'{where}/eval'
   command = ['cifar10_train.py', *flags]
   command += [f'--seed={seed}', f'--train_dir={train_dir}']
-  record = find_record(train_dir, eval_dir, command)
-  if record:
+  run = runs.read(train_dir)
+  if run and run['starts'][-1]['command'] != shlex.join(command):
+    sys.exit(
+      f'{train_dir} was trained by another command, '
+      f'{run["starts"][-1]["command"]}. Choose another --dir.'
+    )
+  if record := find_record(train_dir, eval_dir):
     print(f'Seed {seed} is finished: {where}', flush=True)
     return record
   print(f'Seed {seed} of {arguments.seeds}: {where}', flush=True)
@@ -81,24 +93,22 @@ def train_and_score(
   return record
 
 
-def find_record(
-  train_dir: str, eval_dir: str, command: list[str] | None = None
-) -> dict | None:
+def find_record(train_dir: str, eval_dir: str) -> dict | None:
   """Return the score of the last step of a run, or None if there is none.
 
   Args:
     train_dir: directory of the run.
     eval_dir: directory of its scores.
-    command: what the run must have been trained by, if given.
   """
   path = os.path.join(eval_dir, files.SCORES)
   run_json = runs.read(train_dir)
   if not run_json or not os.path.exists(path):
     return None
-  if command and run_json['starts'][-1]['command'] != shlex.join(command):
-    return None
-  with open(path) as file:
-    records = [json.loads(line) for line in file]
+  records = []
+  with open(path, errors='replace') as file:
+    for line in file:
+      with contextlib.suppress(ValueError):  # an incomplete line at the end
+        records.append(json.loads(line))
   last = runs.last_step(run_json)
   found = [record for record in records if record['step'] >= last]
   return found[-1] if found else None

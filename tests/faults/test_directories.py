@@ -396,7 +396,9 @@ class TestFilesOfOthers:
     assert steps_in(tmp_path / 'a') == [0, 1]
     assert not part.parent.exists()
 
-  @pytest.mark.parametrize('name', ['checkpoint', 'graph.pbtxt', '.lock'])
+  @pytest.mark.parametrize(
+    'name', ['checkpoint', 'graph.pbtxt', '.lock', 'model.ckpt-0.meta']
+  )
   @pytest.mark.parametrize('kind', ['file', 'folder'])
   def test_are_not_written_over(
     self, tmp_path, refused, name, kind, record_fault
@@ -417,13 +419,14 @@ class TestFilesOfOthers:
   ):
     write_run(tmp_path / 'train', [1])
     page = tmp_path / 'thesis.html'
-    page.write_text('years of work')
+    text = '<title>CIFAR-10 in my thesis</title> years of work'
+    page.write_text(text)
     (tmp_path / 'report.html.tmp').write_text('mine')
     _, errors = run(
       'cifar10_eval.py', *eval_flags, '--run_once', f'--report={page}', status=1
     )
     assert f'{page} is not a report' in errors and 'Traceback' not in errors
-    assert page.read_text() == 'years of work'
+    assert page.read_text() == text
     for _ in range(2):  # a report may be overwritten
       flag = f'--report={tmp_path}/report.html'
       lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once', flag)

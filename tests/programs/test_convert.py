@@ -68,7 +68,8 @@ def test_round_trip(source, data_dir):
     '  23 pictures for testing in test_batch.bin\n'
     '  the names of the classes in batches.meta.txt\n'
     'Next:\n'
-    f"  python cifar10_train.py --data_dir '{data_dir}' --train_dir my_train\n"
+    f"  python cifar10_train.py --data_dir '{data_dir}' --train_dir my_train "
+    '--recipe fast\n'
     f"  python cifar10_eval.py --data_dir '{data_dir}' --checkpoint_dir "
     'my_train --eval_dir my_eval\n'
   )
@@ -176,6 +177,11 @@ def make_no_test(source):
   write_classes(f'{source}/val', {'cat': 2, 'dog': 2})
 
 
+def make_other_names_of_parts(source):
+  write_classes(f'{source}/Train', {'cat': 2, 'dog': 2})
+  write_classes(f'{source}/test_set', {'cat': 2, 'dog': 2})
+
+
 def make_cut_archive(source):
   write_archive(source, make_cifar100())
   os.truncate(source, os.path.getsize(source) // 2)
@@ -200,6 +206,10 @@ def make_pickles(source):
       "{}: the class name 'd\\udce9g' is not valid UTF-8. Rename",
     ),
     (make_no_test, '{} has train and val, but no test.'),
+    (
+      make_other_names_of_parts,
+      'Train and test_set in {} have the same sub-folders. If these are',
+    ),
     (
       make_cut_archive,
       "{} is not CIFAR-100's binary version, or it is",

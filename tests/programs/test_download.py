@@ -636,6 +636,15 @@ class TestOwnData:
     assert world.fetch()
     world.check_files(batches__meta__txt=b'mine\n')
 
+  def test_a_damaged_data_set_of_other_classes_is_not_replaced(self, world):
+    world.write_batch('batches.meta.txt', b'mine\n')
+    world.write_batch('data_batch_3.bin', b'damaged')
+    before = world.contents()
+    with pytest.raises(download.DownloadError, match='a data set of yours'):
+      world.fetch()
+    assert world.contents() == before
+    assert world.fetch(repair=True)
+
   def test_repair_gets_the_original_back(self, world, capsys):
     self.change(world, 'data_batch_1.bin')
     os.remove(world.path('data_batch_2.bin'))

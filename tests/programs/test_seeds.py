@@ -50,9 +50,9 @@ def seeds(tmp_path, monkeypatch, capfd):
   (tmp_path / 'cifar10_train.py').write_text(TRAINER)
   (tmp_path / 'cifar10_eval.py').write_text(EVALUATOR)
 
-  def seeds(count, steps):
+  def seeds(count, steps, *others):
     flags = [f'--seeds={count}', f'--dir={tmp_path}/runs', '--data_dir=data']
-    flags.append(f'--max_steps={steps}')
+    flags += [f'--max_steps={steps}', *others]
     monkeypatch.setattr(module.sys, 'argv', ['seeds.py', *flags])
     log = tmp_path / 'log'
     log.write_text('')
@@ -60,7 +60,7 @@ def seeds(tmp_path, monkeypatch, capfd):
       module.main()
     finally:
       output, errors = capfd.readouterr()
-      assert errors == ''
+      assert errors == '' or others
     return output.splitlines(), log.read_text().splitlines()
 
   return seeds
@@ -84,10 +84,23 @@ def test_skips_finished_seeds_resumes_others_and_summarizes(seeds, tmp_path):
     '  seed 2: 0.8300 at step 10',
     '  seed 3: 0.8400 at step 10',
   ]
-  # Other flags are another training.
-  lines, trained = seeds(1, 20)
-  assert trained == ['train 1']
-  assert lines[-1] == '  seed 1: 0.8300 at step 20'
-  assert lines[-2] == 'Precision of 1 seed: mean 0.8300'
-  _, trained = seeds(1, 20)
+  # An evaluation was killed while it wrote its score.
+  with open(tmp_path / 'runs' / 'seed-1' / 'eval' / 'metrics.jsonl', 'a') as it:
+    it.write('{"step": 10, "prec')
+  lines, trained = seeds(1, 10)
   assert trained == []
+  assert lines[-2] == 'Precision of 1 seed: mean 0.8200'
+
+
+def test_results_of_other_flags_are_not_mixed(seeds, tmp_path):
+  seeds(1, 10)
+  with pytest.raises(SystemExit, match='by another command, .*max_steps=10'):
+    seeds(1, 20)
+  assert (tmp_path / 'log').read_text() == ''
+
+
+@pytest.mark.parametrize('flag', ['--seed=5', '--train_dir=here'])
+def test_flags_that_differ_between_seeds_are_refused(seeds, tmp_path, flag):
+  with pytest.raises(SystemExit, match='2'):
+    seeds(1, 10, flag)
+  assert (tmp_path / 'log').read_text() == ''

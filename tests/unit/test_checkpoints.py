@@ -12,7 +12,7 @@ def train_dir(tmp_path):
   return tmp_path
 
 
-@pytest.mark.parametrize('end', ['', '.index'])
+@pytest.mark.parametrize('end', ['', '.index', '.meta', '.data-00000-of-00001'])
 def test_a_checkpoint_may_be_named(train_dir, monkeypatch, end):
   path = f'{train_dir}/model.ckpt-90'
   assert checkpoints.named(path + end) == path

@@ -72,6 +72,7 @@ class TestTask:
       ({'ps': ['a:1', 'b:1']}, 'it has no "chief" and no "worker"'),
       ({'chief': ['a:1', 'b:1'], 'ps': ['c:1']}, 'more than one chief'),
       ({'chief': ['a'], 'ps': ['c:1']}, "'a' is not an address"),
+      ({'chief': ['a:99999'], 'ps': ['c:1']}, "'a:99999' is not an address"),
       (
         {'chief': ['a:1'], 'ps': ['c:1'], 'dog': ['d:1']},
         "unknown type, 'dog'",

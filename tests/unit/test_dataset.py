@@ -38,6 +38,10 @@ class TestLoad:
     data_dir = make(tmp_path, names, range(256), test=range(256))
     assert dataset.load(data_dir).class_names == tuple(names)
 
+  def test_a_byte_order_mark_is_not_a_name(self, tmp_path):
+    data_dir = make(tmp_path, ['\ufeffcat', 'dog'], [0, 1], [0])
+    assert dataset.load(data_dir).class_names == ('cat', 'dog')
+
   @pytest.mark.parametrize(
     ('names', 'labels', 'says'),
     [

@@ -1,5 +1,7 @@
 """Test the reading of pictures."""
 
+import os
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -58,6 +60,18 @@ class TestReadPicture:
     image.save(path, progressive=True)  # its decoder needs all pixels
     with pytest.raises(pictures.PictureError, match='million pixels'):
       pictures.read_picture(str(path))
+
+  @pytest.mark.parametrize('dtype', [np.int32, np.float32])
+  def test_32_bits_are_refused(self, tmp_path, dtype):
+    path = tmp_path / 'x.tif'
+    PIL.Image.fromarray(np.zeros([40, 40], dtype)).save(path)
+    with pytest.raises(pictures.PictureError, match='pixels have 32 bits'):
+      pictures.read_picture(str(path))
+
+  def test_a_pipe_does_not_block(self, tmp_path):
+    os.mkfifo(tmp_path / 'x.png')
+    with pytest.raises(pictures.PictureError, match='not a file'):
+      pictures.read_picture(str(tmp_path / 'x.png'))
 
   @pytest.mark.parametrize('name', ['x.png', 'x.jpg', 'x.gif', 'x.webp'])
   def test_damaged(self, tmp_path, name):

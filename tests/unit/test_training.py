@@ -120,5 +120,11 @@ def test_profiles_steps(tmp_path, capsys):
   with pytest.raises(UserError, match='also contains plugins'):
     ownership.remove_earlier_run(str(tmp_path / 'other'))
   (tmp_path / 'other' / 'plugins' / 'notes.txt').unlink()
+  of_others = tmp_path / 'other' / 'plugins' / 'profile' / '2020_01_02_03_04_05'
+  of_others.mkdir()
+  (of_others / 'host.xplane.pb').write_text('mine')
+  with pytest.raises(UserError, match='also contains plugins'):
+    ownership.remove_earlier_run(str(tmp_path / 'other'))
+  shutil.rmtree(of_others)
   ownership.remove_earlier_run(str(tmp_path / 'other'))
   assert os.listdir(tmp_path / 'other') == []
