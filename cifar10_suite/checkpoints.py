@@ -243,6 +243,8 @@ def copied(path: str, directory: str) -> Iterator[str]:
       try:
         shutil.copy2(name, folder)
       except OSError as error:
+        if files.is_full(error):  # which is not the checkpoint's fault
+          raise
         raise _unreadable(path, error) from error
     yield os.path.join(folder, os.path.basename(path))
 

@@ -38,6 +38,10 @@ _OTHER_NAMES = {
 }
 
 
+# TensorFlow's reasons for not writing a file.
+_FULL = [os.strerror(number) for number in files.FULL]
+
+
 def quiet_tensorflow() -> None:
   """Import TensorFlow without its log messages; call this before other imports.
 
@@ -99,11 +103,32 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
     except BrokenPipeError:  # the reader of the pipe, such as 'head', has ended
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(1)
+    except OSError as error:
+      if not files.is_full(error):
+        raise
+      sys.exit(
+        _what_is_full(error.filename2 or error.filename, f'{error.strerror}')
+      )
+    except (
+      tf.errors.ResourceExhaustedError,
+      tf.errors.OutOfRangeError,
+    ) as error:
+      path, _, reason = error.message.partition('; ')
+      if reason not in _FULL:
+        raise
+      sys.exit(_what_is_full(path, reason))
     except KeyboardInterrupt:
       print('Stopped by SIGINT.')
       sys.exit(130)
 
   app.run(checked_main)
+
+
+def _what_is_full(path: str | None, reason: str) -> str:
+  return (
+    f'Cannot write to {path or "a file"}: {reason}. Free some space; the same '
+    'command then continues.'
+  )
 
 
 def _answer_early(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Atomic writes that spare other people's files, and locks."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -13,7 +14,13 @@ from cifar10_suite.errors import UserError
 
 LOCK = '.lock'  # lock file of a directory that only one process may use
 SCORES = 'metrics.jsonl'  # in --eval_dir: one line of JSON per score
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
 _LOCK_TEXT = re.compile(r'(process \d+ on .*)?')
+
+
+def is_full(error: OSError) -> bool:
+  """Return whether a disk or a quota is full, or a file reached its limit."""
+  return error.errno in FULL
 
 
 def is_pattern(path: str) -> bool:
@@ -131,8 +138,12 @@ def locked_dir(flag: str, directory: str) -> Iterator[None]:
   path = os.path.join(directory, LOCK)
   try:
     with locked(path):
-      with open(path, 'w') as file:
-        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+      try:
+        with open(path, 'w') as file:
+          file.write(f'process {os.getpid()} on {socket.gethostname()}')
+      except OSError:
+        os.truncate(path, 0)  # a part of the text would not count as ours
+        raise
       yield
   except filelock.Timeout as error:
     with open(path) as file:

@@ -299,6 +299,36 @@ def test_a_full_disk_leaves_the_last_checkpoint(
   record_fault('a full disk')
 
 
+@pytest.mark.parametrize(
+  'limit', [10, pytest.param(1_000_000, marks=pytest.mark.faults)]
+)
+def test_a_full_disk_keeps_a_checkpoint_from_being_scored(
+  flags, tmp_path, limit, record_fault
+):
+  run('cifar10_train.py', *flags, '--max_steps=1')
+  command = ['cifar10_eval.py', '--run_once', '--num_examples=100']
+  command += [
+    f'--checkpoint_dir={tmp_path}/train',
+    f'--eval_dir={tmp_path}/eval',
+  ]
+  command += [flag for flag in flags if flag.startswith('--data_dir')]
+  result = subprocess.run(
+    [sys.executable, os.path.join(ROOT, command[0]), *command[1:]],
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+    preexec_fn=lambda: resource.setrlimit(
+      resource.RLIMIT_FSIZE, (limit, limit)
+    ),
+  )
+  assert result.returncode == 1
+  assert result.stderr.startswith('Cannot write to ')
+  assert len(result.stderr.splitlines()) == 1
+  lines, errors = run(*command)
+  assert errors == '' and 'precision @ 1' in lines[-2]
+  record_fault('a full disk')
+
+
 def test_nan_among_the_summaries(flags, tmp_path, record_fault):
   run('cifar10_train.py', *flags, '--max_steps=2')
   path = tf.train.latest_checkpoint(f'{tmp_path}/train')
