@@ -82,7 +82,10 @@ def maybe_download_and_extract() -> None:
 
 
 def compute_type() -> tf.DType:
-  """Return the compute type selected by `--use_fp16` and `--use_bf16`."""
+  """Return the compute type selected by `--use_fp16` and `--use_bf16`.
+
+  Print a line if it is slow here, which is measured the first time.
+  """
   flags = compatibility.known_flags()
   dtype = tf.float16 if flags.use_fp16 else tf.float32
   dtype = tf.bfloat16 if flags.use_bf16 else dtype

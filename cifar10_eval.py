@@ -133,7 +133,7 @@ def main() -> None:
   class_names = dataset.class_names(settings.batches_dir)
   paths = dataset.evaluation_files(settings.is_test, settings.batches_dir)
   dataset.read_labels(paths, class_names)  # checks them
-  some = wrote = False
+  any_scored = any_new = False
   with (
     files.locked_dir('--eval_dir', settings.eval_dir),
     tf.Graph().as_default(),
@@ -159,13 +159,13 @@ def main() -> None:
       settings, network.variables, scores
     ):
       try:
-        is_new = score(settings, checkpoint, network, scores, class_names)
-        some, wrote = True, wrote or is_new
+        any_new |= score(settings, checkpoint, network, scores, class_names)
+        any_scored = True
       except checkpoints.CheckpointError as error:
         print(f'Skipped: {error}')
-  if not some:
+  if not any_scored:
     sys.exit(1)
-  if page and wrote:
+  if page and any_new:
     print(f'Wrote {cli.short_path(page)}.')
 
 

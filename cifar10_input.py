@@ -98,6 +98,7 @@ def distorted_batches(
   data_dir: str,
   batch_size: int,
   count: int,
+  *,
   contrast: tuple[float, float] = CONTRAST,
   crop_margin: float | tf.Tensor = CROP_MARGIN,
   dtype: tf.DType = tf.float32,

@@ -273,13 +273,13 @@ def distorted_batches(
     os.path.join(settings.data_dir, dataset.BATCHES_DIR),
     recipe.batch_size,
     count,
-    recipe.contrast,
-    schedules.crop_margin(updates.make_global_step(), recipe),
-    settings.dtype,
-    len(settings.data_set.class_names),
-    settings.data_set.num_training_images,
-    settings.hold_out,
-    recipe.saturation,
+    contrast=recipe.contrast,
+    crop_margin=schedules.crop_margin(updates.make_global_step(), recipe),
+    dtype=settings.dtype,
+    num_classes=len(settings.data_set.class_names),
+    num_examples=settings.data_set.num_training_images,
+    hold_out=settings.hold_out,
+    saturation=recipe.saturation,
   )
 
 

@@ -165,7 +165,12 @@ def run_training(
 
 
 def _find_start(settings: TrainSettings) -> int:
-  """Return the step from which to resume; refuse a run on other images."""
+  """Return the step from which to resume, and prepare the directory for that.
+
+  Raises:
+    UserError: if the run in the directory has other classes or another number
+      of held-out images, or no usable checkpoint.
+  """
   remedy = 'Choose another --train_dir, or start over with --restart.'
   runs.refuse_other_classes(
     settings.train_dir, settings.data_set.class_names, remedy
