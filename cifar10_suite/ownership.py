@@ -23,7 +23,7 @@ _NAMES = re.compile(
   rf'|(checkpoint|graph\.pbtxt)\.tmp[0-9a-f]{{32}}'
   rf'|{_CHECKPOINT}\.(.*\.)?tempstate\d+'
 )
-_PART = re.compile(r'model\.ckpt-(\d+)\.(index|meta|data-\d+-of-\d+)')
+_PART = re.compile(rf'({_CHECKPOINT})\.(index|meta|data-\d+-of-\d+)')
 _FOLDER = re.compile(f'{_CHECKPOINT}_temp')
 _IN_FOLDER = re.compile(r'part-\d+-of-\d+\..*')
 _PROFILE = re.compile(rf'profile/[\d_]+/([^/]+\.xplane\.pb|{TRACE})')
@@ -33,7 +33,8 @@ _EMPTY_EVENTS = 100  # bytes; such an event file contains only a header
 def refuse_to_overwrite(train_dir: str) -> None:
   """Refuse to train if that would overwrite someone else's files.
 
-  These are files with fixed names, and checkpoints of later steps than ours.
+  These are files with fixed names, and unreadable ones with the name of a
+  checkpoint. Other networks' checkpoints are refused when training resumes.
 
   Raises:
     UserError: if training would overwrite such a file.
@@ -56,18 +57,16 @@ def refuse_to_overwrite(train_dir: str) -> None:
         f'{path} is not from this network, and training would overwrite it. '
         'Move it, or choose another --train_dir.'
       )
-  own = [
-    path for path in checkpoints.saved_in(train_dir) if _is_our_checkpoint(path)
-  ]
-  last = checkpoints.step_in_name(own[-1]) if own else -1
   _refuse_others(
     [
       os.path.join(train_dir, name)
       for name in os.listdir(train_dir)
-      if (match := _PART.fullmatch(name)) and int(match[1]) > last
+      if (match := _PART.fullmatch(name))
+      and checkpoints.names_in(os.path.join(train_dir, match[1])) is None
     ],
     'training may overwrite it. Move it, or choose another --train_dir.',
-    known=graph_is_ours or bool(own),
+    known=graph_is_ours
+    or any(map(_is_our_checkpoint, checkpoints.saved_in(train_dir))),
   )
 
 

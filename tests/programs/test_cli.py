@@ -156,7 +156,8 @@ def test_rates_are_true(train_flags, tmp_path):
   assert 'The network has 1,068,298 parameters.' in lines
   assert re.fullmatch(
     r'It took \d+ s\. To score it: python cifar10_eval\.py --run_once '
-    rf'--checkpoint_dir {tmp_path}/train --data_dir \S+',
+    rf'--checkpoint_dir {tmp_path}/train --eval_dir {tmp_path}/eval '
+    r'--data_dir \S+',
     lines[-1],
   )
   steps = steps_in(lines)

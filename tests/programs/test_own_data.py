@@ -267,7 +267,7 @@ def test_starting_over_from_nowhere_removes_nothing(trained, tmp_path):
 @pytest.mark.parametrize(
   ('flag', 'says'),
   [
-    ('--init_from=nowhere', '--init_from nowhere has no readable checkpoint'),
+    ('--init_from=nowhere', '--init_from nowhere does not exist'),
     ('--hold_out=180', '--hold_out=180 must be less'),
   ],
 )
