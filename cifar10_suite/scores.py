@@ -273,7 +273,8 @@ class Scores:
     An editor may have removed the end of the line. An incomplete record, which
     a killed evaluation left, is removed.
     """
-    if part.endswith('}'):
+    with contextlib.suppress(json.JSONDecodeError):
+      json.loads(part)
       record = self._parse(part, number)
       with open(self._path, 'a') as file:
         file.write('\n')

@@ -149,9 +149,10 @@ class TestScores:
     add_score(scores, tmp_path, 20)
     path = tmp_path / 'metrics.jsonl'
     whole = path.read_text()
-    path.write_text(whole[:-20])
-    scores = make_scores(tmp_path)
-    assert [r['step'] for r in scores.records] == [10]
+    for end in (-20, whole.rindex('}', 0, -5) + 1):
+      path.write_text(whole[:end])
+      scores = make_scores(tmp_path)
+      assert [r['step'] for r in scores.records] == [10]
     add_score(scores, tmp_path, 20)
     points = [step for step, _, _ in summaries(str(tmp_path))]
     assert points == [10, 20]
