@@ -3,6 +3,7 @@
 import concurrent.futures.process
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import signal
@@ -83,15 +84,17 @@ def find(root: str) -> Pictures:
 
 def _refuse_parts_as_classes(root: str, folders: list[str]) -> None:
   """Refuse folders such as `Train` and `test_set`, with the same classes."""
-  for train in folders:
-    for test in folders:
-      if train.lower().startswith(_TRAIN) and test.lower().startswith(_TEST):
-        classes = _list(os.path.join(root, train))[0]
-        if classes and classes == _list(os.path.join(root, test))[0]:
-          raise UserError(
-            f'{train} and {test} in {root} have the same sub-folders. If these '
-            f'are the classes, name the folders {_TRAIN} and {_TEST}.'
-          )
+  train_like, test_like = (
+    [name for name in folders if name.lower().startswith(part)]
+    for part in (_TRAIN, _TEST)
+  )
+  for train, test in itertools.product(train_like, test_like):
+    classes, _ = _list(os.path.join(root, train))
+    if classes and classes == _list(os.path.join(root, test))[0]:
+      raise UserError(
+        f'{train} and {test} in {root} have the same sub-folders. If these are '
+        f'the classes, name the folders {_TRAIN} and {_TEST}.'
+      )
 
 
 def read(

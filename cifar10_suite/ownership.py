@@ -17,13 +17,13 @@ from cifar10_suite.profiling import TRACE
 
 _VARIABLE = 'local3/weights'  # occurs in every file of this network
 _CHECKPOINT = r'model\.ckpt-\d+'
+_PART = re.compile(rf'({_CHECKPOINT})\.(index|meta|data-\d+-of-\d+)')
 _NAMES = re.compile(
   r'checkpoint|graph\.pbtxt|run\.json|\.lock|events\.out\.tfevents\..*'
-  rf'|{_CHECKPOINT}\.(index|meta|data-\d+-of-\d+)'
+  rf'|{_PART.pattern}'
   rf'|(checkpoint|graph\.pbtxt)\.tmp[0-9a-f]{{32}}'
   rf'|{_CHECKPOINT}\.(.*\.)?tempstate\d+'
 )
-_PART = re.compile(rf'({_CHECKPOINT})\.(index|meta|data-\d+-of-\d+)')
 _FOLDER = re.compile(f'{_CHECKPOINT}_temp')
 _IN_FOLDER = re.compile(r'part-\d+-of-\d+\..*')
 _PROFILE = re.compile(rf'profile/[\d_]+/([^/]+\.xplane\.pb|{TRACE})')
@@ -57,12 +57,17 @@ def refuse_to_overwrite(train_dir: str) -> None:
         f'{path} is not from this network, and training would overwrite it. '
         'Move it, or choose another --train_dir.'
       )
+  parts: dict[str, list[str]] = {}  # by checkpoint
+  for name in os.listdir(train_dir):
+    if match := _PART.fullmatch(name):
+      checkpoint = os.path.join(train_dir, match[1])
+      parts.setdefault(checkpoint, []).append(os.path.join(train_dir, name))
   _refuse_others(
     [
-      os.path.join(train_dir, name)
-      for name in os.listdir(train_dir)
-      if (match := _PART.fullmatch(name))
-      and checkpoints.names_in(os.path.join(train_dir, match[1])) is None
+      path
+      for checkpoint, paths in parts.items()
+      if checkpoints.names_in(checkpoint) is None
+      for path in paths
     ],
     'training may overwrite it. Move it, or choose another --train_dir.',
     known=graph_is_ours
@@ -102,14 +107,27 @@ def _refuse_others(paths: list[str], consequence: str, known: bool) -> None:
   Args:
     paths: paths of files with names of ours.
     consequence: end of the error message.
+    known: as for `_others`.
+  """
+  if others := _others(paths, known):
+    raise UserError(f'{others[0]} is not from this network, and {consequence}')
+
+
+def _others(paths: list[str], known: bool = False) -> list[str]:
+  """Return the paths of files that are not ours, sorted.
+
+  Args:
+    paths: paths of files and folders.
     known: whether files of unknown origin count as ours; they do, too, if
       another one is provably ours.
   """
   verdicts = {path: _is_ours(path) for path in sorted(paths)}
   known = known or True in verdicts.values()
-  for path, is_ours in verdicts.items():
-    if is_ours is False or (is_ours is None and not known):
-      raise UserError(f'{path} is not from this network, and {consequence}')
+  return [
+    path
+    for path, is_ours in verdicts.items()
+    if is_ours is False or (is_ours is None and not known)
+  ]
 
 
 def refuse_to_remove_others(train_dir: str) -> None:
@@ -121,15 +139,12 @@ def refuse_to_remove_others(train_dir: str) -> None:
   Raises:
     UserError: if the directory contains other files.
   """
-  verdicts = {
-    name: _is_ours(os.path.join(train_dir, name))
-    for name in sorted(os.listdir(train_dir))
-  }
-  known = True in verdicts.values()
+  paths = [os.path.join(train_dir, name) for name in os.listdir(train_dir)]
+  lock = os.path.join(train_dir, LOCK)
   others = [
-    name
-    for name, is_ours in verdicts.items()
-    if is_ours is False or (is_ours is None and not known and name != LOCK)
+    os.path.basename(path)
+    for path in _others(paths)
+    if path != lock or _is_ours(lock) is False
   ]
   if others:
     raise UserError(

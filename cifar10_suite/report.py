@@ -16,7 +16,7 @@ from cifar10_suite.errors import UserError
 
 _TITLE = '<title>CIFAR-10'
 # Identifies reports.
-_WHOLE_TITLE = re.compile(rb'<title>CIFAR-10( suite)?: step \d+</title>')
+_WHOLE_TITLE = re.compile(rf'{_TITLE}( suite)?: step \d+</title>'.encode())
 
 # In a start of run.json.
 _SHOWN_ELSEWHERE = ('time', 'step', 'command', 'recipe', 'versions')

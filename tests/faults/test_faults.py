@@ -269,17 +269,10 @@ def test_signals_save_once(flags, tmp_path, signals, record_fault):
   record_fault('one or two signals', 5)
 
 
-@pytest.mark.parametrize(
-  'limit', [3_000_000, pytest.param(100_000, marks=pytest.mark.faults)]
-)
-def test_a_full_disk_leaves_the_last_checkpoint(
-  flags, tmp_path, limit, record_fault
-):
-  run('cifar10_train.py', *flags, '--max_steps=3')
-  path = tf.train.latest_checkpoint(f'{tmp_path}/train')
-  before = values_of(path)
+def run_on_a_full_disk(limit, program, *flags):
+  """Run a program that must fail because no file may exceed `limit` bytes."""
   result = subprocess.run(
-    [sys.executable, os.path.join(ROOT, 'cifar10_train.py'), *flags],
+    [sys.executable, os.path.join(ROOT, program), *flags],
     capture_output=True,
     text=True,
     timeout=TIMEOUT,
@@ -290,6 +283,18 @@ def test_a_full_disk_leaves_the_last_checkpoint(
   assert result.returncode == 1
   assert result.stderr.startswith('Cannot write to ')
   assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  'limit', [3_000_000, pytest.param(100_000, marks=pytest.mark.faults)]
+)
+def test_a_full_disk_leaves_the_last_checkpoint(
+  flags, tmp_path, limit, record_fault
+):
+  run('cifar10_train.py', *flags, '--max_steps=3')
+  path = tf.train.latest_checkpoint(f'{tmp_path}/train')
+  before = values_of(path)
+  run_on_a_full_disk(limit, 'cifar10_train.py', *flags)
   assert tf.train.latest_checkpoint(f'{tmp_path}/train') == path
   after = values_of(path)
   for name, value in before.items():
@@ -312,18 +317,7 @@ def test_a_full_disk_keeps_a_checkpoint_from_being_scored(
     f'--eval_dir={tmp_path}/eval',
   ]
   command += [flag for flag in flags if flag.startswith('--data_dir')]
-  result = subprocess.run(
-    [sys.executable, os.path.join(ROOT, command[0]), *command[1:]],
-    capture_output=True,
-    text=True,
-    timeout=TIMEOUT,
-    preexec_fn=lambda: resource.setrlimit(
-      resource.RLIMIT_FSIZE, (limit, limit)
-    ),
-  )
-  assert result.returncode == 1
-  assert result.stderr.startswith('Cannot write to ')
-  assert len(result.stderr.splitlines()) == 1
+  run_on_a_full_disk(limit, *command)
   lines, errors = run(*command)
   assert errors == '' and 'precision @ 1' in lines[-2]
   record_fault('a full disk')
