@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf
 from cifar10_suite import frequencies, measurement
 
 _MIN_SPEEDUP = 1.2  # over float32, to justify the loss of precision
-_TOO_SLOW = 20  # times slower than float32: stop measuring after one run
+_TOO_SLOW = 2  # times as slow as float32, for a few images: measure no further
 
 
 def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -90,15 +90,18 @@ def is_fast(dtype: tf.DType) -> bool:
     return True
   if dtype != tf.bfloat16:
     return False
-  # A small batch tells kernels from loops over single numbers.
-  small = 8
-  wide = _seconds(direct, tf.float32, small)
-  limit = _TOO_SLOW * wide
-  if _seconds(direct, dtype, small, limit) > wide:
+  # A few images tell kernels from loops over single numbers.
+  wide, short = measurement.seconds(
+    *(functools.partial(_build, direct, it, 8) for it in (tf.float32, dtype)),
+    too_slow=_TOO_SLOW,
+  )
+  if short > _TOO_SLOW * wide:
     return False
-  wide = _fastest_seconds(tf.float32) + _product_seconds(tf.float32)
-  short = _fastest_seconds(dtype) + _product_seconds(dtype)
-  return wide / short > _MIN_SPEEDUP
+  times = _seconds()
+  best = frequencies.convolution if frequencies_are_faster(dtype) else direct
+  wide = times[frequencies.convolution, tf.float32]
+  wide += times[tf.matmul, tf.float32]
+  return wide / (times[best, dtype] + times[tf.matmul, dtype]) > _MIN_SPEEDUP
 
 
 def prefers_bfloat16() -> bool:
@@ -107,45 +110,47 @@ def prefers_bfloat16() -> bool:
   return not on_gpu and is_fast(tf.bfloat16)
 
 
-@functools.cache
 def frequencies_are_faster(dtype: tf.DType) -> bool:
   """Return whether convolution in the frequency domain is faster here.
 
   In float32, it was faster on all processors measured: AMD Zen 3 (AVX2), Zen 4,
   and Intel with AVX-512. In bfloat16, this depends on the processor.
+
+  Args:
+    dtype: float32 or bfloat16; on a GPU, any.
   """
   if tf.config.list_physical_devices('GPU'):
     return False
-  return dtype == tf.float32 or (
-    _seconds(frequencies.convolution, dtype) < _seconds(direct, dtype)
-  )
+  if dtype == tf.float32:
+    return True
+  times = _seconds()
+  return times[frequencies.convolution, dtype] < times[direct, dtype]
 
 
-def _fastest_seconds(dtype: tf.DType) -> float:
-  if frequencies_are_faster(dtype):
-    return _seconds(frequencies.convolution, dtype)
-  return _seconds(direct, dtype)
-
-
-_BATCH_SIZE = 128  # in measurements
+_Operation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 @functools.cache
-def _seconds(
-  convolve: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-  dtype: tf.DType,
-  batch_size: int = _BATCH_SIZE,
-  limit: float = float('inf'),
-) -> float:
-  """Return the time of the second layer's convolution and its gradients."""
+def _seconds() -> dict[tuple[_Operation, tf.DType], float]:
+  """Return times of the network's largest operations, with their gradients."""
+  contestants = [
+    (frequencies.convolution, tf.float32),
+    (frequencies.convolution, tf.bfloat16),
+    (direct, tf.bfloat16),
+    (tf.matmul, tf.float32),
+    (tf.matmul, tf.bfloat16),
+  ]
+  times = measurement.seconds(
+    *(functools.partial(_build, *it, 128) for it in contestants)
+  )
+  return dict(zip(contestants, times, strict=True))
+
+
+def _build(
+  operation: _Operation, dtype: tf.DType, batch_size: int
+) -> list[tf.Operation]:
+  """Build the second convolution or the first product, with its gradients."""
   shapes = [[batch_size, 12, 12, 64], [5, 5, 64, 64]]
-  return measurement.seconds(
-    lambda: measurement.with_gradients(convolve, shapes, dtype), limit
-  )
-
-
-def _product_seconds(dtype: tf.DType) -> float:
-  shapes = [[_BATCH_SIZE, 2304], [2304, 384]]
-  return measurement.seconds(
-    lambda: measurement.with_gradients(tf.matmul, shapes, dtype)
-  )
+  if operation is tf.matmul:
+    shapes = [[batch_size, 2304], [2304, 384]]
+  return measurement.with_gradients(operation, shapes, dtype)

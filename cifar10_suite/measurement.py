@@ -9,40 +9,56 @@ _RUNS = 4
 
 
 def seconds(
-  build: Callable[[], list[tf.Operation]], limit: float = float('inf')
-) -> float:
-  """Return the best time of operations on the CPU in a few runs, in seconds.
+  *builds: Callable[[], list[tf.Operation]], too_slow: float = float('inf')
+) -> list[float]:
+  """Return the best times of operations on the CPU in a few runs, in seconds.
+
+  They run in turn, so that other load on the machine affects all of them.
 
   Args:
-    build: builds the operations in the default graph.
-    limit: seconds; a run that takes longer is the last one.
+    *builds: functions that build the operations of a contestant in the default
+      graph.
+    too_slow: a contestant that takes so many times as long as the first one
+      does not run again.
 
   Returns:
-    The time, or infinity if TensorFlow cannot run the operations.
+    A time per contestant; infinity if TensorFlow cannot run it.
   """
-  # The first session of a process sets the number of threads for all others,
-  # unless it has separate threads.
   config = tf.ConfigProto(
+    # The first session of a process sets the number of threads for all others,
+    # unless it has separate threads.
     use_per_session_threads=True,
     inter_op_parallelism_threads=1,
     device_count={'GPU': 0},
+    # An operation that cannot run must not keep the others from it.
+    graph_options=tf.GraphOptions(place_pruned_graph=True),
   )
-  best = float('inf')
   with tf.Graph().as_default(), tf.device('/cpu:0'):
-    operations = build()
+    contestants = []
+    for build in builds:
+      with tf.variable_scope(None, 'contestant'):  # has variables of its own
+        contestants.append(build())
+    times: list[list[float]] = [[] for _ in builds]
     with tf.Session(config=config) as session:
-      try:
-        session.run(tf.global_variables_initializer())
-        session.run(operations)  # prepares the kernels
-        for _ in range(_RUNS):
-          start = time.perf_counter()
-          session.run(operations)
-          best = min(best, time.perf_counter() - start)
-          if best > limit:
-            break
-      except tf.errors.OpError:
-        pass
-  return best
+      session.run(tf.global_variables_initializer())
+      for operations in contestants:
+        _seconds_of_run(session, operations)  # prepares the kernels
+      for _ in range(_RUNS):
+        for operations, own in zip(contestants, times, strict=True):
+          if not own or min(own) <= too_slow * min(times[0]):
+            own.append(_seconds_of_run(session, operations))
+  return list(map(min, times))
+
+
+def _seconds_of_run(
+  session: tf.Session, operations: list[tf.Operation]
+) -> float:
+  start = time.perf_counter()
+  try:
+    session.run(operations)
+  except tf.errors.OpError:
+    return float('inf')
+  return time.perf_counter() - start
 
 
 def with_gradients(

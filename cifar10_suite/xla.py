@@ -51,5 +51,5 @@ def can_compile(*tensors: tf.Tensor) -> bool:
 def _is_available() -> bool:
   """Return whether this build of TensorFlow can compile for the CPU."""
   function = tf.function(tf.negative, jit_compile=True, autograph=False)
-  seconds = measurement.seconds(lambda: [function(tf.ones([1])).op])
+  (seconds,) = measurement.seconds(lambda: [function(tf.ones([1])).op])
   return seconds < float('inf')

@@ -65,11 +65,14 @@ def kernels(request, monkeypatch):
   """Kernels of a kind of processor; measurements are simulated for it."""
   kernels = KINDS[request.param]
 
-  def seconds(build, limit=float('inf')):
-    with tf.Graph().as_default() as graph:
-      build()
-      heavy = [op for op in graph.get_operations() if op.type in HEAVY]
-      return sum(time_of(op, kernels) for op in heavy)
+  def seconds(*builds, too_slow=float('inf')):
+    times = []
+    for build in builds:
+      with tf.Graph().as_default() as graph:
+        build()
+        heavy = [op for op in graph.get_operations() if op.type in HEAVY]
+        times.append(sum(time_of(op, kernels) for op in heavy))
+    return times
 
   if request.param == 'no /proc/cpuinfo':
     original = open
@@ -128,22 +131,54 @@ def test_fast_computes_in_bfloat16_where_that_is_faster(
   assert settings.dtype == expected
 
 
+def test_a_few_images_in_a_slow_moment_do_not_decide(monkeypatch):
+  few = [1.0, 1.4]
+  many = [14.0, 7.0, 26.0, 4.0, 2.0]
+  results = iter([few, many])
+  monkeypatch.setattr(measurement, 'seconds', lambda *_, **__: next(results))
+  forget_measurements()
+  assert convolution.is_fast(tf.bfloat16)
+  forget_measurements()
+
+
 class TestMeasurement:
   def test_finds_what_is_slower(self):
-    def build(size):
-      x = tf.get_variable('x', [size, size], use_resource=True)
-      return [tf.matmul(x, x).op]
-
-    few, many = (
-      measurement.seconds(functools.partial(build, size)) for size in (50, 1000)
+    few, many = measurement.seconds(
+      *(functools.partial(self.product, size) for size in (50, 1000))
     )
     assert 0 < few < many < TIMEOUT
+
+  def product(self, size):
+    x = tf.get_variable('x', [size, size], use_resource=True)
+    return [tf.matmul(x, x).op]
 
   def test_an_operation_without_a_kernel_takes_forever(self):
     def build():
       return [tf.nn.lrn(tf.cast(tf.zeros([1, 2, 2, 8]), tf.bfloat16)).op]
 
-    assert measurement.seconds(build) == float('inf')
+    seconds = measurement.seconds(build, functools.partial(self.product, 2))
+    assert seconds[0] == float('inf') > seconds[1]
+
+  @pytest.mark.parametrize(
+    ('too_slow', 'expected'), [(1e9, 'ab' * 5), (5, 'abab' + 'a' * 3)]
+  )
+  def test_contestants_take_turns(self, too_slow, expected):
+    """Other load then affects all; those that are too slow run twice."""
+    order = []
+
+    def build(name, size):
+      def run():
+        order.append(name)
+        return np.ones([size, size]) @ np.ones([size, size])
+
+      return [tf.py_func(run, [], tf.float64).op]
+
+    measurement.seconds(
+      functools.partial(build, 'a', 2),
+      functools.partial(build, 'b', 1000),
+      too_slow=too_slow,
+    )
+    assert ''.join(order) == expected
 
   @pytest.mark.slow
   def test_leaves_the_number_of_threads_to_others(self):
