@@ -195,12 +195,19 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
     for name in ('batch_size', 'learning_rate', 'max_steps')
     if FLAGS[name].present
   }
+  recipe = dataclasses.replace(recipe, **changes)
+  steps = FLAGS.profile_steps and tuple(map(int, FLAGS.profile_steps))
+  if steps and steps[0] >= recipe.max_steps:
+    raise UserError(
+      f'--profile_steps {steps[0]},{steps[1]}: training ends before, with step '
+      f'{recipe.max_steps - 1}. Name earlier steps, or raise --max_steps.'
+    )
   if recipe.bfloat16 and not FLAGS.use_fp16 and not FLAGS['use_bf16'].present:
     FLAGS.set_default('use_bf16', convolution.prefers_bfloat16())
   return TrainSettings(
-    recipe=dataclasses.replace(recipe, **changes),
+    recipe=recipe,
     dtype=cifar10.compute_type(),
-    profile_steps=FLAGS.profile_steps and tuple(map(int, FLAGS.profile_steps)),
+    profile_steps=steps,
     **{
       name: FLAGS[name].value
       for name in (

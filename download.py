@@ -82,7 +82,7 @@ def _what_is_not_cifar10(data_dir: str, states: dict[str, State]) -> str:
   """Return a message that names the user's own data files."""
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   if State.RIGHT not in states.values():
-    return f'{batches_dir} holds a data set that is not CIFAR-10.'
+    return f'{batches_dir} holds your own data set, which is used as it is.'
   names = [name for name in states if states[name] is State.OTHER]
   if len(names) == 1:
     what = os.path.join(batches_dir, names[0])

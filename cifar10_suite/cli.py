@@ -1,6 +1,7 @@
 """Program startup: quiet TensorFlow, shared flags and error messages."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import signal
@@ -8,6 +9,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+if importlib.util.find_spec('tensorflow') is None:
+  sys.exit(
+    f'{sys.executable} has no TensorFlow. Install it with "{sys.executable} -m '
+    'pip install -r requirements.txt", or use .venv/bin/python, which "make '
+    'train" installs.'
+  )
 
 from absl import app, flags
 
@@ -90,6 +98,7 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
     if len(argv) > 1 and not takes_arguments:
       sys.exit(f'Unexpected argument: {argv[1]} (flags begin with --)')
     try:
+      _refuse_large_numbers()
       files.refuse_remote(sys.argv[1:])
       main(*([argv[1:]] if takes_arguments else []))
     except UserError as error:
@@ -122,6 +131,13 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
       sys.exit(130)
 
   app.run(checked_main)
+
+
+def _refuse_large_numbers() -> None:
+  for name, value in flags.FLAGS.flag_values_dict().items():
+    bits = 63 if name == 'seed' else 31
+    if isinstance(value, int) and abs(value) >= 1 << bits:
+      raise UserError(f'--{name} {value} is too large: at most 2^{bits} - 1.')
 
 
 def _what_is_full(path: str | None, reason: str) -> str:

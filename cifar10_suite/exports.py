@@ -209,17 +209,24 @@ def load_saved_model(directory: str) -> tuple[Network, tuple[str, ...]]:
   """Load network and class names of a SavedModel.
 
   Raises:
-    UserError: if the directory contains no exported model.
+    UserError: if the directory contains no model exported by this suite.
   """
   if not tf.saved_model.contains_saved_model(directory):
     raise UserError(f'There is no exported model in {directory}.')
   session = tf.Session(graph=tf.Graph())
-  model = tf.saved_model.loader.load(
-    session, [tf.saved_model.tag_constants.SERVING], directory
-  )
-  signature = model.signature_def['serving_default']
-  images = signature.inputs['images'].name
-  probabilities = signature.outputs['probabilities'].name
+  try:
+    model = tf.saved_model.loader.load(
+      session, [tf.saved_model.tag_constants.SERVING], directory
+    )
+    # Indexing would add what is missing.
+    signature = dict(model.signature_def)['serving_default']
+    images = dict(signature.inputs)['images'].name
+    probabilities = dict(signature.outputs)['probabilities'].name
+  except (KeyError, RuntimeError) as error:  # no such part or tag
+    raise UserError(
+      f'{directory} is not an export of this network. Make one with '
+      '--export_dir.'
+    ) from error
   try:
     names = session.run(f'{_CLASS_NAMES}:0')
     class_names = tuple(name.decode() for name in names)

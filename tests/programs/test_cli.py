@@ -313,6 +313,28 @@ def test_control_c_while_tensorflow_loads(tmp_path):
   assert output == 'Stopped by SIGINT.\n'
 
 
+@pytest.mark.parametrize(
+  'program',
+  [
+    'cifar10_train.py',
+    'cifar10_multi_gpu_train.py',
+    'cifar10_eval.py',
+    'cifar10_predict.py',
+    'examples/seeds.py',
+  ],
+)
+def test_a_python_without_the_packages(program):
+  result = subprocess.run(
+    [sys.executable, '-S', os.path.join(ROOT, program)],  # only what it brings
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+  )
+  assert result.returncode == 1
+  assert result.stderr.startswith(f'{sys.executable} has no TensorFlow. ')
+  assert len(result.stderr.splitlines()) == 1
+
+
 def test_restart_removes_only_what_training_wrote(train_flags, tmp_path):
   train_dir = tmp_path / 'train'
   run('cifar10_train.py', *train_flags, '--max_steps=3')
@@ -468,6 +490,8 @@ class TestMistakes:
       ('cifar10_train.py', 'stray', 'Unexpected argument: stray'),
       ('cifar10_train.py', '--lr=1', 'Did you mean --learning_rate?'),
       ('cifar10_train.py', '--epochs', 'Did you mean --max_steps'),
+      ('cifar10_train.py', '--max_steps=3000000000', '--max_steps 3000000000'),
+      ('cifar10_train.py', '--profile_steps=100000,100001', 'step 99999.'),
       ('cifar10_eval.py', '--num_examples=-1', '--num_examples=-1'),
     ],
   )

@@ -621,7 +621,9 @@ class TestOwnData:
       os.remove(world.path(name))
     before = self.change(world, *list(world.files)[:count])
     assert not world.fetch()
-    line = f'{world.batches_dir} holds a data set that is not CIFAR-10.\n'
+    line = (
+      f'{world.batches_dir} holds your own data set, which is used as it is.\n'
+    )
     assert capsys.readouterr().out == line
     status, output, errors = world.run_program()
     assert status == 1

@@ -44,7 +44,7 @@ def run_eval(tmp_path, *flags):
     *flags,
   )
   assert errors == ''
-  assert 'is not CIFAR-10' in lines[0]
+  assert 'holds your own data set' in lines[0]
   return lines[1:]
 
 

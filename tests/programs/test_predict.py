@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow.compat.v1 as tf
 from support.network_by_hand import COLOURS, write_network_by_hand
 from support.programs import ROOT, TIMEOUT, probabilities, run
 
@@ -217,6 +218,16 @@ def test_mistakes_with_an_exported_model(flag, says):
   flags = ['--saved_model=none', flag, 'x.png']
   _, errors = run('cifar10_predict.py', *flags, status=1)
   assert says in errors and len(errors.splitlines()) == 1
+
+
+def test_a_model_of_another_program(tmp_path):
+  with tf.Graph().as_default(), tf.Session() as session:
+    x = tf.placeholder(tf.float32, [None])
+    tf.saved_model.simple_save(session, f'{tmp_path}/x', {'x': x}, {'y': x + 1})
+  flags = [f'--saved_model={tmp_path}/x', 'x.png']
+  _, errors = run('cifar10_predict.py', *flags, status=1)
+  assert errors.startswith(f'{tmp_path}/x is not an export of this network.')
+  assert len(errors.splitlines()) == 1
 
 
 def test_a_reader_may_have_enough(tmp_path, train_dir):
