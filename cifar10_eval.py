@@ -29,6 +29,7 @@ from cifar10_suite import (
   evaluation,
   figures,
   files,
+  metrics,
   optimizers,
   processor,
   report,
@@ -304,7 +305,7 @@ def score(
       is_latest=not (
         settings.all_checkpoints or checkpoints.named(settings.checkpoint_dir)
       ),
-      measures=scoring.measure(labels, log_probabilities, class_names),
+      measures=metrics.measure(labels, log_probabilities, class_names),
     )
     wrong = wrong_images(
       settings, labels, log_probabilities, class_names, network.hold_out
@@ -404,7 +405,7 @@ def wrong_images(
     class_names: name of each class.
     hold_out: number of held-out images; 0 if the images are others.
   """
-  wrong = scoring.most_confidently_wrong(
+  wrong = metrics.most_confidently_wrong(
     labels, log_probabilities, figures.WRONG_IMAGES
   )
   positions = wrong

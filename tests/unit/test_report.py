@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import figures, report, runs, scores
+from cifar10_suite import figures, metrics, report, runs
 from cifar10_suite.recipes import FAST
 
 LINKS = ('href', 'src')
@@ -45,7 +45,7 @@ def make_record(names, step=7, count=500):
   logits = rng.normal(size=[count, len(names)])
   logits[np.arange(count), labels] += 2
   log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-  measures = scores.measure(labels, log_probabilities, tuple(names))
+  measures = metrics.measure(labels, log_probabilities, tuple(names))
   record = {**measures, 'step': step, 'eval_data': 'test', 'num_views': 1}
   image = rng.randint(256, size=[32, 32, 3]).astype(np.uint8)
   return record, [figures.WrongImage(image, names[0], names[1], 0.9)] * 25

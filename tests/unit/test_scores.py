@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 
 import cifar10
 import cifar10_input
-from cifar10_suite import checkpoints, dataset, scores, views
+from cifar10_suite import checkpoints, dataset, metrics, scores, views
 from cifar10_suite.errors import UserError
 
 
@@ -27,7 +27,7 @@ def test_measure():
   log_probabilities = scipy.special.log_softmax(logits, axis=1)
   labels = np.where(np.arange(60) % 3, np.argmax(logits, axis=1), 5)
   labels[labels == 9] = 0
-  measures = scores.measure(
+  measures = metrics.measure(
     labels, log_probabilities, tuple(dataset.CLASS_NAMES)
   )
   right = np.sum(np.argmax(logits, axis=1) == labels)
@@ -45,7 +45,7 @@ def test_measure():
   )
   assert measures['class_accuracy']['truck'] is None
   assert np.sum(measures['confusion_matrix']) == 60
-  wrong = scores.most_confidently_wrong(labels, log_probabilities, 5)
+  wrong = metrics.most_confidently_wrong(labels, log_probabilities, 5)
   sureness = np.max(log_probabilities, axis=1)
   is_wrong = np.argmax(logits, axis=1) != labels
   assert sorted(sureness[is_wrong], reverse=True)[:5] == list(sureness[wrong])
@@ -102,7 +102,7 @@ def test_reads_single_images(batches_dir, eval_data):
 
 
 NAMES = ('cat', 'dog')
-MEASURES = scores.measure(
+MEASURES = metrics.measure(
   np.array([0, 1]), np.log([[0.5, 0.5], [0.4, 0.6]]), NAMES
 )
 
