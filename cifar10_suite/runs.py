@@ -139,6 +139,27 @@ def activation_scale(directory: str) -> float:
   )
 
 
+def changes(run: dict, recipe: Recipe) -> list[str]:
+  """Say how a recipe differs from that of the last start of a run.
+
+  Args:
+    run: content of run.json, from `read`.
+    recipe: the recipe to compare; `max_steps` may differ.
+
+  Returns:
+    Such as ['batch_size 64 (before: 128)']; of another recipe, only the name.
+  """
+  before = run['starts'][-1]['recipe']
+  now = json.loads(json.dumps(dataclasses.asdict(recipe)))  # as in the file
+  if before['name'] != now['name']:
+    return [f'recipe {now["name"]} (before: {before["name"]})']
+  return [
+    f'{name} {value} (before: {before[name]})'
+    for name, value in now.items()
+    if name != 'max_steps' and before.get(name, value) != value
+  ]
+
+
 def last_step(run: dict) -> int:
   """Return the step at which a run, from `read`, ends or has ended."""
   start = run['starts'][-1]

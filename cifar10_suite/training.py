@@ -197,8 +197,11 @@ def _record_start(
   if start:
     if init_from:
       print(f'--init_from {init_from} has no effect: training resumes.')
-    before = runs.read(settings.train_dir)
-    init_from = before['starts'][-1].get('init_from') if before else None
+    init_from = None
+    if before := runs.read(settings.train_dir):
+      init_from = before['starts'][-1].get('init_from')
+      if changes := runs.changes(before, settings.recipe):
+        print(f'Changed since the last start: {", ".join(changes)}.')
   runs.record_start(
     settings.train_dir,
     settings.data_set.class_names,

@@ -14,14 +14,16 @@ from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
 
 
-def train(train_dir, max_steps, profile_steps=None):
+def train(train_dir, max_steps, profile_steps=None, **changes):
   with tf.Graph().as_default():
     step = tf.train.get_or_create_global_step()
     training.run_training(
       tf.constant(2.5),
       tf.assign_add(step, 1).op,
       training.TrainSettings(
-        dataclasses.replace(TUTORIAL, batch_size=8, max_steps=max_steps),
+        dataclasses.replace(
+          TUTORIAL, **{'batch_size': 8, 'max_steps': max_steps, **changes}
+        ),
         train_dir=str(train_dir),
         log_frequency=5,
         save_checkpoint_secs=1000,
@@ -52,6 +54,22 @@ def test_lines_cover_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
     # After resuming: the first step, then two to the next multiple of five.
     'step 13, loss = 2.50 (8.0 examples/sec; 1.000 sec/batch)',
     'step 15, loss = 2.50 (16.0 examples/sec; 0.500 sec/batch)',
+  ]
+
+
+def test_a_resumed_run_says_what_changed(tmp_path, capsys):
+  lines = []
+  for max_steps, changes in enumerate(
+    [{}, {}, {'batch_size': 16}, {'name': 'mine', 'batch_size': 16}], start=1
+  ):
+    train(tmp_path, max_steps, **changes)
+    output = capsys.readouterr().out.splitlines()
+    lines.append([line for line in output if line.startswith('Changed ')])
+  assert lines == [
+    [],
+    [],
+    ['Changed since the last start: batch_size 16 (before: 8).'],
+    ['Changed since the last start: recipe mine (before: tutorial).'],
   ]
 
 
