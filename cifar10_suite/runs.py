@@ -128,6 +128,12 @@ def hyperparameters(run: dict | None) -> dict[str, object]:
   return {name: it for name, it in values.items() if it is not None}
 
 
+def started(directory: str) -> str | None:
+  """Return when the run in a directory started, or None without run.json."""
+  run = read(directory)
+  return run['starts'][0].get('time') if run else None
+
+
 def activation_scale(directory: str) -> float:
   """Return the `activation_scale` of the run in a directory.
 

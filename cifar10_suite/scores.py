@@ -44,6 +44,7 @@ class Record(Measures):
     checkpoint: name of the checkpoint.
     digest: digest from `checkpoints.digest`.
     run: number of the training run, from 0.
+    started: time at which that run started, from its run.json; None without.
     eval_data, num_views: as in `Settings`.
   """
 
@@ -52,6 +53,7 @@ class Record(Measures):
   checkpoint: str
   digest: str
   run: int
+  started: str | None
   eval_data: str
   num_views: int
 
@@ -119,15 +121,18 @@ class Scores:
       checkpoint: path of the checkpoint or of a copy.
       step: global step of the checkpoint.
       is_latest: whether this is the newest checkpoint. If so, a step lower than
-        an earlier one means that training has started over.
+        an earlier one means that training has started over, even if the run
+        has no run.json.
       measures: results of `metrics.measure`.
     """
+    started = runs.started(os.path.dirname(checkpoint))
     return {
       'step': step,
       'wall_time': time.time(),
       'checkpoint': os.path.basename(checkpoint),
       'digest': checkpoints.digest(checkpoint),
-      'run': self._run(step, is_latest),
+      'run': self._run(step, is_latest, started),
+      'started': started,
       **self._settings,
       **measures,
     }
@@ -247,13 +252,16 @@ class Scores:
   def _steps(self, run: int) -> set[int]:
     return {record['step'] for record in self.records if record['run'] == run}
 
-  def _run(self, step: int, is_latest: bool) -> int:
+  def _run(self, step: int, is_latest: bool, started: str | None) -> int:
     if not self.records:
       return 0
     run = self._last_run()
     steps = self._steps(run)
-    begun_afresh = step in steps or (is_latest and step < max(steps))
-    return run + 1 if begun_afresh else run
+    known = {started, self.records[-1].get('started')} - {None}
+    is_another = (
+      len(known) > 1 or step in steps or (is_latest and step < max(steps))
+    )
+    return run + 1 if is_another else run
 
   def _keep_if_best(self, checkpoint: str, record: Record) -> None:
     """Move a copy of a checkpoint to best/ if it is better than all before.

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 
 import cifar10
 import cifar10_input
-from cifar10_suite import checkpoints, dataset, metrics, scores, views
+from cifar10_suite import checkpoints, dataset, metrics, runs, scores, views
 from cifar10_suite.errors import UserError
 
 
@@ -142,6 +142,13 @@ class TestScores:
     accumulator = EventAccumulator(str(tmp_path)).Reload()
     shown = [event.step for event in accumulator.Scalars('Precision @ 1')]
     assert shown == [0, 5, 15]
+
+  def test_a_run_is_another_if_it_started_at_another_time(self, tmp_path):
+    scores = make_scores(tmp_path)
+    for start, step in (('a', 10), ('a', 20), ('b', 30), ('b', 40)):
+      runs.record_start(str(tmp_path), NAMES, 0, {'recipe': {}, 'time': start})
+      add_score(scores, tmp_path, step)
+    assert [r['step'] for r in scores.curve()] == [30, 40]
 
   def test_killed_before_the_line_was_written(self, tmp_path):
     scores = make_scores(tmp_path)
