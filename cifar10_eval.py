@@ -299,19 +299,20 @@ def score(
     labels, log_probabilities, summary = evaluate(
       copy, network, evaluation_config(settings.device)
     )
+    run = runs.read(os.path.dirname(copy))
     record = scores.make_record(
       copy,
       step,
       is_latest=not (
         settings.all_checkpoints or checkpoints.named(settings.checkpoint_dir)
       ),
+      started=runs.started(run),
       measures=metrics.measure(labels, log_probabilities, class_names),
     )
     wrong = wrong_images(
       settings, labels, log_probabilities, class_names, network.hold_out
     )
     if not known:
-      run = runs.read(os.path.dirname(copy))
       summary = score_summaries.summarize(
         record, wrong, summary, runs.hyperparameters(run)
       )

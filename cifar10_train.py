@@ -188,6 +188,9 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
 
   If the recipe prefers bfloat16, this also changes the default of `--use_bf16`.
   It also sets the number of threads: measuring compute types depends on it.
+
+  Raises:
+    UserError: if training ends before `--profile_steps`.
   """
   processor.use_threads(num_threads())
   changes = {
@@ -196,18 +199,12 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
     if FLAGS[name].present
   }
   recipe = dataclasses.replace(recipe, **changes)
-  steps = FLAGS.profile_steps and tuple(map(int, FLAGS.profile_steps))
-  if steps and steps[0] >= recipe.max_steps:
-    raise UserError(
-      f'--profile_steps {steps[0]},{steps[1]}: training ends before, with step '
-      f'{recipe.max_steps - 1}. Name earlier steps, or raise --max_steps.'
-    )
   if recipe.bfloat16 and not FLAGS.use_fp16 and not FLAGS['use_bf16'].present:
     FLAGS.set_default('use_bf16', convolution.prefers_bfloat16())
   return TrainSettings(
     recipe=recipe,
     dtype=cifar10.compute_type(),
-    profile_steps=steps,
+    profile_steps=profile_steps(recipe.max_steps),
     **{
       name: FLAGS[name].value
       for name in (
@@ -228,6 +225,23 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
       )
     },
   )
+
+
+def profile_steps(max_steps: int) -> tuple[int, int] | None:
+  """Return the first and the last step to profile, or None.
+
+  Raises:
+    UserError: if training ends before the first one.
+  """
+  if not FLAGS.profile_steps:
+    return None
+  first, last = map(int, FLAGS.profile_steps)
+  if first >= max_steps:
+    raise UserError(
+      f'--profile_steps {first},{last}: training ends before, with step '
+      f'{max_steps - 1}. Name earlier steps, or raise --max_steps.'
+    )
+  return first, last
 
 
 def num_threads() -> int:

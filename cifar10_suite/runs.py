@@ -128,9 +128,8 @@ def hyperparameters(run: dict | None) -> dict[str, object]:
   return {name: it for name, it in values.items() if it is not None}
 
 
-def started(directory: str) -> str | None:
-  """Return when the run in a directory started, or None without run.json."""
-  run = read(directory)
+def started(run: dict | None) -> str | None:
+  """Return when a run, from `read`, started; None without run.json."""
   return run['starts'][0].get('time') if run else None
 
 

@@ -113,7 +113,12 @@ class Scores:
     return sorted(last, key=lambda record: record['step'])
 
   def make_record(
-    self, checkpoint: str, step: int, is_latest: bool, measures: Measures
+    self,
+    checkpoint: str,
+    step: int,
+    is_latest: bool,
+    started: str | None,
+    measures: Measures,
   ) -> Record:
     """Create the record of a checkpoint for `add`.
 
@@ -123,9 +128,9 @@ class Scores:
       is_latest: whether this is the newest checkpoint. If so, a step lower than
         an earlier one means that training has started over, even if the run
         has no run.json.
+      started: time at which the run started, from `runs.started`.
       measures: results of `metrics.measure`.
     """
-    started = runs.started(os.path.dirname(checkpoint))
     return {
       'step': step,
       'wall_time': time.time(),

@@ -60,8 +60,16 @@ def time_of(op, kernels):
   return share * (factor if op.type in types else 100.0)
 
 
+@pytest.fixture
+def no_measurements():
+  """Measurements are made anew in the test and after it."""
+  forget_measurements()
+  yield
+  forget_measurements()
+
+
 @pytest.fixture(params=KINDS)
-def kernels(request, monkeypatch):
+def kernels(request, monkeypatch, no_measurements):
   """Kernels of a kind of processor; measurements are simulated for it."""
   kernels = KINDS[request.param]
 
@@ -85,9 +93,7 @@ def kernels(request, monkeypatch):
     monkeypatch.setattr('builtins.open', refuse)
   monkeypatch.setattr(measurement, 'seconds', seconds)
   monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: [])
-  forget_measurements()
-  yield kernels
-  forget_measurements()
+  return kernels
 
 
 def forget_measurements():
@@ -131,14 +137,14 @@ def test_fast_computes_in_bfloat16_where_that_is_faster(
   assert settings.dtype == expected
 
 
-def test_a_few_images_in_a_slow_moment_do_not_decide(monkeypatch):
+def test_a_few_images_in_a_slow_moment_do_not_decide(
+  monkeypatch, no_measurements
+):
   few = [1.0, 1.4]
   many = [14.0, 7.0, 26.0, 4.0, 2.0]
   results = iter([few, many])
   monkeypatch.setattr(measurement, 'seconds', lambda *_, **__: next(results))
-  forget_measurements()
   assert convolution.is_fast(tf.bfloat16)
-  forget_measurements()
 
 
 class TestMeasurement:

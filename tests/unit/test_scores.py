@@ -116,7 +116,11 @@ def add_score(scores, tmp_path, step, *, is_latest=True, precision=0.5):
   digest = f'{step}, {len(scores.records)}'
   (tmp_path / f'model.ckpt-{step}.index').write_text(digest)
   record = scores.make_record(
-    str(path), step, is_latest, {**MEASURES, 'precision': precision}
+    str(path),
+    step,
+    is_latest,
+    runs.started(runs.read(str(tmp_path))),
+    {**MEASURES, 'precision': precision},
   )
   scores.add(
     record,
