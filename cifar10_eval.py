@@ -14,9 +14,9 @@ import os
 import sys
 from typing import NamedTuple
 
-from cifar10_suite import cli
+from cifar10_suite import loading
 
-cli.quiet_tensorflow()
+loading.load_tensorflow()
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -25,6 +25,7 @@ import cifar10
 import cifar10_input
 from cifar10_suite import (
   checkpoints,
+  cli,
   dataset,
   evaluation,
   figures,

@@ -12,15 +12,15 @@ Without GPUs, the towers run on the CPU, so the program works on any machine.
 
 import functools
 
-from cifar10_suite import cli
+from cifar10_suite import loading
 
-cli.quiet_tensorflow()
+loading.load_tensorflow()
 
 import tensorflow.compat.v1 as tf
 
 import cifar10
 import cifar10_train
-from cifar10_suite import sessions, updates
+from cifar10_suite import cli, sessions, updates
 from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES

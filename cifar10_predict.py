@@ -17,9 +17,9 @@ import json
 import os
 import sys
 
-from cifar10_suite import cli
+from cifar10_suite import loading
 
-cli.quiet_tensorflow()
+loading.load_tensorflow()
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -27,6 +27,7 @@ import tensorflow.compat.v1 as tf
 import cifar10
 from cifar10_suite import (
   checkpoints,
+  cli,
   dataset,
   exports,
   optimizers,
@@ -285,7 +286,7 @@ def export(
   for flag, path in targets.items():
     write, load = formats[flag]
     is_quantized = flag == '--export_tflite' and quantize is not None
-    with cli.discarded_stderr():  # the converters log there
+    with loading.discarded_stderr():  # the converters log there
       comparison = exports.export(
         flag, path, write, load, reference, is_quantized
       )

@@ -16,9 +16,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from cifar10_suite import cli
+from cifar10_suite import loading
 
-cli.quiet_tensorflow()
+loading.load_tensorflow()
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -29,6 +29,7 @@ import download
 from cifar10_suite import (
   all_reduce,
   checkpoints,
+  cli,
   cluster,
   convolution,
   dataset,

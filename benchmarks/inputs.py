@@ -5,9 +5,9 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
-from cifar10_suite import cli
+from cifar10_suite import loading
 
-cli.quiet_tensorflow()
+loading.load_tensorflow()
 
 import tensorflow.compat.v1 as tf
 from timing import BATCH_SIZE, report_steps

@@ -17,9 +17,9 @@ import time
 _ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
 sys.path.insert(0, _ROOT)
 
-from cifar10_suite import cli
+from cifar10_suite import loading
 
-cli.quiet_tensorflow()
+loading.load_tensorflow()
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def main() -> None:
         ],
         check=True,
       )
-      with cli.discarded_stderr():  # TFLite logs there
+      with loading.discarded_stderr():  # TFLite logs there
         networks[name] = load(path)
       sizes[name] = _size(path)
   seconds: dict[str, list[float]] = {name: [] for name in networks}

@@ -137,9 +137,9 @@ def program(command, *flags):
 
 def train(recipe, flags):
   """Run the training program in this process, with another recipe."""
-  from cifar10_suite import cli
+  from cifar10_suite import cli, loading
 
-  cli.quiet_tensorflow()
+  loading.load_tensorflow()
   import cifar10_train
 
   sys.argv[1:] = flags

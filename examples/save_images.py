@@ -14,9 +14,9 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
-from cifar10_suite import cli
+from cifar10_suite import loading
 
-cli.quiet_tensorflow()
+loading.load_tensorflow()
 
 import numpy as np
 import PIL.Image
@@ -27,7 +27,7 @@ import tensorflow.compat.v1 as tf
 import cifar10  # for --data_dir  # noqa: F401
 import cifar10_input
 import download
-from cifar10_suite import dataset, files
+from cifar10_suite import cli, dataset, files
 
 tf.app.flags.declare_key_flag('data_dir')
 tf.app.flags.DEFINE_string(

@@ -4,9 +4,9 @@ import os
 import signal
 import threading
 
-from cifar10_suite import cli
+from cifar10_suite import loading
 
-cli.quiet_tensorflow()
+loading.load_tensorflow()
 
 import pytest
 import tensorflow.compat.v1 as tf

@@ -69,7 +69,7 @@ def test_the_model_knows_no_cluster_no_checkpoint_and_no_program(name):
   machinery = {
     f'cifar10_suite.{room}'
     for room in ('checkpoints', 'cli', 'cluster', 'files', 'hooks', 'ownership')
-    + ('profiling', 'report', 'scores', 'stopping', 'training')
+    + ('loading', 'profiling', 'report', 'scores', 'stopping', 'training')
   }
   assert not [module for module in at_top if is_in(module, machinery)]
   with open(f'{ROOT}/{name}.py') as file:

@@ -191,8 +191,8 @@ class TestMeasurement:
     """The first session of a process sets the default for all others."""
     code = """
 import os
-from cifar10_suite import cli
-cli.quiet_tensorflow()
+from cifar10_suite import loading
+loading.load_tensorflow()
 import tensorflow.compat.v1 as tf
 from cifar10_suite import convolution
 tf.disable_v2_behavior()

@@ -1,0 +1,114 @@
+"""Loading of TensorFlow: without its log messages, and faster."""
+
+import contextlib
+import gc
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+
+def load_tensorflow() -> None:
+  """Import TensorFlow without its log messages; call this before other imports.
+
+  Errors are still raised as exceptions. To see the messages of the C++ runtime,
+  set TF_CPP_MIN_LOG_LEVEL=0 in the environment. Ctrl-C during the import, which
+  takes seconds, ends a program of this suite at once.
+  """
+  if importlib.util.find_spec('tensorflow') is None:
+    sys.exit(
+      f'{sys.executable} has no TensorFlow. Install it with "{sys.executable} '
+      '-m pip install -r requirements.txt", or use .venv/bin/python, which '
+      '"make train" installs.'
+    )
+  # TensorFlow logs the placement of operations at the lowest level.
+  wants_placement = any(
+    argument.lstrip('-').startswith('log_device_placement')
+    for argument in sys.argv
+  )
+  level = '0' if wants_placement else '3'
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', level)
+  # oneDNN kernels are off by default on older processors.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
+  # Without a GPU, the import and the first listing of devices print messages
+  # that no setting suppresses.
+  with (
+    _announced(),
+    _objects_kept(),
+    _keras_left_out(),
+    discarded_stderr(),
+  ):
+    import tensorflow.compat.v1 as tf
+
+    tf.config.list_physical_devices()
+  tf.logging.set_verbosity(tf.logging.ERROR)  # hides deprecation of queues
+
+
+@contextlib.contextmanager
+def _announced() -> Iterator[None]:
+  """Say on a terminal what takes time, and react to Ctrl-C meanwhile.
+
+  Only for the programs of this suite: others may import them as modules.
+  """
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  if os.path.dirname(os.path.abspath(sys.argv[0])) != root:
+    yield
+    return
+
+  def stop(*_: object) -> NoReturn:
+    os.write(1, b'Stopped by SIGINT.\n')
+    os._exit(130)  # an exception could get lost in an import
+
+  previous = signal.signal(signal.SIGINT, stop)
+  is_terminal = sys.stderr.isatty()
+  if is_terminal:
+    print('Loading TensorFlow ...', end='\r', file=sys.stderr, flush=True)
+  yield
+  if is_terminal:
+    print('\x1b[K', end='', file=sys.stderr, flush=True)  # clears the line
+  signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _objects_kept() -> Iterator[None]:
+  """Exclude the modules imported meanwhile from garbage collection.
+
+  They stay to the end. Visiting their objects again and again, while more are
+  imported, while the graph is built and when the program ends, would take more
+  than a second.
+  """
+  gc.disable()
+  yield
+  gc.freeze()
+  gc.enable()
+
+
+@contextlib.contextmanager
+def _keras_left_out() -> Iterator[None]:
+  """Keep TensorFlow from importing Keras, which takes a second.
+
+  TensorFlow then looks for an older Keras, and ignores that it is missing.
+  Afterwards, `tf.keras` is imported as usual when it is first used.
+  """
+  name = 'TF_USE_LEGACY_KERAS'
+  if name in os.environ:
+    yield
+    return
+  os.environ[name] = '1'
+  yield
+  del os.environ[name]
+
+
+@contextlib.contextmanager
+def discarded_stderr() -> Iterator[None]:
+  """Discard output to file descriptor 2, including that of C++ code."""
+  saved = os.dup(2)
+  with open(os.devnull, 'wb') as null:
+    os.dup2(null.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(saved, 2)
+    os.close(saved)
