@@ -19,6 +19,10 @@ import os
 import shlex
 import sys
 
+from cifar10_suite import loading
+
+loading.require()
+
 import numpy as np
 from tqdm import tqdm
 

@@ -17,6 +17,10 @@ import os
 import shlex
 import sys
 
+from cifar10_suite import loading
+
+loading.require()
+
 from cifar10_suite import archive, data_files, dataset, files, npm
 from cifar10_suite.data_files import DownloadError, State
 from cifar10_suite.errors import UserError

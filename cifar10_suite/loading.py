@@ -1,4 +1,4 @@
-"""Loading of TensorFlow: without its log messages, and faster."""
+"""Imports of packages: which are missing, and TensorFlow, quietly and fast."""
 
 import contextlib
 import gc
@@ -9,6 +9,26 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+# What all programs import, besides what `require` is told.
+_BY_ALL = ('numpy', 'PIL', 'six', 'tqdm', 'filelock')
+
+
+def require(*modules: str) -> None:
+  """Exit with a line that names missing packages; call this before imports.
+
+  Args:
+    modules: modules that the program needs besides those that all need.
+  """
+  missing = [
+    name for name in modules + _BY_ALL if importlib.util.find_spec(name) is None
+  ]
+  if missing:
+    sys.exit(
+      f'{sys.executable} lacks {", ".join(missing)}. Install all packages with '
+      f'"{sys.executable} -m pip install -r requirements.txt", or use '
+      '.venv/bin/python, for which "make train" installs them.'
+    )
+
 
 def load_tensorflow() -> None:
   """Import TensorFlow without its log messages; call this before other imports.
@@ -17,12 +37,7 @@ def load_tensorflow() -> None:
   set TF_CPP_MIN_LOG_LEVEL=0 in the environment. Ctrl-C during the import, which
   takes seconds, ends a program of this suite at once.
   """
-  if importlib.util.find_spec('tensorflow') is None:
-    sys.exit(
-      f'{sys.executable} has no TensorFlow. Install it with "{sys.executable} '
-      '-m pip install -r requirements.txt", or use .venv/bin/python, which '
-      '"make train" installs.'
-    )
+  require('tensorflow', 'absl', 'scipy', 'matplotlib')
   # TensorFlow logs the placement of operations at the lowest level.
   wants_placement = any(
     argument.lstrip('-').startswith('log_device_placement')
