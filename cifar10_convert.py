@@ -21,7 +21,7 @@ import sys
 
 from cifar10_suite import loading
 
-loading.require()
+loading.require('absl')
 
 import numpy as np
 from tqdm import tqdm

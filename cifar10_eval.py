@@ -62,7 +62,8 @@ tf.app.flags.DEFINE_integer(
 tf.app.flags.DEFINE_integer(
   'num_examples',
   10000,
-  'Number of images to score; the first ones of the files.',
+  'Number of images to score, the first ones of the files; without this flag, '
+  'all test or held-out images.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_boolean(
@@ -176,6 +177,7 @@ def settings_from_flags() -> EvalSettings:
   return EvalSettings(
     batches_dir=os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR),
     num_examples=FLAGS.num_examples if FLAGS['num_examples'].present else None,
+    run_once=FLAGS.run_once or bool(checkpoints.named(FLAGS.checkpoint_dir)),
     num_views=int(FLAGS.num_views),
     dtype=cifar10.compute_type(),
     report=report_path(),
@@ -187,7 +189,6 @@ def settings_from_flags() -> EvalSettings:
         'eval_data',
         'batch_size',
         'device',
-        'run_once',
         'all_checkpoints',
         'until_trained',
         'eval_interval_secs',
@@ -362,6 +363,7 @@ def evaluate(
   ) as session:
     batch, summary = session.run([fetches, network.scaffold.summary_op])
     batches.append(batch)
+    # If the files end too early, the session leaves this block without error.
     while sum(len(labels) for labels, _ in batches) < num_examples:
       batches.append(session.run(fetches))
   labels, log_probabilities = (

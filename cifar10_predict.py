@@ -13,6 +13,7 @@ Exports for other runtimes: --export_tflite FILE [--quantize int8], and
 --export_onnx FILE.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -203,7 +204,9 @@ def restore(checkpoint_dir: str) -> tuple[tf.Session, str, int]:
     CheckpointError: if there is no checkpoint, or it does not match the graph.
   """
   variables = optimizers.variables_to_restore()
-  found = checkpoints.newest_good(checkpoint_dir, variables)
+  # Not among the results, which programs may read.
+  with contextlib.redirect_stdout(sys.stderr):
+    found = checkpoints.newest_good(checkpoint_dir, variables)
   if found is None:
     raise checkpoints.CheckpointError(
       f'No checkpoint file found in {cli.short_path(checkpoint_dir)}. '
@@ -233,7 +236,6 @@ def load_checkpoint(
     images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3])
     probabilities = predict(images, num_views, len(names))
     session, path, step = restore(checkpoint_dir)
-  # Not among the results, which programs may read.
   print(f'Using {cli.short_path(path)} (step {step}).', file=sys.stderr)
   return lambda batch: session.run(probabilities, {images: batch}), names, path
 

@@ -458,7 +458,7 @@ def become_evaluator() -> NoReturn:
   """
   flags = [
     FLAGS[name].serialize()
-    for name in ('data_dir', 'eval_dir', 'use_fp16', 'use_bf16')
+    for name in ('data_dir', 'eval_dir', 'num_threads', 'use_fp16', 'use_bf16')
     if FLAGS[name].present
   ]
   program = os.path.join(_HERE, 'cifar10_eval.py')

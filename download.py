@@ -53,8 +53,8 @@ def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
     states = data_files.inspect(batches_dir)
     if not repair:
       data_files.refuse_other_formats(batches_dir, states)
-    if _wanted(states, repair) or (
-      repair and not data_files.has_class_names(batches_dir)
+    if _wanted(states, repair) or _wants_class_names(
+      batches_dir, states, repair
     ):
       os.makedirs(batches_dir, exist_ok=True)
       with files.locked(
@@ -80,6 +80,14 @@ def _wanted(states: dict[str, State], repair: bool) -> list[str]:
   if State.OTHER in states.values() and not repair:
     return []
   return [name for name in states if states[name] is not State.RIGHT]
+
+
+def _wants_class_names(
+  batches_dir: str, states: dict[str, State], repair: bool
+) -> bool:
+  """Return whether to write CIFAR-10's class names."""
+  is_cifar10 = repair or State.OTHER not in states.values()
+  return is_cifar10 and data_files.wants_class_names(batches_dir, repair)
 
 
 def _what_is_not_cifar10(data_dir: str, states: dict[str, State]) -> str:
@@ -110,8 +118,8 @@ def _mend(data_dir: str, states: dict[str, State], repair: bool) -> None:
       if states[name] is State.DAMAGED:
         print(f'{name} is damaged; it will be replaced.')
     _fetch(data_dir, wanted)
-  if wanted or repair:
-    data_files.write_class_names(batches_dir, repair)
+  if _wants_class_names(batches_dir, states, repair):
+    data_files.write_class_names(batches_dir)
 
 
 def _fetch(data_dir: str, wanted: list[str]) -> None:

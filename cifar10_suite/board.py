@@ -52,9 +52,7 @@ def _start(links: str) -> str:
   try:
     board.configure(sys.argv)
     if board.flags.logdir_spec:
-      for run in board.flags.logdir_spec.split(','):
-        name, _, path = run.rpartition(':')
-        os.symlink(os.path.abspath(path), os.path.join(links, name or path))
+      _link(board.flags.logdir_spec, links)
       board.flags.logdir, board.flags.logdir_spec = links, ''
     with contextlib.redirect_stderr(notes):  # leaves out its advice
       return board.launch()
@@ -65,6 +63,22 @@ def _start(links: str) -> str:
   except SystemExit:
     print(notes.getvalue(), end='', file=sys.stderr)
     raise
+
+
+def _link(spec: str, links: str) -> None:
+  """Create links to the directories of a `--logdir_spec`, named like the runs.
+
+  As for TensorBoard, a run without a name may be a path that contains colons.
+  """
+  for run in filter(None, spec.split(',')):
+    name, colon, path = run.partition(':')
+    if not colon or run.startswith('/'):
+      name, path = '', run
+    path = os.path.abspath(os.path.expanduser(path))
+    name = (name or os.path.basename(path)).replace('/', '_')
+    while os.path.lexists(os.path.join(links, name)):
+      name += '_'
+    os.symlink(path, os.path.join(links, name))
 
 
 def _pinned(app: Callable) -> Callable:

@@ -47,17 +47,23 @@ def named(path: str) -> str | None:
       'cifar10_train/model.ckpt-100', or of one of its files.
 
   Raises:
-    CheckpointError: if the path names a checkpoint that does not exist.
+    CheckpointError: if the path names a checkpoint that does not exist, or
+      another file.
   """
   if os.path.isdir(path):
     return None
-  path = _PART.sub('', path)
+  given, path = path, _PART.sub('', path)
   if os.path.isfile(f'{path}.index'):
     return path
   directory, name = os.path.split(path)
   if not re.fullmatch(r'model\.ckpt-\d+', name):
+    if os.path.isfile(given):
+      raise CheckpointError(
+        f'{given} is not a checkpoint. Name the directory of a run, or a '
+        'checkpoint such as cifar10_train/model.ckpt-1000.'
+      )
     return None
-  steps = [f'{step_in_name(other):g}' for other in saved_in(directory)]
+  steps = [f'{step_in_name(other)}' for other in saved_in(directory)]
   there = f'It has steps {", ".join(steps[-5:])}.' if steps else 'It has none.'
   raise CheckpointError(
     f'There is no checkpoint {name} in {directory or "."}. {there}'
@@ -99,10 +105,10 @@ def latest(directory: str) -> str | None:
   Only the file name counts, and is looked up in `directory`: the path in the
   state file is outdated if the directory was copied or moved.
   """
-  named = _named_by_state(directory)
-  if named is None:
+  recorded = _named_by_state(directory)
+  if recorded is None:
     return None
-  path = os.path.join(directory, os.path.basename(named))
+  path = os.path.join(directory, os.path.basename(recorded))
   return path if os.path.exists(f'{path}.index') else None
 
 
@@ -249,7 +255,7 @@ def copied(path: str, directory: str) -> Iterator[str]:
     yield os.path.join(folder, os.path.basename(path))
 
 
-def find_start(train_dir: str, keep: int, max_steps: int) -> int:
+def find_start(train_dir: str, keep: int, max_steps: int) -> int | None:
   """Prepare a directory for resuming; return the step to start from.
 
   This is the step of the newest readable checkpoint. The state file is
@@ -278,7 +284,7 @@ def find_start(train_dir: str, keep: int, max_steps: int) -> int:
     if gone := _named_by_state(train_dir):
       print(f'{train_dir} has no checkpoint; its state file names {gone}.')
       os.remove(os.path.join(train_dir, _STATE))
-    return 0
+    return None
   path, step = found
   own = [
     other
@@ -292,7 +298,6 @@ def find_start(train_dir: str, keep: int, max_steps: int) -> int:
   for name in itertools.chain(*map(files_of, surplus)):
     os.remove(name)
   write_state(train_dir, [*own[len(surplus) :], path])
-  print(f'Resuming from step {step}')
   return step
 
 
@@ -310,11 +315,13 @@ def write_state(directory: str, checkpoints: list[str]) -> None:
 
 
 def _refuse_other_recipe(train_dir: str, names: set[str]) -> None:
-  """Refuse to resume if the latest checkpoint used a different optimizer."""
-  path = latest(train_dir)
-  there = names_in(path) if path else None
-  if there is None:
-    return  # missing or unreadable, so training will not resume from it
+  """Refuse to resume if the newest checkpoint used a different optimizer."""
+  for path in [*reversed(saved_in(train_dir)), latest(train_dir)]:
+    there = names_in(path) if path else None
+    if there is not None:
+      break
+  else:
+    return  # none is readable
   slots = {n for n in names | there if n.endswith(f'/{MuonOptimizer.NAME}')}
   if slots & names != slots & there:
     run = runs.read(train_dir)

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import PIL.Image
 
 from cifar10_suite import pictures
 from cifar10_suite.conversion import Examples, check_class_names
@@ -169,7 +168,7 @@ def _find_parts(root: str) -> Pictures:
 
 def _add_pictures(found: Pictures, root: str) -> None:
   """Add the pictures in the sub-folders of `root` to `found`."""
-  extensions = frozenset(PIL.Image.registered_extensions())
+  extensions = pictures.extensions()
   for label, name in enumerate(found.class_names):
     folder = os.path.join(root, name)
     ignored: list[str] = []

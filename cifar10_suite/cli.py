@@ -54,7 +54,8 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
 
   _answer_early(sys.argv[1:])
   if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(line_buffering=True)  # also in pipes
+    # Lines appear at once in pipes, too. Names of files need not be UTF-8.
+    sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
   tf.disable_v2_behavior()
   flags.FLAGS.set_gnu_getopt(True)  # flags may follow other arguments
 

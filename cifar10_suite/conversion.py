@@ -167,7 +167,9 @@ def check_destination(data_dir: str) -> None:
     UserError: if the directory is not empty or not writable.
   """
   try:
-    if os.path.lexists(data_dir) and (names := sorted(os.listdir(data_dir))):
+    there = sorted(os.listdir(data_dir)) if os.path.lexists(data_dir) else []
+    # A killed conversion may have left unfinished files.
+    if names := [it for it in there if not it.startswith(_SCRATCH_PREFIX)]:
       raise UserError(
         f'--data_dir {data_dir} already contains {", ".join(names[:3])}'
         f'{", ..." * (len(names) > 3)}. Choose a new or empty directory.'

@@ -52,7 +52,7 @@ def _state(path: str, right_digest: str) -> State:
 
 
 def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
-  """Refuse files of another format, and damaged ones of another data set.
+  """Refuse files of another format, and what is left of another data set.
 
   Args:
     batches_dir: directory of the data files.
@@ -63,12 +63,14 @@ def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
   """
   names = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
   is_other = os.path.lexists(names) and not has_class_names(batches_dir)
+  all_missing = set(states.values()) == {State.MISSING}
   for name, state in states.items():
     path = os.path.join(batches_dir, name)
-    if state is State.DAMAGED and is_other:
+    if is_other and (all_missing or state is State.DAMAGED):
+      problem = 'missing' if all_missing else 'damaged'
       raise DownloadError(
-        f"{path} is damaged, and {names} does not have CIFAR-10's classes. If "
-        'this is a data set of yours, make it again, for example with '
+        f"{path} is {problem}, and {names} does not have CIFAR-10's classes. "
+        'If this is a data set of yours, make it again, for example with '
         f'cifar10_convert.py. To get CIFAR-10 here: python download.py '
         f'--data_dir {shlex.quote(os.path.dirname(batches_dir) or ".")} '
         '--repair'
@@ -123,11 +125,17 @@ def write(batches_dir: str, name: str, content: IO[bytes]) -> None:
     put_in_place(new, os.path.join(batches_dir, name))
 
 
-def write_class_names(batches_dir: str, repair: bool) -> None:
-  """Write the class names if they are missing or, with `repair`, differ."""
+def wants_class_names(batches_dir: str, repair: bool) -> bool:
+  """Return whether the class names are missing or, with `repair`, differ."""
+  path = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
+  if repair:
+    return not has_class_names(batches_dir)
+  return not os.path.lexists(path)
+
+
+def write_class_names(batches_dir: str) -> None:
+  """Write CIFAR-10's class names."""
   final = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
-  if has_class_names(batches_dir) or (os.path.lexists(final) and not repair):
-    return
   with scratch_directory(batches_dir) as scratch:
     new = os.path.join(scratch, dataset.CLASS_NAMES_FILE)
     with open(new, 'w', encoding='ascii') as file:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shlex
 
 import numpy as np
 
@@ -202,7 +203,8 @@ def _remedy(batches_dir: str) -> str:
         'another one with --data_dir.'
       )
   data_dir = os.path.dirname(os.path.normpath(batches_dir)) or '.'
-  return f'To fetch CIFAR-10: python download.py --data_dir {data_dir}'
+  where = shlex.quote(data_dir)
+  return f'To fetch CIFAR-10: python download.py --data_dir {where}'
 
 
 def evaluation_files(eval_data: bool, batches_dir: str) -> list[str]:

@@ -36,7 +36,8 @@ def hint(
     num_there: number of GPUs that TensorFlow can use.
     has_driver: whether the machine has the driver of an NVIDIA GPU.
   """
-  if not num_there and has_driver:
+  is_hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
+  if not num_there and has_driver and not is_hidden:
     return (
       'This machine has an NVIDIA GPU, which this TensorFlow cannot use. '
       'Install its libraries: pip install -r requirements-gpu.txt'

@@ -120,6 +120,8 @@ def _later_checkpoints(
   where = cli.short_path(directory)
   last_time = time.monotonic()  # of a new checkpoint, or of its score
   next_time = last_time  # of a check
+  if last:
+    next_time += settings.eval_interval_secs
   is_told = False
   while True:
     latest = checkpoints.latest(directory)

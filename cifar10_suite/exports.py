@@ -91,7 +91,8 @@ def export(
     UserError: if the path exists or cannot be written, or if the model's
       predictions are not those of the checkpoint.
   """
-  temporary = f'{path.rstrip("/")}.{secrets.token_hex(4)}.tmp'
+  path = path.rstrip('/')
+  temporary = f'{path}.{secrets.token_hex(4)}.tmp'
   try:
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     write(temporary)
@@ -222,10 +223,17 @@ def load_saved_model(directory: str) -> tuple[Network, tuple[str, ...]]:
     signature = dict(model.signature_def)['serving_default']
     images = dict(signature.inputs)['images'].name
     probabilities = dict(signature.outputs)['probabilities'].name
-  except (KeyError, RuntimeError) as error:  # no such part or tag
+  # There is no such part or tag, or a file is missing or damaged.
+  except (
+    KeyError,
+    RuntimeError,
+    ValueError,
+    OSError,
+    tf.errors.OpError,
+  ) as error:
     raise UserError(
-      f'{directory} is not an export of this network. Make one with '
-      '--export_dir.'
+      f'{directory} is not an export of this network, or damaged. Make one '
+      'with --export_dir.'
     ) from error
   try:
     names = session.run(f'{_CLASS_NAMES}:0')

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import filelock
 
@@ -56,14 +56,16 @@ def write_whole(path: str, content: bytes) -> None:
       os.remove(beside)
 
 
-def write_unless_taken(path: str, content: bytes, mark: bytes = b'') -> None:
+def write_unless_taken(
+  path: str, content: bytes, is_ours: Callable[[bytes], bool] | None = None
+) -> None:
   """Write a file unless that would overwrite someone else's.
 
   Args:
     path: path of the file.
     content: content of the file.
-    mark: bytes that identify files of this program, which may be overwritten.
-      Without a mark, only a file of equal content may be.
+    is_ours: returns whether a program wrote a file of a given content, which
+      may be overwritten; by default, only a file of equal content may be.
 
   Raises:
     UserError: if a different file exists.
@@ -73,7 +75,7 @@ def write_unless_taken(path: str, content: bytes, mark: bytes = b'') -> None:
     if os.path.isfile(path):
       with open(path, 'rb') as file:
         old = file.read()
-    if old != content and not (mark and old and mark in old):
+    if old != content and not (is_ours and old is not None and is_ours(old)):
       raise UserError(
         f'{path} already exists and is not from this program. Move it, or '
         'choose another directory.'

@@ -31,8 +31,8 @@ def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   size, _, _, outputs = kernel.shape.as_list()
   of_column, of_kernel_column, to_column = _of_columns(height, size)
   of_row, of_kernel_row, to_row = _of_rows(width, size)
-  rows = len(of_column) // 2  # frequencies of columns
-  columns = len(of_row)  # three for each frequency of rows
+  column_frequencies = len(of_column) // 2
+  row_factors = len(of_row)  # three for each frequency of rows
 
   def by(matrix: np.ndarray, values: tf.Tensor) -> tf.Tensor:
     return tf.matmul(tf.cast(matrix, values.dtype), values)
@@ -40,19 +40,21 @@ def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   def transform(
     column: np.ndarray, row: np.ndarray, values: tf.Tensor
   ) -> tf.Tensor:
-    """Transform [h, w, n, channels] to [rows * columns, n, channels]."""
+    """Transform [h, w, n, channels] to factors [..., n, channels]."""
     h, w, n, depth = values.shape.as_list()
     values = by(column, tf.reshape(values, [h, -1]))
     # Real parts of a row, then imaginary parts.
-    values = by(row, tf.reshape(values, [rows, 2 * w, -1]))
-    return tf.reshape(values, [rows * columns, n or -1, depth])
+    values = by(row, tf.reshape(values, [column_frequencies, 2 * w, -1]))
+    shape = [column_frequencies * row_factors, n or -1, depth]
+    return tf.reshape(values, shape)
 
   products = tf.matmul(
     transform(of_column, of_row, tf.transpose(x, [1, 2, 0, 3])),
     transform(of_kernel_column, of_kernel_row, kernel),
   )
-  y = by(to_row, tf.reshape(products, [rows, columns, -1]))
-  y = by(to_column, tf.reshape(y, [2 * rows, -1]))
+  shape = [column_frequencies, row_factors, -1]
+  y = by(to_row, tf.reshape(products, shape))
+  y = by(to_column, tf.reshape(y, [2 * column_frequencies, -1]))
   return tf.transpose(tf.reshape(y, [height, width, -1, outputs]), [2, 0, 1, 3])
 
 
@@ -122,9 +124,8 @@ def _frequencies(
 
   They treat a line as one period of an infinite one that changes its sign from
   period to period. Then no frequency is real, so that all can be computed
-  alike. Up to the period's length, the line is padded with zeros, fewer than
-  the kernel needs to be wide: what reaches into the next period, and so wraps
-  around, stays outside the first `length` results.
+  alike. Up to the period's length, the line is padded with zeros. Half the
+  kernel's width is enough: both ends of the line share these zeros.
 
   Returns:
     of_line: complex [n, length], n even. Rows k and n - 1 - k are conjugates.

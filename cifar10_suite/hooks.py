@@ -111,7 +111,12 @@ class LogHook(tf.train.SessionRunHook):
     if not self._counts:  # other workers may have continued
       with contextlib.suppress(tf.errors.OpError):  # or finished
         self.step = int(session.run(self._global_step))
-    self._bar.close()
+    self.close()
+
+  def close(self) -> None:
+    """Remove the progress bar, so that a message has a line of its own."""
+    if self._has_bar:
+      self._bar.close()
 
 
 class SaveCheckpoints(tf.train.CheckpointSaverHook):
@@ -252,5 +257,6 @@ def _is_of_writing(error: tf.errors.OpError) -> bool:
 
 def _stop_at_nan(what: str, step: int) -> NoReturn:
   raise UserError(
-    f'Training diverged: at step {step} {what}. The last checkpoint is intact.'
+    f'Training diverged: at step {step} {what}. The last checkpoint is intact; '
+    'resume with a lower --learning_rate.'
   )

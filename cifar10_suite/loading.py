@@ -95,9 +95,11 @@ def _objects_kept() -> Iterator[None]:
   than a second.
   """
   gc.disable()
-  yield
-  gc.freeze()
-  gc.enable()
+  try:
+    yield
+  finally:
+    gc.freeze()
+    gc.enable()
 
 
 @contextlib.contextmanager
@@ -112,8 +114,10 @@ def _keras_left_out() -> Iterator[None]:
     yield
     return
   os.environ[name] = '1'
-  yield
-  del os.environ[name]
+  try:
+    yield
+  finally:
+    del os.environ[name]
 
 
 @contextlib.contextmanager

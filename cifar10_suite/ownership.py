@@ -21,7 +21,8 @@ _PART = re.compile(rf'({_CHECKPOINT})\.(index|meta|data-\d+-of-\d+)')
 _NAMES = re.compile(
   r'checkpoint|graph\.pbtxt|run\.json|\.lock|events\.out\.tfevents\..*'
   rf'|{_PART.pattern}'
-  rf'|(checkpoint|graph\.pbtxt)\.tmp[0-9a-f]{{32}}'
+  rf'|(checkpoint|graph\.pbtxt|{_CHECKPOINT}\.meta)\.tmp[0-9a-f]{{32}}'
+  r'|run\.json\.[0-9a-f]{8}\.tmp'
   rf'|{_CHECKPOINT}\.(.*\.)?tempstate\d+'
 )
 _FOLDER = re.compile(f'{_CHECKPOINT}_temp')
@@ -225,11 +226,11 @@ def _is_our_checkpoint(prefix: str) -> bool | None:
 
 def _has_content(path: str) -> bool:
   """Return whether a path has content that could be lost."""
-  if os.path.basename(path).startswith('events.'):
-    return os.path.getsize(path) > _EMPTY_EVENTS
-  return os.path.isdir(path) or (
-    os.path.lexists(path) and os.path.getsize(path) > 0
-  )
+  if not os.path.exists(path):
+    return os.path.lexists(path)  # a link to a missing file
+  is_event_file = os.path.basename(path).startswith('events.')
+  least = _EMPTY_EVENTS if is_event_file else 0
+  return os.path.isdir(path) or os.path.getsize(path) > least
 
 
 def _read(path: str) -> bytes:

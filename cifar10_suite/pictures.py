@@ -21,12 +21,24 @@ class PictureError(UserError):
   """Unreadable picture; the message gives the reason."""
 
 
+# Formats that Pillow recognizes, but reads only with further software, if at
+# all, and that are hardly ever pictures.
+_UNREADABLE = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
+
+
+def extensions() -> frozenset[str]:
+  """Return the extensions of the formats that Pillow reads, such as '.png'."""
+  formats = PIL.Image.registered_extensions()  # also those that it only writes
+  readable = PIL.Image.OPEN.keys() - _UNREADABLE | {'MPO'}  # read as JPEG
+  return frozenset(it for it, format_ in formats.items() if format_ in readable)
+
+
 def find(
   arguments: list[str], recursive: bool = False
 ) -> tuple[list[str], list[str]]:
   """Find the files that are specified by files, folders and glob patterns.
 
-  In folders, only files with an extension known to Pillow count.
+  In folders, only files with the extension of a format that Pillow reads count.
 
   Args:
     arguments: paths and patterns.
@@ -37,22 +49,21 @@ def find(
       are missing, and folders without pictures.
     skipped: the other files in the folders, without hidden ones.
   """
-  extensions = PIL.Image.registered_extensions()
+  known = extensions()
   paths: dict[str, str] = {}  # by absolute path
   skipped = []
   for argument in arguments:
-    found = [argument]
-    if os.path.isdir(argument):
-      files = list(_files_in(argument, recursive))
-      found = [
-        path
-        for path in files
-        if os.path.splitext(path)[1].lower() in extensions
+    found = []
+    matches = [argument]
+    if not os.path.lexists(argument):
+      matches = sorted(glob.glob(argument)) or matches
+    for match in matches:
+      files = list(_files_in(match, recursive)) if os.path.isdir(match) else []
+      images = [
+        path for path in files if os.path.splitext(path)[1].lower() in known
       ]
-      skipped += sorted(set(files) - set(found))
-      found = found or [argument]
-    elif not os.path.exists(argument):
-      found = sorted(glob.glob(argument)) or [argument]
+      skipped += sorted(set(files) - set(images))
+      found += images or [match]
     for path in found:
       paths.setdefault(os.path.abspath(path), path)
   return list(paths.values()), skipped
@@ -103,8 +114,8 @@ def read_picture(path: str) -> np.ndarray:
   """
   if os.path.isdir(path):
     raise PictureError(
-      'there are no pictures in this folder. --recursive looks into its '
-      'sub-folders, too.'
+      'there are no pictures in this folder. Only --recursive looks into '
+      'its sub-folders.'
     )
   if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
     raise PictureError('it is not a file.')

@@ -12,12 +12,11 @@ import tensorflow.compat.v1 as tf
 _Gradient = Callable[[tf.Tensor], tf.Tensor]
 
 
-def enter_compute_type(variable: tf.Variable, dtype: tf.DType) -> tf.Tensor:
-  """Cast a float32 variable to `dtype`, and unscale its gradient.
+def enter_compute_type(value: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+  """Cast a variable's value, float32, to `dtype`, and unscale its gradient.
 
   See `leave_compute_type`.
   """
-  value = tf.convert_to_tensor(variable)
   if dtype != tf.float16:
     return tf.cast(value, dtype)
   scale = _loss_scale()
@@ -105,7 +104,8 @@ def without_overflow(
   scale, steps = current[0], current[1] + 1
   grows = steps >= _STEPS_PER_GROWTH
   good = tf.where(grows, [2 * scale, 0.0], [scale, steps])
-  adapt = state.assign(tf.where(finite, good, [scale / 2, 0.0]))
+  bad = [tf.maximum(scale / 2, 1.0), 0.0]
+  adapt = state.assign(tf.where(finite, good, bad))
   kept = [
     (None if g is None else tf.where_v2(finite, g, tf.zeros_like(g)), v)
     for g, v in gradients

@@ -63,7 +63,7 @@ def command() -> str:
 def record_start(
   train_dir: str,
   class_names: tuple[str, ...],
-  step: int,
+  step: int | None,
   description: dict[str, object],
 ) -> None:
   """Write run.json, or append to it if training resumes.
@@ -71,13 +71,13 @@ def record_start(
   Args:
     train_dir: directory of the run.
     class_names: classes of the data set.
-    step: step at which training starts or resumes.
+    step: step at which training resumes; None for a new run.
     description: from `describe`, and more.
   """
   os.makedirs(train_dir, exist_ok=True)
-  before = read(train_dir) if step else None
+  before = None if step is None else read(train_dir)
   starts = before['starts'] if before else []
-  _write(train_dir, class_names, [*starts, {'step': step, **description}])
+  _write(train_dir, class_names, [*starts, {'step': step or 0, **description}])
 
 
 def record_stop(train_dir: str, step: int) -> None:

@@ -173,6 +173,7 @@ class Scores:
     with open(self._path, 'a') as file:
       file.write(json.dumps(record) + '\n')
     self.records.append(record)
+    self._step_without_record = None
 
   def _load(self) -> list[Record]:
     if not os.path.lexists(self._path):

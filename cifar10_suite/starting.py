@@ -28,7 +28,8 @@ def continuing(settings: TrainSettings, is_alone: bool) -> TrainSettings:
     UserError: if the recipe, or a cluster, cannot train that network.
   """
   recipe = settings.recipe
-  if not settings.restart and checkpoints.saved_in(settings.train_dir):
+  resumes = not settings.restart and checkpoints.saved_in(settings.train_dir)
+  if resumes:
     directory = settings.train_dir
   elif settings.init_from:
     directory = checkpoints.directory_of(settings.init_from)
@@ -42,7 +43,7 @@ def continuing(settings: TrainSettings, is_alone: bool) -> TrainSettings:
     )
   if recipe.optimizer == 'muon':
     recipe = dataclasses.replace(recipe, activation_scale=scale)
-  elif settings.init_from and scale != 1:
+  elif not resumes and scale != 1:
     raise UserError(
       f'--init_from {settings.init_from} needs --recipe fast or long: it was '
       'trained with one of them.'
@@ -71,18 +72,9 @@ def from_run(
       f'--init_from {source} does not exist. Name a run, which is its '
       'directory, or a checkpoint.'
     )
-  path, stored = '', {}
-  for path in [one] if one else reversed(checkpoints.saved_in(source)):
-    try:
-      stored = _averages_in(path)
-    except checkpoints.CheckpointError as error:
-      print(f'Skipped: {error}')
-    if stored:
-      break
-  else:
-    raise checkpoints.CheckpointError(
-      f'--init_from {source} has no readable checkpoint of this network.'
-    )
+  path, stored = _newest_averages(
+    source, [one] if one else checkpoints.saved_in(source)[::-1]
+  )
   fits: dict[str, bool] = {}
   for variable in tf.trainable_variables():
     name = variable.op.name
@@ -107,6 +99,25 @@ def from_run(
     )
 
   return initialize
+
+
+def _newest_averages(
+  source: str, paths: list[str]
+) -> tuple[str, dict[str, np.ndarray]]:
+  """Return the first readable checkpoint, and its values by `_averages_in`.
+
+  Raises:
+    CheckpointError: if there is none; it names `source`.
+  """
+  for path in paths:
+    try:
+      if values := _averages_in(path):
+        return path, values
+    except checkpoints.CheckpointError as error:
+      print(f'Skipped: {error}')
+  raise checkpoints.CheckpointError(
+    f'--init_from {source} has no readable checkpoint of this network.'
+  )
 
 
 def _averages_in(path: str) -> dict[str, np.ndarray]:

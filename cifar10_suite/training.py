@@ -111,7 +111,8 @@ def run_training(
   """
   begin = time.monotonic()
   max_steps = settings.recipe.max_steps
-  start = _find_start(settings) if cluster.is_chief else 0
+  found = _find_start(settings) if cluster.is_chief else None
+  start = found or 0
   if start >= max_steps:
     where = cli.short_path(settings.train_dir)
     print(
@@ -123,7 +124,7 @@ def run_training(
     # In a cluster, the chief continues: the workers wait for it to restore the
     # variables, and only then see that no step is left.
   elif cluster.is_chief:
-    _record_start(settings, start, num_towers, len(cluster.workers))
+    _record_start(settings, found, num_towers, len(cluster.workers))
 
   log_hook = hooks.LogHook(
     loss,
@@ -155,17 +156,21 @@ def run_training(
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
     # In a cluster, a task may stop while another one waits for it.
-    if not cluster.signals:
+    if cluster.is_alone or not cluster.signals:
       cluster.recover(error)
       where = cli.short_path(settings.train_dir)
       hooks.explain(error, log_hook.step, where)
+  finally:
+    log_hook.close()
 
   _end(settings, cluster, watch, start, log_hook.step, time.monotonic() - begin)
   cluster.leave()
 
 
-def _find_start(settings: TrainSettings) -> int:
+def _find_start(settings: TrainSettings) -> int | None:
   """Return the step from which to resume, and prepare the directory for that.
+
+  A new run has none.
 
   Raises:
     UserError: if the run in the directory has other classes or another number
@@ -191,10 +196,15 @@ def _find_start(settings: TrainSettings) -> int:
 
 
 def _record_start(
-  settings: TrainSettings, start: int, num_towers: int, num_workers: int
+  settings: TrainSettings,
+  found: int | None,
+  num_towers: int,
+  num_workers: int,
 ) -> None:
+  """Record a start in run.json; say from where a run resumes, if it does."""
   init_from = settings.init_from
-  if start:
+  if found is not None:
+    print(f'Resuming from step {found}')
     if init_from:
       print(f'--init_from {init_from} has no effect: training resumes.')
     init_from = None
@@ -205,7 +215,7 @@ def _record_start(
   runs.record_start(
     settings.train_dir,
     settings.data_set.class_names,
-    start,
+    found,
     {
       **runs.describe(settings.recipe, settings.dtype),
       'hold_out': settings.hold_out,
@@ -237,10 +247,10 @@ def _end(
   """
   where = cli.short_path(settings.train_dir)
   max_steps = settings.recipe.max_steps
-  if cluster.is_chief:
-    latest = tf.train.latest_checkpoint(settings.train_dir)
+  if cluster.is_chief and (latest := checkpoints.latest(settings.train_dir)):
     step = checkpoints.step_of(latest)
-  if cluster.signals:
+  is_stopped = bool(watch and watch.reason and step < max_steps)
+  if cluster.signals and step < max_steps and not is_stopped:
     name = signal.Signals(cluster.signals[0]).name
     saved = f'is saved in {where}' if cluster.is_chief else 'is not saved here'
     print(
@@ -248,7 +258,7 @@ def _end(
       'training.'
     )
     sys.exit(128 + cluster.signals[0])
-  if watch and watch.reason and step < max_steps:
+  if watch and is_stopped:
     runs.record_stop(settings.train_dir, step)
     print(watch.reason)
   if start < max_steps:
@@ -270,7 +280,7 @@ def _duration(seconds: float) -> str:
 def _next(settings: TrainSettings) -> str:
   """Say how to score the last checkpoint."""
   command = ['python', 'cifar10_eval.py', '--run_once']
-  train_dir, eval_dir = settings.train_dir.rstrip('/'), settings.eval_dir
+  train_dir, eval_dir = os.path.abspath(settings.train_dir), settings.eval_dir
   if eval_dir in ('', cli.DEFAULT_EVAL_DIR):
     # Scores of another run belong elsewhere: cifar10_train has cifar10_eval,
     # the default, and runs/1/train has runs/1/eval.

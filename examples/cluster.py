@@ -96,9 +96,11 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
 
   with open(log_path(arguments.log_dir, 'chief 0'), 'a') as log:
     end_of_earlier = log.tell()
-  tasks = {name: start(name) for name in names}
-  print(f'Logs are in {arguments.log_dir}: {", ".join(names)}.')
+  tasks: dict[str, subprocess.Popen] = {}
   try:
+    for name in names:
+      tasks[name] = start(name)
+    print(f'Logs are in {arguments.log_dir}: {", ".join(names)}.')
     with open(log_path(arguments.log_dir, 'chief 0')) as lines:
       lines.seek(end_of_earlier)
       while tasks['chief 0'].poll() != 0:
@@ -164,13 +166,19 @@ def wait_for_all(tasks: dict[str, subprocess.Popen]) -> None:
 
 
 def stop(tasks: dict[str, subprocess.Popen]) -> None:
-  """Stop running tasks, first the chief, which saves its last step."""
-  tasks['chief 0'].terminate()
-  with contextlib.suppress(subprocess.TimeoutExpired):
-    tasks['chief 0'].wait(_PATIENCE_SECS)
-  for process in tasks.values():
-    process.kill()
-    process.wait()
+  """Stop running tasks, first the chief, which saves its last step.
+
+  A second Ctrl-C stops all at once.
+  """
+  try:
+    if chief := tasks.get('chief 0'):
+      chief.terminate()
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        chief.wait(_PATIENCE_SECS)
+  finally:
+    for process in tasks.values():
+      process.kill()
+      process.wait()
 
 
 if __name__ == '__main__':

@@ -42,6 +42,10 @@ NAMES = ['A.jpg', 'B.jpg', 'C.jpg']
 def main() -> None:
   cli.prepare_dir('--output_dir', FLAGS.output_dir)
   filenames = [os.path.join(_HERE, 'pictures', name) for name in NAMES]
+  contents = []
+  for path in filenames:
+    with open(path, 'rb') as file:
+      contents.append(file.read())
 
   # Build the graph. Nothing is read yet: operations run later, in a session.
   # With num_epochs, the producer counts epochs in a local variable.
@@ -63,7 +67,8 @@ def main() -> None:
         name, content = session.run([key, value])
         count += 1
         path = os.path.join(FLAGS.output_dir, f'test_{count}.jpg')
-        files.write_unless_taken(path, content)
+        # A copy of another picture, from an earlier run, may be replaced.
+        files.write_unless_taken(path, content, contents.__contains__)
         print(f'{os.path.basename(name.decode())} -> {cli.short_path(path)}')
     except tf.errors.OutOfRangeError:
       # The queue is closed and empty.

@@ -63,7 +63,8 @@ def main() -> None:
     path = os.path.join(output_dir, name)
     save(path, PIL.Image.fromarray(image))
   print(f'Saved {len(images)} images in {cli.short_path(output_dir)}.')
-  captions = [dataset.CLASS_NAMES[label] for label in labels]
+  names = dataset.class_names(os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR))
+  captions = [names[label] for label in labels]
   if FLAGS.contact_sheet:
     path = os.path.join(output_dir, 'contact_sheet.png')
     save_sheet(path, images, captions, _COLUMNS)
@@ -79,12 +80,11 @@ def read_images(
 
   Returns:
     images: uint8 [32, 32, 3] each.
-    labels: integers in 0..9.
+    labels: integers, from 0.
   """
-  filenames = [
-    os.path.join(data_dir, dataset.BATCHES_DIR, f'data_batch_{i}.bin')
-    for i in range(1, 6)
-  ]
+  filenames = dataset.evaluation_files(
+    False, os.path.join(data_dir, dataset.BATCHES_DIR)
+  )
   images, labels = [], []
   with tf.Graph().as_default(), tf.Session() as session:
     # A reader takes file names from a queue, and reads records of each file.
@@ -117,8 +117,8 @@ def save(path: str, picture: PIL.Image.Image, is_sheet: bool = False) -> None:
   file = io.BytesIO()
   kind = os.path.splitext(path)[1].lstrip('.').replace('jpg', 'jpeg')
   picture.save(file, kind, quality=95, pnginfo=text)
-  mark = _MARK.encode() if is_sheet else b''
-  files.write_unless_taken(path, file.getvalue(), mark)
+  is_ours = (lambda old: _MARK.encode() in old) if is_sheet else None
+  files.write_unless_taken(path, file.getvalue(), is_ours)
 
 
 def save_distorted(

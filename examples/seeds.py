@@ -21,6 +21,7 @@ from cifar10_suite import loading
 loading.load_tensorflow()
 
 from cifar10_suite import files, runs, subprograms
+from cifar10_suite.errors import UserError
 
 # Flags of the programs that differ between seeds.
 _OWN_FLAGS = ('--seed', '--train_dir', '--eval_dir', '--checkpoint_dir')
@@ -48,10 +49,13 @@ def main() -> None:
       parser.error(f'{flag} differs between seeds; use --seeds and --dir')
   if arguments.data_dir:
     flags.append(f'--data_dir={arguments.data_dir}')
-  records = [
-    train_and_score(seed, arguments, flags)
-    for seed in range(1, arguments.seeds + 1)
-  ]
+  try:
+    records = [
+      train_and_score(seed, arguments, flags)
+      for seed in range(1, arguments.seeds + 1)
+    ]
+  except UserError as error:  # a run.json that is damaged
+    sys.exit(str(error))
   print(summary(records))
 
 

@@ -28,7 +28,7 @@ def test_a_file_of_somebody_else_is_not_written_over(tmp_path):
   with pytest.raises(UserError, match='picture.png already exists'):
     files.write_unless_taken(str(path), b'two')
   path.write_bytes(b'marked as ours')
-  files.write_unless_taken(str(path), b'two', mark=b'ours')
+  files.write_unless_taken(str(path), b'two', lambda old: b'ours' in old)
   assert path.read_bytes() == b'two'
 
 

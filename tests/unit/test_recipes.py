@@ -24,7 +24,7 @@ def test_keeps_the_activation_scale_of_the_earlier_network(tmp_path, resumes):
   for recipe in (TUTORIAL, LONG):
     earlier[recipe] = str(tmp_path / recipe.name)
     runs.record_start(
-      earlier[recipe], CLASS_NAMES, 0, runs.describe(recipe, tf.float32)
+      earlier[recipe], CLASS_NAMES, None, runs.describe(recipe, tf.float32)
     )
     (tmp_path / recipe.name / 'model.ckpt-1.index').touch()
     (tmp_path / recipe.name / 'model.ckpt-1.data-00000-of-00001').touch()

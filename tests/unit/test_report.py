@@ -73,9 +73,9 @@ def test_a_report_shows_each_class_as_it_is_called(tmp_path, count):
 
 
 def test_a_report_describes_the_run(tmp_path, monkeypatch):
-  for step in (0, 100):
+  for step in (None, 100):
     monkeypatch.setattr(
-      'sys.argv', ['/x/cifar10_train.py', f'--train_dir=<i>{step}']
+      'sys.argv', ['/x/cifar10_train.py', f'--train_dir=<i>{step or 0}']
     )
     description = runs.describe(FAST, tf.float32)
     runs.record_start(str(tmp_path), ('a', 'b'), step, description)
@@ -134,7 +134,7 @@ def test_training_loss_continues_where_training_resumed(tmp_path):
 def test_hyperparameters(tmp_path):
   assert runs.hyperparameters(runs.read(str(tmp_path))) == {}
   description = {**runs.describe(FAST, tf.float32), 'seed': None, 'towers': 2}
-  runs.record_start(str(tmp_path), ('a', 'b'), 0, description)
+  runs.record_start(str(tmp_path), ('a', 'b'), None, description)
   values = runs.hyperparameters(runs.read(str(tmp_path)))
   assert values['recipe'] == 'fast' and values['learning_rate'] == 0.015
   assert values['towers'] == 2 and 'seed' not in values

@@ -150,7 +150,9 @@ class TestScores:
   def test_a_run_is_another_if_it_started_at_another_time(self, tmp_path):
     scores = make_scores(tmp_path)
     for start, step in (('a', 10), ('a', 20), ('b', 30), ('b', 40)):
-      runs.record_start(str(tmp_path), NAMES, 0, {'recipe': {}, 'time': start})
+      runs.record_start(
+        str(tmp_path), NAMES, None, {'recipe': {}, 'time': start}
+      )
       add_score(scores, tmp_path, step)
     assert [r['step'] for r in scores.curve()] == [30, 40]
 
