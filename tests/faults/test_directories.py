@@ -32,6 +32,9 @@ def contents(directory):
   for folder, _, names in os.walk(directory):
     for name in set(names) - {'.lock'}:
       path = os.path.join(folder, name)
+      if os.path.islink(path):
+        found[os.path.relpath(path, directory)] = os.readlink(path)
+        continue
       with open(path, 'rb') as file:
         found[os.path.relpath(path, directory)] = file.read()
   return found
@@ -391,15 +394,17 @@ class TestFilesOfOthers:
     (tmp_path / 'a' / 'model.ckpt-9_temp').mkdir()
     part = tmp_path / 'a' / 'model.ckpt-9_temp' / 'part-00000-of-00001.index'
     part.write_text('half')
+    (tmp_path / 'a' / f'model.ckpt-9.meta.tmp{32 * "a"}').write_text('half')
+    (tmp_path / 'a' / f'run.json.{8 * "a"}.tmp').write_text('half')
     lines = train(tmp_path / 'a', 1, '--restart')
     assert not any('Resuming' in line for line in lines)
     assert steps_in(tmp_path / 'a') == [0, 1]
-    assert not part.parent.exists()
+    assert not [it for it in os.listdir(tmp_path / 'a') if 'mp' in it]
 
   @pytest.mark.parametrize(
     'name', ['checkpoint', 'graph.pbtxt', '.lock', 'model.ckpt-0.meta']
   )
-  @pytest.mark.parametrize('kind', ['file', 'folder'])
+  @pytest.mark.parametrize('kind', ['file', 'folder', 'link to nothing'])
   def test_are_not_written_over(
     self, tmp_path, refused, name, kind, record_fault
   ):
@@ -407,8 +412,10 @@ class TestFilesOfOthers:
     path.parent.mkdir()
     if kind == 'folder':
       path.mkdir()
-    else:
+    elif kind == 'file':
       path.write_text('years of work')
+    else:
+      path.symlink_to('/mnt/not mounted now')
     assert f'{path} ' in refused(tmp_path / 'a')
     if kind == 'file':
       assert path.read_text() == 'years of work'
@@ -507,7 +514,7 @@ class TestFilesOfOthers:
     command = [
       sys.executable,
       os.path.join(ROOT, 'examples', 'cluster.py'),
-      '--workers=1',
+      '--workers=2',
       f'--log_dir={tmp_path}',
       f'--data_dir={data_dir}',
       f'--train_dir={tmp_path}/train',

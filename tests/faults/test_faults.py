@@ -205,6 +205,8 @@ def test_damaged_checkpoints_are_skipped(flags, train_dir, kind, record_fault):
       file.write(b'flipped')
   lines, errors = run('cifar10_train.py', *flags, '--max_steps=5')
   assert errors == '' and 'Resuming from step 0' in lines
+  with open(os.path.join(train_dir, 'run.json')) as file:
+    assert len(json.load(file)['starts']) == 2
   assert any(
     line.startswith(f'Skipped: Cannot read {newest}: ') for line in lines
   )

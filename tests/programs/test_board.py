@@ -58,6 +58,8 @@ def wait_for(find):
 def test_runs_can_be_compared(tmp_path):
   write(str(tmp_path / 'trainer'), ('cross_entropy', 2.0))
   places = f'train:{tmp_path}/trainer,eval:{tmp_path}/evaluator'
+  # Without a name; with a slash in it.
+  places += f',{tmp_path}/trainer,a/b:{tmp_path}/trainer'
   process = start(
     f'--logdir_spec={places}',
     '--port=0',
@@ -75,7 +77,8 @@ def test_runs_can_be_compared(tmp_path):
       hyperparameters={'learning_rate': 0.25},
     )
     runs = f'{url}data/runs'
-    wait_for(lambda: set(answer(runs)) == {'train', 'eval'})
+    names = {'train', 'eval', 'trainer', 'a_b'}
+    wait_for(lambda: set(answer(runs)) == names)
     tags = answer(f'{url}data/plugin/scalars/tags')
     assert 'cross_entropy' in tags['train'] and 'cross_entropy' in tags['eval']
 

@@ -355,12 +355,13 @@ def test_restart_removes_only_what_training_wrote(train_flags, tmp_path):
   assert 'model.ckpt-3.index' not in os.listdir(train_dir)
 
 
-def on_terminal(*arguments, stdout=None):
+def on_terminal(*arguments, stdout=None, status=0):
   """Run the trainer on a terminal, and return what it writes there.
 
   Args:
     arguments: flags.
     stdout: where standard output goes instead.
+    status: expected exit status.
   """
   leader, follower = pty.openpty()
   size = struct.pack('HHHH', 24, 120, 0, 0)  # rows, columns
@@ -377,19 +378,30 @@ def on_terminal(*arguments, stdout=None):
       output += chunk
   except OSError:  # the terminal was closed
     pass
-  assert process.wait(TIMEOUT) == 0
+  assert process.wait(TIMEOUT) == status
   return output.decode()
+
+
+def shown_of(output):
+  """Return the lines that a terminal shows in the end."""
+  # Remove what carriage returns and escape sequences overwrite.
+  shown = re.sub(r'[^\n]*\r(?!\n)|\x1b\[[0-9;]*[A-Za-z]', '', output)
+  return [line.strip('\r') for line in shown.split('\n')]
 
 
 def test_a_terminal_shows_progress_and_whole_lines(train_flags):
   output = on_terminal(*train_flags, '--max_steps=30', '--log_frequency=10')
-  # Remove what carriage returns and escape sequences overwrite.
-  shown = re.sub(r'[^\n]*\r(?!\n)|\x1b\[[0-9;]*[A-Za-z]', '', output)
-  lines = [line.strip('\r') for line in shown.split('\n')]
+  lines = shown_of(output)
   steps = [line for line in lines if LINE.fullmatch(line)]
   assert len(steps) == 3
-  assert 'Loading TensorFlow' in output and 'Loading' not in shown
+  assert 'Loading TensorFlow' in output and 'Loading' not in ''.join(lines)
   assert 'examples/sec' in output and '30/30' in output
+
+
+def test_an_error_has_a_line_of_its_own_below_the_progress(train_flags):
+  flags = [*train_flags, '--learning_rate=1e30', '--log_frequency=1']
+  lines = shown_of(on_terminal(*flags, status=1))
+  assert lines[-1] == '' and lines[-2].startswith('Training diverged: ')
 
 
 def test_no_progress_between_the_lines_of_a_pipe(train_flags):

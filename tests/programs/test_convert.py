@@ -239,6 +239,13 @@ def test_invalid_fraction(tmp_path, source, data_dir):
   assert os.listdir(tmp_path) == ['pictures']
 
 
+def test_what_a_killed_conversion_left_does_not_block(source, data_dir):
+  write_classes(source, {'a': 2, 'b': 2})
+  os.makedirs(f'{data_dir}/.cifar10-convert-x/cifar-10-batches-bin')
+  status, _, errors = run(source, '--data_dir', data_dir)
+  assert (status, errors) == (0, '')
+
+
 def test_directories_of_others_stay_as_they_are(source, data_dir):
   write_classes(source, {'a': 2, 'b': 2})
   os.makedirs(f'{data_dir}/cifar-10-batches-bin')

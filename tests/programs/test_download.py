@@ -638,6 +638,28 @@ class TestOwnData:
     assert world.fetch()
     world.check_files(batches__meta__txt=b'mine\n')
 
+  def test_missing_class_names_beside_cifar10_are_written(self, world):
+    os.remove(world.path('batches.meta.txt'))
+    assert world.fetch()
+    world.check_files()
+
+  def test_missing_class_names_of_other_data_are_not_written(self, world):
+    self.change(world, *world.files)
+    os.remove(world.path('batches.meta.txt'))
+    before = world.contents()
+    assert not world.fetch()
+    assert world.contents() == before
+
+  def test_class_names_without_data_get_no_cifar10(self, world):
+    for name in world.files:
+      os.remove(world.path(name))
+    world.write_batch('batches.meta.txt', b'mine\n')
+    world.write_batch('my_data.bin', b'of mine')
+    before = world.contents()
+    with pytest.raises(download.DownloadError, match='is missing, and '):
+      world.fetch()
+    assert world.contents() == before
+
   def test_a_damaged_data_set_of_other_classes_is_not_replaced(self, world):
     world.write_batch('batches.meta.txt', b'mine\n')
     world.write_batch('data_batch_3.bin', b'damaged')

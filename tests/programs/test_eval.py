@@ -140,8 +140,12 @@ def test_scores_all_once_keeps_the_best_and_reports(tmp_path, train_dir):
   assert len(lines) == 3
   assert all('has already been scored' in line for line in lines)
   assert len(read_records(tmp_path)) == 3
+  # A named checkpoint is scored again, for its report.
+  os.remove(tmp_path / 'eval' / 'report.html')
   lines = run_eval(tmp_path, *flags, f'--checkpoint_dir={bad}.index')
-  assert lines == [f'{bad} has already been scored.']
+  assert 'step 200: ' in lines[1]
+  assert lines[-1] == f'Wrote {tmp_path}/eval/report.html.'
+  assert len(read_records(tmp_path)) == 3
 
   page = (tmp_path / 'eval' / 'report.html').read_text()
   record = read_records(tmp_path)[-1]

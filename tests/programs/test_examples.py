@@ -37,6 +37,17 @@ def test_queue_demo_shuffles_within_epochs(tmp_path):
     '--shuffle',
     '--num_epochs=10',
   )
+  # Written over by the next lesson, but not by another program's pictures.
+  run('examples/queue_demo.py', f'--output_dir={tmp_path}', '--num_epochs=1')
+  assert read(tmp_path / 'test_1.jpg') == read(
+    f'{ROOT}/examples/pictures/A.jpg'
+  )
+  run(
+    'examples/queue_demo.py',
+    f'--output_dir={tmp_path}',
+    '--shuffle',
+    '--num_epochs=10',
+  )
   originals = [read(f'{ROOT}/examples/pictures/{name}.jpg') for name in 'ABC']
   order = [
     originals.index(read(tmp_path / f'test_{number}.jpg'))

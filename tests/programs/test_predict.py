@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -226,7 +227,7 @@ def test_a_model_of_another_program(tmp_path):
     tf.saved_model.simple_save(session, f'{tmp_path}/x', {'x': x}, {'y': x + 1})
   flags = [f'--saved_model={tmp_path}/x', 'x.png']
   _, errors = run('cifar10_predict.py', *flags, status=1)
-  assert errors.startswith(f'{tmp_path}/x is not an export of this network.')
+  assert errors.startswith(f'{tmp_path}/x is not an export of this network, ')
   assert len(errors.splitlines()) == 1
 
 
@@ -242,3 +243,34 @@ def test_a_reader_may_have_enough(tmp_path, train_dir):
   )
   assert result.stderr.startswith(b'Using ')
   assert result.stderr.count(b'\n') == 1
+
+
+def test_a_skipped_checkpoint_is_not_among_the_results(tmp_path, train_dir):
+  colour_image((1, 0, 0)).save(tmp_path / 'a.png')
+  path = write_network_by_hand(train_dir, 9)
+  with open(f'{path}.data-00000-of-00001', 'r+b') as file:
+    file.truncate(100)
+  lines, errors = run(
+    'cifar10_predict.py',
+    f'--checkpoint_dir={train_dir}',
+    '--json',
+    str(tmp_path / 'a.png'),
+  )
+  assert list(predictions(lines)) == ['a.png']
+  assert f'Skipped: Cannot read {path}' in errors
+
+
+@pytest.mark.parametrize('damage', ['variables', 'saved_model.pb'])
+def test_a_damaged_model(tmp_path, train_dir, data_dir, damage):
+  flags = [f'--checkpoint_dir={train_dir}', f'--data_dir={data_dir}']
+  # The slash at the end means the same directory.
+  run('cifar10_predict.py', *flags, f'--export_dir={tmp_path}/new/x/')
+  path = tmp_path / 'new' / 'x' / damage
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.write_bytes(path.read_bytes()[:1000])
+  flags = [f'--saved_model={tmp_path}/new/x', 'x.png']
+  _, errors = run('cifar10_predict.py', *flags, status=1)
+  assert 'is not an export of this network, or damaged.' in errors
+  assert len(errors.splitlines()) == 1

@@ -1,6 +1,7 @@
 """Test the programs with `--recipe`."""
 
 import glob
+import os
 import re
 import shutil
 
@@ -69,6 +70,9 @@ def test_long_trains(flags):
 def test_recipes_do_not_go_on_from_each_other(flags, tmp_path):
   tutorial = [*flags, '--recipe=tutorial', '--max_steps=2']
   run('cifar10_train.py', *flags, '--max_steps=2')
+  _, errors = run('cifar10_train.py', *tutorial, status=1)
+  assert 'model.ckpt-2 was trained with another --recipe' in errors
+  os.remove(tmp_path / 'train' / 'checkpoint')
   _, errors = run('cifar10_train.py', *tutorial, status=1)
   assert 'model.ckpt-2 was trained with another --recipe' in errors
   run('cifar10_train.py', *tutorial, '--restart')

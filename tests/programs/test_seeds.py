@@ -99,6 +99,14 @@ def test_results_of_other_flags_are_not_mixed(seeds, tmp_path):
   assert (tmp_path / 'log').read_text() == ''
 
 
+def test_a_damaged_description_of_a_run(seeds, tmp_path):
+  seeds(1, 10)
+  run_json = tmp_path / 'runs' / 'seed-1' / 'train' / 'run.json'
+  run_json.write_text('damaged')
+  with pytest.raises(SystemExit, match=f'{run_json} does not describe'):
+    seeds(1, 10, '--recipe=fast')
+
+
 @pytest.mark.parametrize('flag', ['--seed=5', '--train_dir=here'])
 def test_flags_that_differ_between_seeds_are_refused(seeds, tmp_path, flag):
   with pytest.raises(SystemExit, match='2'):

@@ -29,6 +29,8 @@ def _run_as_main(path, arguments, cwd, environment, stdout, stderr_name):
   """Run a program in this process, like `python path argument ...` in `cwd`."""
   os.dup2(stdout.fileno(), 1)
   stdout.close()
+  # The stream of the process from which this one was forked may be seekable.
+  sys.stdout = open(1, 'w', closefd=False)  # noqa: SIM115
   with open(stderr_name, 'w') as stderr:
     os.dup2(stderr.fileno(), 2)
   os.chdir(cwd)

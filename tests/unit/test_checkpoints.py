@@ -39,3 +39,13 @@ def test_a_missing_checkpoint_is_named_with_those_that_exist(train_dir):
   )
   with pytest.raises(checkpoints.CheckpointError, match=r'It has none\.'):
     checkpoints.named('nowhere/model.ckpt-99.index')
+  (train_dir / 'model.ckpt-1234567.index').touch()
+  with pytest.raises(checkpoints.CheckpointError, match=r' 100, 1234567\.'):
+    checkpoints.named(f'{train_dir}/model.ckpt-99')
+
+
+def test_another_file_is_not_a_checkpoint(train_dir):
+  (train_dir / 'checkpoint').touch()
+  path = f'{train_dir}/checkpoint'
+  with pytest.raises(checkpoints.CheckpointError, match=f'{path} is not a'):
+    checkpoints.directory_of(path)

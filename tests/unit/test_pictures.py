@@ -105,3 +105,21 @@ def test_finds_each_picture_once(tmp_path, monkeypatch):
   twice = ['./a/b/2.JPG', 'a', 'a/*.png', f'{tmp_path}/a/1.png', 'none.png']
   assert pictures.find(twice) == (['./a/b/2.JPG', 'a/1.png', 'none.png'], [])
   assert pictures.find(['c']) == (['c'], [])  # to be named as empty
+
+
+class TestFind:
+  def test_extensions_are_those_of_pictures(self):
+    known = pictures.extensions()
+    assert {'.png', '.jpg', '.jpeg', '.mpo', '.gif', '.webp'} <= known
+    assert not known & {'.pdf', '.palm', '.mpg', '.h5', '.grib', '.txt'}
+
+  def test_patterns_match_folders(self, tmp_path):
+    for name in ('photos/cats/a.png', 'photos/dogs/b.png', 'photos/c.txt'):
+      (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / name).touch()
+    found, skipped = pictures.find([f'{tmp_path}/photos/*s'])
+    assert found == [
+      f'{tmp_path}/photos/cats/a.png',
+      f'{tmp_path}/photos/dogs/b.png',
+    ]
+    assert skipped == []

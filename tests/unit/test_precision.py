@@ -15,7 +15,7 @@ from support.programs import ROOT, TIMEOUT
 
 import cifar10
 import cifar10_train
-from cifar10_suite import convolution, measurement
+from cifar10_suite import convolution, measurement, precision
 from cifar10_suite.recipes import RECIPES
 from cifar10_suite.sessions import session_config
 
@@ -307,3 +307,13 @@ def test_slow_types_are_rounded_from_float32(
     got, expected = session.run([got, [tf.cast(t, dtype) for t in exact]])
   for one, other in zip(got, expected, strict=True):
     np.testing.assert_array_equal(one, other)
+
+
+def test_the_loss_scale_never_vanishes(graph):
+  precision.enter_compute_type(tf.constant(1.0), tf.float16)
+  _, adapt = precision.without_overflow([(tf.constant(np.inf), None)])
+  state, _ = tf.get_collection('loss_scale')
+  with tf.Session() as session:
+    for _ in range(40):
+      session.run(adapt)
+    assert list(session.run(state)) == [1, 0]

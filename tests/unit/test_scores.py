@@ -147,6 +147,16 @@ class TestScores:
     shown = [event.step for event in accumulator.Scalars('Precision @ 1')]
     assert shown == [0, 5, 15]
 
+  def test_a_step_of_an_earlier_run_may_come_again(self, tmp_path):
+    add_score(make_scores(tmp_path), tmp_path, 10)
+    os.remove(tmp_path / 'metrics.jsonl')  # killed before it wrote the record
+    scores = make_scores(tmp_path)
+    for step in (10, 20, 10):
+      add_score(scores, tmp_path, step)
+    accumulator = EventAccumulator(str(tmp_path)).Reload()
+    shown = [event.step for event in accumulator.Scalars('Precision @ 1')]
+    assert shown[-1] == 10
+
   def test_a_run_is_another_if_it_started_at_another_time(self, tmp_path):
     scores = make_scores(tmp_path)
     for start, step in (('a', 10), ('a', 20), ('b', 30), ('b', 40)):
