@@ -1,10 +1,10 @@
 """Read CIFAR-10 into batches of images and labels.
 
-  file -> records -> example queue -> (distorted) batch
+  file -> records -> example queue -> (distorted) batch -> ready batches
 
 Each read returns many records, and a whole batch is distorted at once, with
-independent random numbers for each image. The queues hold raw uint8 records,
-which take a quarter of the memory of float32 images.
+independent random numbers for each image. The example queue holds raw uint8
+records, which take a quarter of the memory of float32 images.
 
 A record has 3,073 bytes: the label, then the red, green and blue planes of the
 image, each with 32x32 pixels in row order.
@@ -227,7 +227,7 @@ def distort(
   dtype: tf.DType = tf.float32,
   saturation: tuple[float, float] | None = None,
 ) -> tf.Tensor:
-  """Apply a random crop, flip, brightness and contrast, then standardize.
+  """Apply a random crop, flip, brightness, contrast; standardize the images.
 
   Args:
     planes: uint8 [n, 3, 32, 32], depth-major as in the files.
