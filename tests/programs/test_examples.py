@@ -1,5 +1,6 @@
 """Test the queue and data lessons."""
 
+import importlib.util
 import os
 
 import numpy as np
@@ -93,3 +94,33 @@ def test_save_images_says_when_there_are_fewer(data_dir, tmp_path):
   assert len(os.listdir(tmp_path)) == 500
   with PIL.Image.open(tmp_path / '499.jpg') as picture:
     assert picture.size == (32, 32)
+
+
+class Task:
+  """A task of a cluster whose end is awaited in vain."""
+
+  def __init__(self, has_patience):
+    self.has_patience = has_patience
+    self.calls = []
+
+  def __getattr__(self, name):
+    return lambda *arguments: self.calls.append(name)
+
+  def wait(self, timeout=None):
+    if timeout and not self.has_patience:
+      raise KeyboardInterrupt  # the second Ctrl-C
+    self.calls.append('wait')
+
+
+def test_a_second_control_c_leaves_no_task_of_a_cluster():
+  spec = importlib.util.spec_from_file_location(
+    'cluster_example', f'{ROOT}/examples/cluster.py'
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  tasks = {'chief 0': Task(False), 'worker 0': Task(True)}
+  with pytest.raises(KeyboardInterrupt):
+    module.stop(tasks)
+  assert tasks['chief 0'].calls == ['terminate', 'kill', 'wait']
+  assert tasks['worker 0'].calls == ['kill', 'wait']
+  module.stop({})  # nothing has started

@@ -5,21 +5,28 @@ import itertools
 import json
 import os
 import shutil
+import signal
 
 import pytest
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import hooks, ownership, training
+from cifar10_suite import hooks, ownership, runs, training
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
 
 
-def train(train_dir, max_steps, profile_steps=None, **changes):
+def train(
+  train_dir, max_steps, profile_steps=None, during_step=None, **changes
+):
+  """Train nothing; call `during_step`, if given, with the number of each."""
   with tf.Graph().as_default():
     step = tf.train.get_or_create_global_step()
+    call = tf.py_func(during_step, [step], []) if during_step else tf.no_op()
+    with tf.control_dependencies([call]):
+      train_op = tf.assign_add(step, 1).op
     training.run_training(
       tf.constant(2.5),
-      tf.assign_add(step, 1).op,
+      train_op,
       training.TrainSettings(
         dataclasses.replace(
           TUTORIAL, **{'batch_size': 8, 'max_steps': max_steps, **changes}
@@ -55,6 +62,45 @@ def test_lines_cover_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
     'step 13, loss = 2.50 (8.0 examples/sec; 1.000 sec/batch)',
     'step 15, loss = 2.50 (16.0 examples/sec; 0.500 sec/batch)',
   ]
+
+
+def interrupt_in(last):
+  def during_step(step):
+    if step == last:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  return during_step
+
+
+def test_a_signal_during_the_last_step_does_not_matter(tmp_path, capsys):
+  train(tmp_path, 3, during_step=interrupt_in(2))
+  assert 'Trained to step 3, ' in capsys.readouterr().out
+  with pytest.raises(SystemExit, match='130'):
+    train(tmp_path, 9, during_step=interrupt_in(4))
+  assert 'step 5 is saved' in capsys.readouterr().out
+
+
+def test_a_full_disk_after_a_signal_is_an_error(tmp_path, monkeypatch):
+  def before_save(self, session, step):
+    if step:
+      raise tf.errors.ResourceExhaustedError(
+        None, None, 'model.ckpt-2; No space left on device'
+      )
+
+  monkeypatch.setattr(hooks.RefuseToSaveNan, 'before_save', before_save)
+  with pytest.raises(UserError, match='Cannot write to .*: No space left'):
+    train(tmp_path, 9, during_step=interrupt_in(1))
+
+
+def test_a_run_that_resumes_from_step_0_keeps_its_history(tmp_path, capsys):
+  train(tmp_path, 1)
+  for path in tmp_path.glob('model.ckpt-1.*'):
+    path.unlink()
+  train(tmp_path, 2)
+  assert 'Resuming from step 0' in capsys.readouterr().out
+  assert len(runs.read(str(tmp_path))['starts']) == 2
+  train(tmp_path, 2)
+  assert 'Resuming' not in capsys.readouterr().out
 
 
 def test_a_resumed_run_says_what_changed(tmp_path, capsys):
