@@ -258,10 +258,10 @@ def copied(path: str, directory: str) -> Iterator[str]:
 def find_start(train_dir: str, keep: int, max_steps: int) -> int | None:
   """Prepare a directory for resuming; return the step to start from.
 
-  This is the step of the newest readable checkpoint. The state file is
-  rewritten to name that checkpoint as the latest, and none outside of the
-  directory: the session restores the latest checkpoint, and its saver deletes
-  only checkpoints that the state file names.
+  This is the step of the newest readable checkpoint; None without checkpoints.
+  The state file is rewritten to name that checkpoint as the latest, and none
+  outside of the directory: the session restores the latest checkpoint, and its
+  saver deletes only checkpoints that the state file names.
 
   Args:
     train_dir: directory of the checkpoints.
