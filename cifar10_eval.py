@@ -127,6 +127,8 @@ def main() -> None:
   processor.use_threads(
     FLAGS.num_threads or max(2, processor.usable_cores() // 2)
   )
+  if FLAGS.device == 'cpu':
+    tf.config.set_visible_devices([], 'GPU')
   cli.prepare_dir('--eval_dir', FLAGS.eval_dir)
   if page := report_path():
     cli.prepare_dir('--report', os.path.dirname(page) or '.')

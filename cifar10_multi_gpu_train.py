@@ -70,8 +70,10 @@ def tower_devices(
   Raises:
     UserError: if the machine has GPUs, but fewer than `num_gpus`.
   """
-  config = sessions.session_config(log_device_placement)
   there = len(tf.config.list_physical_devices('GPU'))
+  if not num_gpus:
+    tf.config.set_visible_devices([], 'GPU')  # nor consider them elsewhere
+  config = sessions.session_config(log_device_placement)
   if num_gpus and there:
     if num_gpus > there:
       raise UserError(

@@ -86,7 +86,7 @@ def is_fast(dtype: tf.DType) -> bool:
   Args:
     dtype: float32, float16 or bfloat16.
   """
-  if dtype == tf.float32 or tf.config.list_physical_devices('GPU'):
+  if dtype == tf.float32 or tf.config.get_visible_devices('GPU'):
     return True
   if dtype != tf.bfloat16:
     return False
@@ -106,7 +106,7 @@ def is_fast(dtype: tf.DType) -> bool:
 
 def prefers_bfloat16() -> bool:
   """Return whether training runs on a CPU that is fast in bfloat16."""
-  on_gpu = tf.config.list_physical_devices('GPU')
+  on_gpu = tf.config.get_visible_devices('GPU')
   return not on_gpu and is_fast(tf.bfloat16)
 
 
@@ -119,7 +119,7 @@ def frequencies_are_faster(dtype: tf.DType) -> bool:
   Args:
     dtype: float32 or bfloat16; on a GPU, any.
   """
-  if tf.config.list_physical_devices('GPU'):
+  if tf.config.get_visible_devices('GPU'):
     return False
   if dtype == tf.float32:
     return True

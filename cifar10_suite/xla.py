@@ -38,7 +38,7 @@ def can_compile(*tensors: tf.Tensor) -> bool:
   second, which small tensors do not repay. On GPUs, TensorFlow's own kernels
   serve well, and XLA may lack a part of its toolchain.
   """
-  on_cpu = not tf.config.list_physical_devices('GPU') or all(
+  on_cpu = not tf.config.get_visible_devices('GPU') or all(
     'CPU' in tensor.device.upper() for tensor in tensors
   )
   sizes = [tensor.shape.num_elements() for tensor in tensors]
