@@ -32,7 +32,8 @@ tf.app.flags.DEFINE_integer(
 tf.app.flags.DEFINE_boolean(
   'scale_learning_rate',
   False,
-  'Multiply the learning rate by the number of towers; over five epochs.',
+  'Multiply the learning rate by the number of towers of all workers, reached '
+  'linearly over five epochs.',
 )
 tf.app.flags.adopt_module_key_flags(cifar10_train)
 FLAGS = tf.app.flags.FLAGS
@@ -42,8 +43,9 @@ average_gradients = updates.average_gradients  # as in the tutorial
 
 
 def main() -> None:
-  settings = cifar10_train.settings_from_flags(RECIPES[FLAGS.recipe])
+  # First, because the compute type of the settings depends on the devices.
   devices, config = tower_devices(FLAGS.num_gpus, FLAGS.log_device_placement)
+  settings = cifar10_train.settings_from_flags(RECIPES[FLAGS.recipe])
   cifar10_train.run(
     functools.partial(
       build_graph,

@@ -39,7 +39,8 @@ def main() -> None:
   start = run['starts'][-1] if run else {}
   if (
     not source
-    or (start['recipe']['name'], start['seed']) != ('long', 1)
+    or not run
+    or (start['recipe']['name'], start.get('seed')) != ('long', 1)
     or checkpoints.step_in_name(source) != runs.last_step(run)
   ):
     parser.error(f'{train_dir} has no finished run of long with seed 1')

@@ -24,7 +24,7 @@ from cifar10_suite.tf_config import Addresses, Task
 from cifar10_suite.updates import Gradients
 
 _LARGE = 1 << 18  # elements from which a gradient is sent by itself
-_STOP_SECS = 10  # until a worker stops before the chief does
+_STOP_SECS = 10  # after a signal, for the chief to stop first
 _CONNECTION_ERRORS = (
   tf.errors.AbortedError,
   tf.errors.CancelledError,

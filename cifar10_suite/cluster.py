@@ -123,9 +123,17 @@ class Cluster(tf.train.SessionRunHook):
     self._thread = threading.Thread(target=self._monitor, daemon=True)
     self._thread.start()
     atexit.register(self._end)
-    wait_until(self._has_met)
+    wait_until(lambda: self.has_ended or self._has_met())
+    if self.has_ended and self.task in self.workers:  # it has come too late
+      print('Training has ended.')
+      sys.exit(0)
     # The monitor names missing tasks.
     tf.logging.set_verbosity(tf.logging.FATAL)
+
+  @property
+  def has_ended(self) -> bool:
+    """Whether the task knows that the chief has finished."""
+    return self._content['ended']
 
   def _address(self, task: Task) -> str:
     return self._addresses[task.kind][task.index]
@@ -134,7 +142,7 @@ class Cluster(tf.train.SessionRunHook):
     """Change entries of this task's status.
 
     All have 'process', which identifies the process, so that others notice a
-    restart, and 'ended', whether the task knows that the chief has finished.
+    restart, and 'ended', which is `has_ended`.
     """
     self._content.update(changes)
     self._own.write(self._content)
@@ -154,7 +162,7 @@ class Cluster(tf.train.SessionRunHook):
     try:
       while not self._left.wait(_POLL_SECS):
         self.statuses = {it: source.read() for it, source in sources.items()}
-        if self._content['ended']:
+        if self.has_ended:
           continue  # only `leave` and `serve` still need the statuses
         if (self.statuses.get(self.workers[0]) or {}).get('ended'):
           self.publish(ended=True)
@@ -221,7 +229,7 @@ class Cluster(tf.train.SessionRunHook):
         _FAREWELL_SECS,
       )
     else:
-      wait_until(lambda: self._content['ended'])
+      wait_until(lambda: self.has_ended)
       time.sleep(2)  # until the chief has read it
 
 
@@ -262,7 +270,8 @@ class Status:
     options = tf.RunOptions(timeout_in_ms=1000 * self._timeout_secs)
     try:
       # TensorFlow would wait for a missing server.
-      socket.create_connection((host, int(port)), self._timeout_secs).close()
+      address = (host.strip('[]'), int(port))  # brackets are for IPv6
+      socket.create_connection(address, self._timeout_secs).close()
       return json.loads(self._session.run(self._variable, options=options))
     except OSError:
       return None

@@ -4,10 +4,15 @@ Parameter servers ("ps") hold the variables. Each worker reads them, computes
 gradients and applies them, without waiting for the others.
 """
 
+import sys
+
 import tensorflow.compat.v1 as tf
 
+from cifar10_suite import stop_signals
 from cifar10_suite.cluster import Cluster, wait_until
 from cifar10_suite.tf_config import Addresses, Task
+
+_STOP_SECS = 20  # after a signal, for the chief to save the last step
 
 
 class ParameterServers(Cluster):
@@ -40,9 +45,16 @@ def serve(server: Cluster, timeout_secs: int) -> None:
 
   The server then stays until the workers have exited, for at most
   `timeout_secs`. It exits with status 1 if the chief does not answer for that
-  long.
+  long. After a signal, it stays until the chief has saved its last step and
+  exited, for at most 20 seconds.
   """
-  server.join(tf.ConfigProto(), {}, timeout_secs)
+  with stop_signals.handled(server.signals.append):
+    server.join(tf.ConfigProto(), {}, timeout_secs)
+    wait_until(lambda: server.has_ended or server.stops())
+    if not server.has_ended:
+      chief = server.workers[0]
+      wait_until(lambda: not server.statuses.get(chief), _STOP_SECS)
+      sys.exit(128 + server.signals[0])
   server.leave()
   wait_until(
     lambda: not any(server.statuses[worker] for worker in server.workers),

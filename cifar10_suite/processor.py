@@ -82,8 +82,8 @@ def usable_cores(
 def use_threads(count: int) -> None:
   """Set how many threads TensorFlow's operations use; call it before the first.
 
-  TensorFlow itself would use as many as it may use cores, and does not know of
-  limits to the share of processor time.
+  By default, TensorFlow uses one per available core, and ignores limits on its
+  share of processor time.
   """
   os.environ['TF_NUM_INTRAOP_THREADS'] = str(count)
 

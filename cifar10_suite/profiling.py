@@ -46,6 +46,8 @@ class StepProfiler:
     Args:
       number: number of the step, from 0.
     """
+    if self._is_running and number > self._last:  # steps of other workers
+      self.stop()
     is_wanted = self._first <= number <= self._last and not self._is_finished
     if not is_wanted:
       yield

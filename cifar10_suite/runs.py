@@ -110,10 +110,13 @@ def _write(
 
 
 def hyperparameters(run: dict | None) -> dict[str, object]:
-  """Return what distinguishes a run, from `read`, from others, by name.
+  """Return the hyperparameters of a run's last start, by name.
 
-  It is that of the last start: the recipe and, if known, seed, compute type and
-  the number of workers and towers.
+  These are the recipe and, if known, seed, compute type, the number of workers
+  and towers, and more.
+
+  Args:
+    run: content of its run.json, from `read`.
   """
   if not run:
     return {}

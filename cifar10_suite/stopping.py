@@ -8,6 +8,7 @@ import time
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import checkpoints, files
+from cifar10_suite.errors import UserError
 
 _LOOK_SECS = 1  # between two looks at the scores
 _USED = ('digest', 'step', 'precision', 'eval_data')  # of a `scores.Record`
@@ -63,12 +64,19 @@ class StopByScore(tf.train.CheckpointSaverListener):
     now = time.monotonic()
     if now >= self._next_look and not self.reason:
       self._next_look = now + _LOOK_SECS
-      with contextlib.suppress(FileNotFoundError):
+      try:
         status = os.stat(self._path)
         seen = status.st_size, status.st_mtime_ns
         if seen != self._seen:
           self._seen = seen
           self.reason = self._find_reason()
+      except FileNotFoundError:
+        pass  # nothing is scored yet
+      except OSError as error:
+        raise UserError(
+          f'Cannot read {self._path}: {error.strerror}. Choose the --eval_dir '
+          'of the evaluator.'
+        ) from error
     return bool(self.reason)
 
   def _find_reason(self) -> str:

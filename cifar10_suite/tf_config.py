@@ -52,7 +52,9 @@ def from_environment() -> tuple[Task, Addresses]:
   try:
     config = json.loads(text.replace('"master"', '"chief"'))  # an older name
     addresses = {
-      kind: list(some) for kind, some in config.get('cluster', {}).items()
+      kind: list(some)
+      for kind, some in config.get('cluster', {}).items()
+      if some
     }
     task = dict(config.get('task', {}))
   except (ValueError, TypeError, AttributeError) as error:
@@ -76,8 +78,8 @@ def _problem(task: dict[str, object], addresses: Addresses) -> str | None:
   if not index.isdecimal():
     return f'index {task["index"]!r} is not a non-negative integer'
   for address in sum(addresses.values(), []):
-    match = re.fullmatch(r'.+:(\d{1,5})', str(address))
-    if not match or not 0 < int(match[1]) < 65536:
+    match = re.fullmatch(r'(.+):(\d{1,5})', str(address))
+    if not match or not 0 < int(match[2]) < 65536 or not _is_host(match[1]):
       return f'{address!r} is not an address such as "host:2222"'
   if unknown := set(addresses) - {'chief', 'worker', 'ps'}:
     return f'it has tasks of an unknown type, {min(unknown)!r}'
@@ -88,3 +90,12 @@ def _problem(task: dict[str, object], addresses: Addresses) -> str | None:
   if int(index) >= len(addresses.get(kind, [])):
     return f'"task" is {kind} {index}, which "cluster" does not list'
   return None
+
+
+def _is_host(name: str) -> bool:
+  """Return whether a name may be that of a host: 'a..b' may not."""
+  try:
+    name.encode('idna')
+  except UnicodeError:
+    return False
+  return True

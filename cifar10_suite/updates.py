@@ -32,8 +32,7 @@ def update(
   loss, and averaged on the CPU, where the variables are.
 
   Args:
-    optimizer: updates the variables, and whatever belongs to an update besides,
-      such as their moving averages.
+    optimizer: updates the variables and their moving averages.
     total_losses: one float32 [] per tower, from `cifar10.loss`.
     global_step: integer [], incremented by each step.
     average_over_workers: returns the mean gradients of all workers of a

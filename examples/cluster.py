@@ -19,6 +19,7 @@ import time
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _POLL_SECS = 0.2
+_KILLED = (signal.SIGKILL, signal.SIGTERM)  # after these, tasks start again
 _PATIENCE_SECS = 60  # grace period for tasks after the chief has finished
 
 
@@ -94,34 +95,31 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
       share_cores(process, workers.index(name), len(workers))
     return process
 
-  with open(log_path(arguments.log_dir, 'chief 0'), 'a') as log:
-    end_of_earlier = log.tell()
   tasks: dict[str, subprocess.Popen] = {}
-  try:
-    for name in names:
-      tasks[name] = start(name)
-    print(f'Logs are in {arguments.log_dir}: {", ".join(names)}.')
-    with open(log_path(arguments.log_dir, 'chief 0')) as lines:
-      lines.seek(end_of_earlier)
+  with open(log_path(arguments.log_dir, 'chief 0'), 'a+') as lines:
+    try:
+      for name in names:
+        tasks[name] = start(name)
+      print(f'Logs are in {arguments.log_dir}: {", ".join(names)}.')
       while tasks['chief 0'].poll() != 0:
         sys.stdout.write(lines.read())
         sys.stdout.flush()
         for name, process in tasks.items():
           status = process.poll()
-          if status is not None and status < 0:
+          if status and -status in _KILLED:
             print(f'{name}: {signal.Signals(-status).name}; restarted.')
             tasks[name] = start(name, '--norestart')
           elif status:
             print(f'{name} ended with status {status}:')
             with open(log_path(arguments.log_dir, name)) as log:
               print(*log.read().rstrip().split('\n')[-3:], sep='\n')
-            return status
+            return abs(status)
         time.sleep(_POLL_SECS)
+      wait_for_all(tasks)
+      return 0
+    finally:
+      stop(tasks)
       sys.stdout.write(lines.read())
-    wait_for_all(tasks)
-    return 0
-  finally:
-    stop(tasks)
 
 
 def share_cores(process: subprocess.Popen, number: int, count: int) -> None:

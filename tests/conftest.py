@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 
 from cifar10_suite import loading
 
@@ -88,9 +87,8 @@ def graph():
 
 
 @pytest.fixture
-def quiet_threads(monkeypatch):
-  """Undo the global effects of joining a cluster after the test."""
-  monkeypatch.setattr(threading, 'excepthook', threading.excepthook)
+def log_level():
+  """Undo the global effect of joining a cluster after the test."""
   level = tf.logging.get_verbosity()
   yield
   tf.logging.set_verbosity(level)

@@ -166,7 +166,7 @@ def test_names_removed_flags(flag):
 
 
 @pytest.mark.faults
-def test_a_server_outlasts_the_workers(quiet_threads):
+def test_a_server_outlasts_the_workers(log_level):
   """If it exited with the chief, a slower worker would lose its variables."""
   addresses = addresses_of(ps=1, workers=1)
   with Program(
@@ -291,6 +291,33 @@ def test_stopping_all_saves_the_last_step(flags):
     assert status == 143
     assert 'is not saved here' in lines[-1]
     assert chief.errors() == worker.errors() == ''
+
+
+@pytest.mark.faults
+def test_stopping_all_saves_the_last_step_with_a_server(flags):
+  with Tasks([*flags, '--save_checkpoint_secs=600'], ps=1) as tasks:
+    chief = tasks.programs['chief 0']
+    for _ in range(3):
+      line = chief.wait_for(', loss = ')
+    step = line.partition(': step ')[2].partition(',')[0]
+    for program in tasks.programs.values():  # the server first
+      program.send_signal(signal.SIGTERM)
+    for name, program in tasks.programs.items():
+      status, lines = program.finish()
+      assert status == 143 and program.errors() == ''
+      if name == 'chief 0':
+        saved = re.search(r'SIGTERM: step (\d+) is saved', lines[-1])[1]
+  assert int(saved) > int(step)
+
+
+@pytest.mark.faults
+def test_a_worker_that_comes_too_late_ends(flags):
+  with Tasks([*flags, '--max_steps=20']) as tasks:
+    tasks.programs['chief 0'].wait_for('Trained to step 20')
+    tasks.kill('worker 0')
+    tasks.start('worker 0')
+    for program in tasks.programs.values():
+      assert program.finish()[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ class TestTask:
     assert cluster.number == 2
     assert not cluster.servers and not cluster.is_alone
 
+  def test_an_empty_list_is_no_list(self, monkeypatch):
+    addresses = {'chief': ['a:1'], 'worker': ['[::1]:2'], 'ps': []}
+    for key, value in environment(addresses, 'worker', 0).items():
+      monkeypatch.setenv(key, value)
+    assert 'ps' not in tf_config.from_environment()[1]
+
   @pytest.mark.parametrize(
     'config', ['', '{}', '{"cluster": {"chief": ["a:1"]}}']
   )
@@ -73,6 +79,7 @@ class TestTask:
       ({'chief': ['a:1', 'b:1'], 'ps': ['c:1']}, 'more than one chief'),
       ({'chief': ['a'], 'ps': ['c:1']}, "'a' is not an address"),
       ({'chief': ['a:99999'], 'ps': ['c:1']}, "'a:99999' is not an address"),
+      ({'chief': ['a..b:1'], 'ps': ['c:1']}, "'a..b:1' is not an address"),
       (
         {'chief': ['a:1'], 'ps': ['c:1'], 'dog': ['d:1']},
         "unknown type, 'dog'",
@@ -215,7 +222,7 @@ def values_in(session, variables):
   ],
 )
 @pytest.mark.slow
-def test_workers_update_as_one(quiet_threads, name, count, steps):
+def test_workers_update_as_one(log_level, name, count, steps):
   """As one process with all of their images, and all with the same bits."""
   recipe = dataclasses.replace(
     RECIPES[name], whitened=False, dropout=0.0, max_steps=60
@@ -279,7 +286,7 @@ def one_number(cluster, value=0.0, gradient=1.0):
 
 
 @pytest.mark.slow
-def test_workers_start_with_the_variables_of_the_chief(quiet_threads):
+def test_workers_start_with_the_variables_of_the_chief(log_level):
   found = {}
 
   def work(cluster, config):
@@ -297,7 +304,7 @@ def test_workers_start_with_the_variables_of_the_chief(quiet_threads):
 
 
 @pytest.mark.slow
-def test_gradients_in_bfloat16(quiet_threads):
+def test_gradients_in_bfloat16(log_level):
   """The mean is rounded as in bfloat16."""
   found = {}
 
@@ -314,7 +321,7 @@ def test_gradients_in_bfloat16(quiet_threads):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('bfloat16', [False, True])
-def test_different_variables_are_not_saved(quiet_threads, tmp_path, bfloat16):
+def test_different_variables_are_not_saved(log_level, tmp_path, bfloat16):
   """A difference in one worker ends the runs of all."""
 
   def work(cluster, config):

@@ -108,6 +108,13 @@ def test_looks_at_most_once_per_second(run):
   assert watch.stops()
 
 
+def test_a_file_instead_of_a_directory_is_named(tmp_path):
+  (tmp_path / 'eval').touch()
+  watch = stopping.StopByScore(str(tmp_path), f'{tmp_path}/eval', 0.5, None)
+  with pytest.raises(UserError, match=f'Cannot read {tmp_path}/eval/'):
+    watch.stops()
+
+
 @pytest.mark.parametrize('flag', [{'stop_at_precision': 0.5}, {'patience': 3}])
 def test_is_refused_in_a_cluster(tmp_path, monkeypatch, flag):
   addresses = {'chief': ['localhost:1'], 'worker': ['localhost:2']}

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 
 import pytest
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import hooks, ownership, runs, training
+from cifar10_suite import hooks, ownership, profiling, runs, training
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
 
@@ -160,6 +161,24 @@ def test_checkpoints_are_spread(
       clock.now += 1
       session.run(train_op)
   assert clock.saved == saved
+
+
+def test_a_profile_ends_if_other_workers_do_its_last_step(
+  tmp_path, monkeypatch
+):
+  calls = []
+  profiler = profiling.tf2.profiler.experimental
+  for name in ('start', 'stop'):
+    monkeypatch.setattr(
+      profiler, name, lambda *_, name=name: calls.append(name)
+    )
+  monkeypatch.setattr(profiler, 'Trace', lambda *_, **__: nullcontext())
+  monkeypatch.setattr(profiling, '_write_trace', lambda directory: directory)
+  profile = profiling.StepProfiler(str(tmp_path), 10, 12)
+  for number in (8, 11, 14, 17):
+    with profile.step(number):
+      pass
+  assert calls == ['start', 'stop']
 
 
 def test_profiles_steps(tmp_path, capsys):
