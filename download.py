@@ -53,7 +53,7 @@ def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
     states = data_files.inspect(batches_dir)
     if not repair:
       data_files.refuse_other_formats(batches_dir, states)
-    if _wanted(states, repair) or _wants_class_names(
+    if _wanted(states, repair) or data_files.wants_class_names(
       batches_dir, states, repair
     ):
       os.makedirs(batches_dir, exist_ok=True)
@@ -80,14 +80,6 @@ def _wanted(states: dict[str, State], repair: bool) -> list[str]:
   if State.OTHER in states.values() and not repair:
     return []
   return [name for name in states if states[name] is not State.RIGHT]
-
-
-def _wants_class_names(
-  batches_dir: str, states: dict[str, State], repair: bool
-) -> bool:
-  """Return whether to write CIFAR-10's class names."""
-  is_cifar10 = repair or State.OTHER not in states.values()
-  return is_cifar10 and data_files.wants_class_names(batches_dir, repair)
 
 
 def _what_is_not_cifar10(data_dir: str, states: dict[str, State]) -> str:
@@ -118,7 +110,7 @@ def _mend(data_dir: str, states: dict[str, State], repair: bool) -> None:
       if states[name] is State.DAMAGED:
         print(f'{name} is damaged; it will be replaced.')
     _fetch(data_dir, wanted)
-  if _wants_class_names(batches_dir, states, repair):
+  if data_files.wants_class_names(batches_dir, states, repair):
     data_files.write_class_names(batches_dir)
 
 

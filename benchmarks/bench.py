@@ -76,11 +76,11 @@ def main() -> None:
     help='run bfloat16 even if TensorFlow is not faster in it',
   )
   args = parser.parse_args()
-  print(f'On {processor.describe()}', flush=True)
-  subprocess.run([_SUITE_PYTHON, 'download.py'], cwd=_ROOT, check=True)
   names = [name for name in CONTESTANTS if args.only in name]
   if not names:
     parser.error(f'--only matches none of: {", ".join(CONTESTANTS)}')
+  print(f'On {processor.describe()}', flush=True)
+  subprocess.run([_SUITE_PYTHON, 'download.py'], cwd=_ROOT, check=True)
   in_bfloat16 = [name for name in names if 'bfloat16' in name]
   if in_bfloat16 and not args.all and not _is_fast_in_bfloat16():
     print('Skipping bfloat16, which is not faster here.', flush=True)

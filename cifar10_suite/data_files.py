@@ -125,12 +125,18 @@ def write(batches_dir: str, name: str, content: IO[bytes]) -> None:
     put_in_place(new, os.path.join(batches_dir, name))
 
 
-def wants_class_names(batches_dir: str, repair: bool) -> bool:
-  """Return whether the class names are missing or, with `repair`, differ."""
-  path = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
+def wants_class_names(
+  batches_dir: str, states: dict[str, State], repair: bool
+) -> bool:
+  """Return whether to write CIFAR-10's class names.
+
+  They are written if they are missing beside CIFAR-10's files or, with
+  `repair`, if they differ.
+  """
   if repair:
     return not has_class_names(batches_dir)
-  return not os.path.lexists(path)
+  path = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
+  return State.OTHER not in states.values() and not os.path.lexists(path)
 
 
 def write_class_names(batches_dir: str) -> None:

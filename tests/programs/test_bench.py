@@ -1,6 +1,5 @@
 """Test the benchmark runner with fake contestants."""
 
-import importlib.util
 import json
 import os
 import platform
@@ -12,7 +11,7 @@ import textwrap
 import time
 
 import pytest
-from support.programs import ROOT, TIMEOUT
+from support.programs import ROOT, TIMEOUT, load
 
 from cifar10_suite import processor
 
@@ -107,9 +106,7 @@ def run(suite, monkeypatch, capsys):
   def run_bench(*flags, names=('',)):
     monkeypatch.setattr(sys, 'argv', ['bench.py', *flags])
     monkeypatch.setattr(sys, 'path', [*sys.path])
-    spec = importlib.util.spec_from_file_location('bench', suite.bench)
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = load(suite.bench)
     bench._TIME_LIMIT = TIME_LIMIT
     bench.CONTESTANTS = {
       name: contestant

@@ -638,6 +638,12 @@ class TestOwnData:
     assert world.fetch()
     world.check_files(batches__meta__txt=b'mine\n')
 
+  def check_refused(self, world, says):
+    before = world.contents()
+    with pytest.raises(download.DownloadError, match=says):
+      world.fetch()
+    assert world.contents() == before
+
   def test_missing_class_names_beside_cifar10_are_written(self, world):
     os.remove(world.path('batches.meta.txt'))
     assert world.fetch()
@@ -655,18 +661,12 @@ class TestOwnData:
       os.remove(world.path(name))
     world.write_batch('batches.meta.txt', b'mine\n')
     world.write_batch('my_data.bin', b'of mine')
-    before = world.contents()
-    with pytest.raises(download.DownloadError, match='is missing, and '):
-      world.fetch()
-    assert world.contents() == before
+    self.check_refused(world, 'is missing, and ')
 
   def test_a_damaged_data_set_of_other_classes_is_not_replaced(self, world):
     world.write_batch('batches.meta.txt', b'mine\n')
     world.write_batch('data_batch_3.bin', b'damaged')
-    before = world.contents()
-    with pytest.raises(download.DownloadError, match='a data set of yours'):
-      world.fetch()
-    assert world.contents() == before
+    self.check_refused(world, 'a data set of yours')
     assert world.fetch(repair=True)
 
   def test_repair_gets_the_original_back(self, world, capsys):

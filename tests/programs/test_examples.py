@@ -1,12 +1,11 @@
 """Test the queue and data lessons."""
 
-import importlib.util
 import os
 
 import numpy as np
 import PIL.Image
 import pytest
-from support.programs import ROOT, run
+from support.programs import ROOT, load, run
 
 from cifar10_suite import dataset
 
@@ -113,11 +112,7 @@ class Task:
 
 
 def test_a_second_control_c_leaves_no_task_of_a_cluster():
-  spec = importlib.util.spec_from_file_location(
-    'cluster_example', f'{ROOT}/examples/cluster.py'
-  )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = load('examples/cluster.py')
   tasks = {'chief 0': Task(False), 'worker 0': Task(True)}
   with pytest.raises(KeyboardInterrupt):
     module.stop(tasks)

@@ -1,9 +1,7 @@
 """Test examples/seeds.py with stand-ins for the trainer and the evaluator."""
 
-import importlib.util
-
 import pytest
-from support.programs import ROOT
+from support.programs import load
 
 # A trainer ends with status 130 as long as `stop-SEED` exists.
 TRAINER = """
@@ -41,11 +39,7 @@ with open(directory / 'metrics.jsonl', 'a') as file:
 @pytest.fixture
 def seeds(tmp_path, monkeypatch, capfd):
   """A function that runs the program; returns its lines and who trained."""
-  spec = importlib.util.spec_from_file_location(
-    'seeds', f'{ROOT}/examples/seeds.py'
-  )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = load('examples/seeds.py')
   monkeypatch.setattr(module.subprograms, '_ROOT', str(tmp_path))
   (tmp_path / 'cifar10_train.py').write_text(TRAINER)
   (tmp_path / 'cifar10_eval.py').write_text(EVALUATOR)

@@ -1,6 +1,7 @@
 """Run the programs as processes, and read and write their files."""
 
 import contextlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -115,6 +116,15 @@ def run(program, *arguments, status=0, timeout=TIMEOUT, **kwargs):
     errors = process.errors()
   assert got == status, '\n'.join([*lines, errors])
   return lines, errors
+
+
+def load(path):
+  """Return a program as a module; a relative `path` is from ROOT."""
+  name = os.path.splitext(os.path.basename(path))[0]
+  spec = importlib.util.spec_from_file_location(name, os.path.join(ROOT, path))
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def probabilities(lines):
