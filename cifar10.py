@@ -234,6 +234,7 @@ def train(
   *,
   recipe: Recipe = TUTORIAL,
   examples_per_step: int | None = None,
+  dtype: tf.DType = tf.float32,
 ) -> tf.Operation:
   """Build one step of training.
 
@@ -242,6 +243,7 @@ def train(
     global_step: integer [], incremented by each step.
     recipe: the learning rate schedule and the optimizer.
     examples_per_step: number of images per step; `--batch_size` by default.
+    dtype: the compute type.
 
   Returns:
     An operation that updates the variables, then their moving averages.
@@ -252,6 +254,7 @@ def train(
     examples_per_step=examples_per_step
     or compatibility.known_flags().batch_size,
     recipe=recipe,
+    dtype=dtype,
   )
   return train_op
 
@@ -262,6 +265,7 @@ def train_towers(
   *,
   examples_per_step: int,
   recipe: Recipe = TUTORIAL,
+  dtype: tf.DType = tf.float32,
   examples_per_epoch: int = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
   learning_rate_scale: float = 1.0,
   average_over_workers: Callable[
@@ -276,6 +280,7 @@ def train_towers(
     global_step: integer [], incremented by each step.
     examples_per_step: number of images per step, over all towers and workers.
     recipe: the learning rate schedule and the optimizer.
+    dtype: the compute type.
     examples_per_epoch: number of training images.
     learning_rate_scale: factor of the learning rate, reached linearly over five
       epochs.
@@ -295,7 +300,9 @@ def train_towers(
       recipe=recipe,
     )
   optimizer = optimizers.AveragingOptimizer(
-    optimizers.of_recipe(rate, recipe, _step_scales(recipe.activation_scale)),
+    optimizers.of_recipe(
+      rate, recipe, _step_scales(recipe.activation_scale), dtype
+    ),
     MOVING_AVERAGE_DECAY,
   )
   return updates.update(

@@ -146,6 +146,7 @@ def train_towers(
     examples_per_step=num_towers * settings.recipe.batch_size,
     examples_per_epoch=settings.data_set.num_training_images,
     recipe=settings.recipe,
+    dtype=settings.dtype,
     learning_rate_scale=num_towers if scale_learning_rate else 1.0,
     average_over_workers=workers.average,
   )

@@ -273,6 +273,7 @@ def build_graph(
     examples_per_step=workers.gradients_per_step * settings.recipe.batch_size,
     examples_per_epoch=settings.data_set.num_training_images,
     recipe=settings.recipe,
+    dtype=settings.dtype,
     average_over_workers=workers.average,
   )
 

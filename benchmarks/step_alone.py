@@ -41,6 +41,7 @@ def main(dtype, recipe_name):
     tf.train.get_or_create_global_step(),
     recipe=recipe,
     examples_per_step=count,
+    dtype=tf.as_dtype(dtype),
   )
   with tf.train.MonitoredSession(
     tf.train.ChiefSessionCreator(config=sessions.session_config())

@@ -40,9 +40,10 @@ def max_pool(x: tf.Tensor, name: str) -> tf.Tensor:
   )
 
 
-def matmul(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-  """Multiply [batch, n] by [n, units], in the dtype of both."""
-  return _in_a_fast_type(tf.matmul, x, weights)
+def matmul(x: tf.Tensor, y: tf.Tensor, transpose_x: bool = False) -> tf.Tensor:
+  """Multiply [m, n] (with `transpose_x`, [n, m]) by [n, k], in their dtype."""
+  multiply = functools.partial(tf.matmul, transpose_a=transpose_x)
+  return _in_a_fast_type(multiply, x, y)
 
 
 def _in_a_fast_type(

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import xla
+from cifar10_suite import convolution, xla
 from cifar10_suite.recipes import Recipe
 from cifar10_suite.updates import Gradients
 
 
 def of_recipe(
-  rate: tf.Tensor, recipe: Recipe, step_scales: Mapping[str, float]
+  rate: tf.Tensor,
+  recipe: Recipe,
+  step_scales: Mapping[str, float],
+  dtype: tf.DType,
 ) -> tf.train.Optimizer:
   """Return the optimizer of a recipe.
 
@@ -21,13 +24,16 @@ def of_recipe(
     rate: float32 [], the learning rate.
     recipe: the optimizer, its momentum and its decoupled weight decay.
     step_scales: factors of Muon's steps, by variable name.
+    dtype: the compute type; Muon multiplies matrices in it, but not in float16.
   """
   if recipe.optimizer == 'descent':
     return tf.train.GradientDescentOptimizer(rate)
   if recipe.optimizer == 'nesterov':
     return tf.train.MomentumOptimizer(rate, recipe.momentum, use_nesterov=True)
+  if dtype == tf.float16:  # squares of small gradients would be zero
+    dtype = tf.float32
   return MuonOptimizer(
-    rate, recipe.momentum, recipe.decoupled_weight_decay, step_scales
+    rate, recipe.momentum, recipe.decoupled_weight_decay, step_scales, dtype
   )
 
 
@@ -98,6 +104,7 @@ class MuonOptimizer(tf.train.Optimizer):
     weight_decay: at least 0; biases do not decay.
     step_scales: factors of the steps u or U V' by variable name, by default 1;
       weight decay does not change.
+    dtype: type of the matrix products, float32 or bfloat16.
   """
 
   NAME = 'Muon'  # momentum variables are named '<variable>/Muon'
@@ -108,12 +115,14 @@ class MuonOptimizer(tf.train.Optimizer):
     momentum: float,
     weight_decay: float = 0.0,
     step_scales: Mapping[str, float] | None = None,
+    dtype: tf.DType = tf.float32,
   ):
     super().__init__(use_locking=False, name=self.NAME)
     self._learning_rate = learning_rate
     self._momentum = momentum
     self._weight_decay = weight_decay
     self._step_scales = step_scales or {}
+    self._dtype = dtype
 
   def _create_slots(self, var_list: list[tf.Variable]) -> None:
     for variable in var_list:
@@ -128,7 +137,8 @@ class MuonOptimizer(tf.train.Optimizer):
     if update.shape.rank > 1:
       outputs = update.shape.as_list()[-1]
       matrix = tf.reshape(update, [-1, outputs])
-      update = tf.reshape(orthogonalized(matrix), update.shape)
+      matrix = orthogonalized(matrix, self._dtype)
+      update = tf.reshape(matrix, update.shape)
       decay = self._weight_decay
     rate = tf.convert_to_tensor(self._learning_rate)
     scale = self._step_scales.get(var.op.name, 1.0)
@@ -168,7 +178,9 @@ _POLYNOMIALS = (
 )
 
 
-def orthogonalized(matrix: tf.Tensor) -> tf.Tensor:
+def orthogonalized(
+  matrix: tf.Tensor, dtype: tf.DType = tf.float32
+) -> tf.Tensor:
   """Set the singular values of a matrix to approximately 1.
 
   Uses Newton-Schulz iteration: an odd polynomial M (a + b M'M + c (M'M)^2) of a
@@ -177,22 +189,31 @@ def orthogonalized(matrix: tf.Tensor) -> tf.Tensor:
 
   Args:
     matrix: float32 [m, n] of known shape.
+    dtype: type of the matrix products, float32 or bfloat16.
 
   Returns:
     float32 [m, n]. Singular values that exceed 0.01 after division by the
     Frobenius norm become values between 0.73 and 1.27; smaller ones are
-    multiplied by up to 78. Zero matrices stay zero.
+    multiplied by up to 78. Zero matrices stay zero. In bfloat16, the result
+    differs by 2 to 5% of its norm in large layers, and by up to 12% in conv1.
   """
   if matrix.shape[0] < matrix.shape[1]:
-    return tf.transpose(orthogonalized(tf.transpose(matrix)))
+    return tf.transpose(orthogonalized(tf.transpose(matrix), dtype))
+
+  def product_of(
+    x: tf.Tensor, y: tf.Tensor, transpose_x: bool = False
+  ) -> tf.Tensor:
+    x, y = tf.cast(x, dtype), tf.cast(y, dtype)
+    return tf.cast(convolution.matmul(x, y, transpose_x), tf.float32)
+
   identity = tf.eye(matrix.shape.as_list()[1])
-  square = tf.matmul(matrix, matrix, transpose_a=True)
+  square = product_of(matrix, matrix, transpose_x=True)
   # The trace is the square of the Frobenius norm.
   scale = tf.math.rsqrt(tf.linalg.trace(square) + 1e-14)
   square *= scale**2
   product = None
   for a, b, c in _POLYNOMIALS:
-    factor = a * identity + b * square + c * tf.matmul(square, square)
-    product = factor if product is None else tf.matmul(product, factor)
-    square = tf.matmul(factor, tf.matmul(square, factor))
-  return tf.matmul(matrix, scale * product)
+    factor = a * identity + b * square + c * product_of(square, square)
+    product = factor if product is None else product_of(product, factor)
+    square = product_of(factor, product_of(square, factor))
+  return product_of(matrix, scale * product)

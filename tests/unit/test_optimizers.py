@@ -43,8 +43,20 @@ class TestOrthogonalized:
     values = np.linalg.svd(got, compute_uv=False)
     assert values.min() > 0.72 and values.max() < 1.28
 
-  def test_zeros_stay_zeros(self, graph):
-    result = optimizers.orthogonalized(tf.zeros([5, 3]))
+  def test_rounds_products_to_bfloat16(self, graph):
+    matrix = np.random.RandomState(1).normal(size=(300, 64))
+    constant = tf.constant(matrix, tf.float32)
+    result = optimizers.orthogonalized(constant, tf.bfloat16)
+    with tf.Session() as session:
+      got = session.run(result)
+    assert got.dtype == np.float32
+    exact = iterated(matrix)
+    error = np.linalg.norm(got - exact) / np.linalg.norm(exact)
+    assert 1e-3 < error < 0.05
+
+  @pytest.mark.parametrize('dtype', [tf.float32, tf.bfloat16])
+  def test_zeros_stay_zeros(self, graph, dtype):
+    result = optimizers.orthogonalized(tf.zeros([5, 3]), dtype)
     with tf.Session() as session:
       np.testing.assert_array_equal(session.run(result), 0)
 

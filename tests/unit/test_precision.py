@@ -102,11 +102,15 @@ def forget_measurements():
       function.cache_clear()
 
 
+@pytest.mark.parametrize('recipe', ['tutorial', 'fast'])
 @pytest.mark.parametrize('dtype', [tf.float32, tf.bfloat16, tf.float16])
-def test_no_slow_operation_is_used(graph, kernels, dtype):
+def test_no_slow_operation_is_used(graph, kernels, dtype, recipe):
+  recipe = RECIPES[recipe]
   images = tf.cast(tf.zeros([4, 24, 24, 3]), dtype)
-  loss = cifar10.loss(cifar10.inference(images), tf.zeros([4], tf.int32))
-  cifar10.train(loss, tf.train.get_or_create_global_step())
+  logits = cifar10.inference(images, recipe=recipe)
+  loss = cifar10.loss(logits, tf.zeros([4], tf.int32))
+  step = tf.train.get_or_create_global_step()
+  cifar10.train(loss, step, recipe=recipe, dtype=dtype)
   heavy = [op for op in graph.get_operations() if op.type in HEAVY]
   assert len(heavy) > 15
   slow = [op for op in heavy if time_of(op, kernels) > 1]
@@ -114,6 +118,8 @@ def test_no_slow_operation_is_used(graph, kernels, dtype):
   if dtype.name in kernels and kernels[dtype.name][1] < 1:
     fast = {op.get_attr('T') for op in heavy if op.type == 'MaxPool'}
     assert fast == ({dtype} if dtype == tf.bfloat16 else {tf.float32})
+    of_muon = {op.get_attr('T') for op in heavy if op.name.startswith('Muon/')}
+    assert of_muon == (fast if recipe.optimizer == 'muon' else set())
 
 
 @pytest.mark.parametrize(
