@@ -14,7 +14,6 @@ The data set is written completely or not at all.
 """
 
 import argparse
-import io
 import os
 import shlex
 import sys
@@ -26,12 +25,22 @@ loading.require('absl')
 import numpy as np
 from tqdm import tqdm
 
-from cifar10_suite import cifar100, class_folders, conversion, processor
+from cifar10_suite import (
+  cifar100,
+  class_folders,
+  conversion,
+  files,
+  processor,
+)
 from cifar10_suite.cli import short_path
 from cifar10_suite.conversion import Examples
-from cifar10_suite.dataset import BATCHES_DIR, CLASS_NAMES_FILE, TEST_FILE
+from cifar10_suite.dataset import (
+  BATCHES_DIR,
+  CLASS_NAMES_FILE,
+  TEST_FILE,
+  listed,
+)
 from cifar10_suite.errors import UserError
-from cifar10_suite.files import refuse_remote
 
 _TEST_FRACTION = 0.2  # the default
 _UNEQUAL = 5  # ratio of class sizes from which on a warning is printed
@@ -154,6 +163,7 @@ def _describe(examples: Examples, data_dir: str, counts: dict[str, int]) -> str:
     [
       f'Wrote {len(examples.class_names)} classes to '
       f'{os.path.join(data_dir, BATCHES_DIR)}:',
+      f'  {listed(examples.class_names)}',
       f'  {_count(sum(training), "picture")} for training in {where}',
       f'  {_count(test, "picture")} for testing in {TEST_FILE}',
       f'  the names of the classes in {CLASS_NAMES_FILE}',
@@ -210,10 +220,10 @@ def main() -> None:
     help='leave out pictures that cannot be read, instead of writing nothing',
   )
   args = parser.parse_args()
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors='backslashreplace')  # for odd file names
+  loading.prepare_output()
   try:
-    refuse_remote(sys.argv[1:])
+    files.refuse_remote(sys.argv[1:])
+    files.refuse_other_encodings('--data_dir', args.data_dir)
     convert(
       args.pictures,
       args.data_dir,
@@ -225,6 +235,8 @@ def main() -> None:
     sys.exit(f'{error}')
   except KeyboardInterrupt:
     sys.exit('Interrupted; nothing was written.')
+  except BrokenPipeError:
+    loading.end_without_output()
 
 
 if __name__ == '__main__':

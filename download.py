@@ -46,8 +46,10 @@ def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
 
   Raises:
     DownloadError: if no source provides valid data, or they cannot be stored,
-      or if a file is of another data set's format.
+      if a file is of another data set's format, or if the data files are in
+      `data_dir` itself.
   """
+  data_files.refuse_inner_directory(data_dir)
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   try:
     states = data_files.inspect(batches_dir)
@@ -64,10 +66,13 @@ def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
         # Again: another process may have finished.
         states = data_files.inspect(batches_dir)
         _mend(data_dir, states, repair)
+  except BrokenPipeError:  # of the output
+    raise
   except OSError as error:
+    remedy = 'Free some space, or choose' if files.is_full(error) else 'Choose'
     raise DownloadError(
-      f'Cannot store CIFAR-10 in {data_dir}: {error}. Free some space, or '
-      'choose another directory with --data_dir.'
+      f'Cannot keep CIFAR-10 in {data_dir}: {error}. {remedy} another '
+      'directory with --data_dir.'
     ) from error
   if repair or State.OTHER not in states.values():
     return True
@@ -76,7 +81,7 @@ def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
 
 
 def _wanted(states: dict[str, State], repair: bool) -> list[str]:
-  """Return the names of the data files to replace."""
+  """Return the names of the data files to replace or, if extra, to remove."""
   if State.OTHER in states.values() and not repair:
     return []
   return [name for name in states if states[name] is not State.RIGHT]
@@ -105,6 +110,9 @@ def _mend(data_dir: str, states: dict[str, State], repair: bool) -> None:
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   data_files.remove_leftovers(batches_dir)
   wanted = _wanted(states, repair)
+  for name in set(wanted) - set(dataset.FILE_SHA256):
+    data_files.set_aside(os.path.join(batches_dir, name))
+    wanted.remove(name)
   if wanted:
     for name in wanted:
       if states[name] is State.DAMAGED:
@@ -154,13 +162,17 @@ def main() -> None:
     'are kept under .bak names',
   )
   args = parser.parse_args()
+  loading.prepare_output()
   try:
     files.refuse_remote(sys.argv[1:])
+    files.refuse_other_encodings('--data_dir', args.data_dir)
     is_cifar10 = maybe_download_and_extract(args.data_dir, repair=args.repair)
   except UserError as error:
     sys.exit(f'{error}')
   except KeyboardInterrupt:
     sys.exit('Interrupted; the next run resumes from here.')
+  except BrokenPipeError:
+    loading.end_without_output()
   if not is_cifar10:
     sys.exit(
       'Nothing was changed. To get CIFAR-10, choose another directory with '

@@ -38,7 +38,13 @@ def fetch(data_dir: str, wanted: list[str]) -> None:
   """
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   archive = path_in(data_dir)
-  if data_files.sha256(archive) != SHA256:
+  digest = data_files.sha256(archive)
+  if digest != SHA256:
+    if digest:
+      print(
+        f'{archive} is not the whole official archive: it has '
+        f'{os.path.getsize(archive):,} of {BYTES:,} bytes, and another sha256.'
+      )
     _download(archive)
   try:
     with tarfile.open(archive, 'r:gz') as tar:
@@ -90,7 +96,10 @@ def _download(archive: str) -> None:
 def _copy_cut_archive(archive: str, part: str) -> None:
   """Copy an archive that may be truncated to `part`, to resume it."""
   if os.path.isfile(archive) and os.path.getsize(archive) < BYTES:
-    shutil.copyfile(archive, part)
+    with open(archive, 'rb') as file:
+      is_gzip = file.read(2) == b'\x1f\x8b'
+    if is_gzip:
+      shutil.copyfile(archive, part)
 
 
 def _begins_with(path: str, beginning: str) -> bool:
@@ -142,7 +151,8 @@ def _open_url(start: int) -> http_client.HTTPResponse | None:
     if error.code == http_client.REQUESTED_RANGE_NOT_SATISFIABLE:
       return None
     raise DownloadError(f'{URL}: {error}') from error
-  except (OSError, http_client.HTTPException) as error:
+  except (OSError, ValueError, http_client.HTTPException) as error:
+    # A ValueError comes from the address of a proxy.
     reason = getattr(error, 'reason', error)
     raise DownloadError(f'{URL}: {reason}') from error
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,12 @@ from cifar10_suite.dataset import RECORD_BYTES
 from cifar10_suite.errors import UserError
 
 _TRAIN, _TEST = 'train', 'test'
-_OTHER_PARTS = {'val', 'valid', 'validation'}
+# Words in the names of folders with the same classes as that for training.
+_TRAINING = {'train', 'training'}
+_OTHER_PARTS = {
+  *('dev', 'eval', 'evaluation', 'holdout', 'test', 'testing'),
+  *('val', 'valid', 'validation'),
+}
 _CHUNK = 8  # pictures that a process reads before Ctrl-C can stop it
 
 
@@ -72,6 +78,7 @@ def find(root: str) -> Pictures:
       )
     check_class_names(folders, root)
     _refuse_parts_as_classes(root, folders)
+    _refuse_parts_of_classes(root, folders)
     found = Pictures(folders, ignored=others)
     _add_pictures(found, root)
     return found
@@ -82,18 +89,29 @@ def find(root: str) -> Pictures:
 
 
 def _refuse_parts_as_classes(root: str, folders: list[str]) -> None:
-  """Refuse folders such as `Train` and `test_set`, with the same classes."""
-  train_like, test_like = (
-    [name for name in folders if name.lower().startswith(part)]
-    for part in (_TRAIN, _TEST)
+  """Refuse folders such as `Train` and `test_set`, with classes in common."""
+  train_like, other_parts = (
+    [it for it in folders if words & set(re.findall('[a-z]+', it.lower()))]
+    for words in (_TRAINING, _OTHER_PARTS)
   )
-  for train, test in itertools.product(train_like, test_like):
-    classes, _ = _list(os.path.join(root, train))
-    if classes and classes == _list(os.path.join(root, test))[0]:
+  for train, other in itertools.product(train_like, other_parts):
+    folders_of, _ = _list(os.path.join(root, train))
+    if set(folders_of) & set(_list(os.path.join(root, other))[0]):
       raise UserError(
-        f'{train} and {test} in {root} have the same sub-folders. If these are '
-        f'the classes, name the folders {_TRAIN} and {_TEST}.'
+        f'{train} and {other} in {root} have the same sub-folders. If these '
+        f'are the classes, name the folders {_TRAIN} and {_TEST}.'
       )
+
+
+def _refuse_parts_of_classes(root: str, folders: list[str]) -> None:
+  """Refuse classes of which each has folders `train` and `test`."""
+  parts = {_TRAIN, _TEST}
+  if all(parts <= set(_list(os.path.join(root, it))[0]) for it in folders):
+    raise UserError(
+      f'Each class in {root} has the sub-folders {_TRAIN} and {_TEST}. Make '
+      f'these the outer folders: {_TRAIN}/{folders[0]}, {_TEST}/{folders[0]} '
+      'and so on.'
+    )
 
 
 def read(

@@ -1,6 +1,5 @@
 """Program startup: shared flags and error messages."""
 
-import io
 import os
 import sys
 import tempfile
@@ -8,7 +7,7 @@ from collections.abc import Callable
 
 from absl import app, flags
 
-from cifar10_suite import dataset, files, usage
+from cifar10_suite import dataset, files, loading, usage
 from cifar10_suite.errors import UserError
 
 DEFAULT_EVAL_DIR = os.path.join(
@@ -53,9 +52,7 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
   import tensorflow.compat.v1 as tf
 
   _answer_early(sys.argv[1:])
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    # Lines appear at once in pipes, too. Names of files need not be UTF-8.
-    sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
+  loading.prepare_output()
   tf.disable_v2_behavior()
   flags.FLAGS.set_gnu_getopt(True)  # flags may follow other arguments
 
@@ -63,7 +60,7 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
     if len(argv) > 1 and not takes_arguments:
       sys.exit(f'Unexpected argument: {argv[1]} (flags begin with --)')
     try:
-      _refuse_large_numbers()
+      _refuse_values()
       files.refuse_remote(sys.argv[1:])
       main(*([argv[1:]] if takes_arguments else []))
     except UserError as error:
@@ -74,9 +71,8 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
         raise
       first_line = error.message.partition('\n')[0]
       sys.exit(first_line.removeprefix('assertion failed: '))
-    except BrokenPipeError:  # the reader of the pipe, such as 'head', has ended
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-      sys.exit(1)
+    except BrokenPipeError:
+      loading.end_without_output()
     except OSError as error:
       if not files.is_full(error):
         raise
@@ -98,11 +94,18 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
   app.run(checked_main)
 
 
-def _refuse_large_numbers() -> None:
+def _refuse_values() -> None:
+  """Refuse values of flags that TensorFlow could not use.
+
+  Raises:
+    UserError: if there is a large number, or text that is not UTF-8.
+  """
   for name, value in flags.FLAGS.flag_values_dict().items():
     bits = 63 if name == 'seed' else 31
     if isinstance(value, int) and abs(value) >= 1 << bits:
       raise UserError(f'--{name} {value} is too large: at most 2^{bits} - 1.')
+    if isinstance(value, str):
+      files.refuse_other_encodings(f'--{name}', value)
 
 
 def _what_is_full(path: str | None, reason: str) -> str:

@@ -32,11 +32,17 @@ class State(enum.Enum):
 
 
 def inspect(batches_dir: str) -> dict[str, State]:
-  """Return the state of each data file by name."""
-  return {
+  """Return the state of each data file by name.
+
+  Besides CIFAR-10's files, these are training files of higher numbers.
+  """
+  states = {
     name: _state(os.path.join(batches_dir, name), digest)
     for name, digest in dataset.FILE_SHA256.items()
   }
+  for number in dataset.training_file_numbers(batches_dir):
+    states.setdefault(f'data_batch_{number}.bin', State.OTHER)
+  return states
 
 
 def _state(path: str, right_digest: str) -> State:
@@ -49,6 +55,28 @@ def _state(path: str, right_digest: str) -> State:
   if size > 0 and size % dataset.RECORD_BYTES == 0:
     return State.OTHER
   return State.DAMAGED
+
+
+def refuse_inner_directory(data_dir: str) -> None:
+  """Refuse a `--data_dir` that has the data files in it, not in a folder.
+
+  Raises:
+    DownloadError: if it has; another copy would go to a folder beside them.
+  """
+  inner = os.path.join(data_dir, dataset.BATCHES_DIR)
+  there = [
+    name
+    for name in dataset.FILE_SHA256
+    if os.path.lexists(os.path.join(data_dir, name))
+  ]
+  if not there or os.path.lexists(inner):
+    return
+  path = os.path.abspath(data_dir)
+  if os.path.basename(path) == dataset.BATCHES_DIR:
+    remedy = f'--data_dir is the directory above: {os.path.dirname(path)}'
+  else:
+    remedy = f'--data_dir is a directory with these files in {inner}'
+  raise DownloadError(f'{data_dir} has {there[0]} in it, but {remedy}')
 
 
 def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
@@ -180,14 +208,23 @@ def put_in_place(new: str, final: str) -> None:
   if not os.path.lexists(final):
     os.rename(new, final)
     return
-  kept = next(
-    path
-    for number in itertools.count(1)
-    if not os.path.lexists(path := f'{final}.bak{number if number > 1 else ""}')
-  )
+  kept = _backup_of(final)
   try:
     os.link(final, kept, follow_symlinks=False)
   except OSError:  # a directory, or a file system without hard links
     os.rename(final, kept)
   os.replace(new, final)
   print(f'Replaced {final}; the old file is kept as {kept}.')
+
+
+def set_aside(path: str) -> None:
+  """Rename a file to a `.bak` name."""
+  kept = _backup_of(path)
+  os.rename(path, kept)
+  print(f'{path} is not part of CIFAR-10; it is kept as {kept}.')
+
+
+def _backup_of(path: str) -> str:
+  """Return the first unused `.bak` name for a file."""
+  names = (f'{path}.bak{k if k > 1 else ""}' for k in itertools.count(1))
+  return next(name for name in names if not os.path.lexists(name))

@@ -217,17 +217,22 @@ def evaluation_files(eval_data: bool, batches_dir: str) -> list[str]:
   """
   if eval_data:
     return data_files(batches_dir, [TEST_FILE])
+  numbers = training_file_numbers(batches_dir) or [1]
+  # Up to the first one that is missing, which is an error.
+  wanted = range(1, min(max(numbers), len(numbers) + 1) + 1)
+  return data_files(
+    batches_dir, [f'data_batch_{number}.bin' for number in wanted]
+  )
+
+
+def training_file_numbers(batches_dir: str) -> list[int]:
+  """Return the numbers of the training files in a directory, sorted."""
   there = os.listdir(batches_dir) if os.path.isdir(batches_dir) else []
-  numbers = [
+  return sorted(
     int(match[1])
     for name in there
     if (match := re.fullmatch(r'data_batch_([1-9]\d*)\.bin', name))
-  ]
-  names = [
-    f'data_batch_{number}.bin'
-    for number in range(1, max(numbers, default=1) + 1)
-  ]
-  return data_files(batches_dir, names)
+  )
 
 
 def count_images(eval_data: bool, batches_dir: str) -> int:
@@ -289,3 +294,10 @@ def read_images(
   ]
   planes = np.array(records, np.uint8).reshape(-1, RECORD_BYTES)[:, 1:]
   return planes.reshape(-1, DEPTH, HEIGHT, WIDTH).transpose(0, 2, 3, 1)
+
+
+def listed(names: tuple[str, ...] | list[str]) -> str:
+  """List the names in a message; of more than ten, only the first."""
+  if len(names) <= 10:
+    return ', '.join(names)
+  return f'{", ".join(names[:3])}, ... ({len(names)} classes)'

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib.util
+import io
 import os
 import signal
 import sys
@@ -28,6 +29,18 @@ def require(*modules: str) -> None:
       f'"{sys.executable} -m pip install -r requirements.txt", or use '
       '.venv/bin/python, for which "make train" installs them.'
     )
+
+
+def prepare_output() -> None:
+  """Print lines at once in pipes, too, and names that are not UTF-8 escaped."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
+
+
+def end_without_output() -> NoReturn:
+  """Exit after the reader of the output, such as 'head', has ended."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  sys.exit(1)
 
 
 def load_tensorflow() -> None:

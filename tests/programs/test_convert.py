@@ -64,6 +64,7 @@ def test_round_trip(source, data_dir):
   assert (status, errors) == (0, '')
   assert output == (
     f'Wrote 3 classes to {data_dir}/cifar-10-batches-bin:\n'
+    '  ant, bee, cat\n'
     '  202 pictures for training in data_batch_1.bin\n'
     '  23 pictures for testing in test_batch.bin\n'
     '  the names of the classes in batches.meta.txt\n'
@@ -182,6 +183,11 @@ def make_other_names_of_parts(source):
   write_classes(f'{source}/test_set', {'cat': 2, 'dog': 2})
 
 
+def make_parts_in_classes(source):
+  for name in ('cat', 'dog'):
+    write_classes(f'{source}/{name}', {'train': 2, 'test': 2})
+
+
 def make_cut_archive(source):
   write_archive(source, make_cifar100())
   os.truncate(source, os.path.getsize(source) // 2)
@@ -209,6 +215,10 @@ def make_pickles(source):
     (
       make_other_names_of_parts,
       'Train and test_set in {} have the same sub-folders. If these are',
+    ),
+    (
+      make_parts_in_classes,
+      'Each class in {} has the sub-folders train and test. Make these the',
     ),
     (
       make_cut_archive,

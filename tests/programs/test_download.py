@@ -247,6 +247,53 @@ def test_fetches_then_finds_it_in_place(world, capsys):
   assert capsys.readouterr().out == ''
 
 
+@pytest.mark.parametrize('folder', [dataset.BATCHES_DIR, 'mine'])
+def test_refuses_the_folder_of_the_files(world, tmp_path, folder):
+  inner = tmp_path / 'outer' / folder
+  world.data_dir = str(inner)
+  world.write(str(inner / 'data_batch_1.bin'), bytes(3073))
+  status, output, errors = world.run_program()
+  assert (status, output) == (1, '')
+  assert errors.startswith(
+    f'{inner} has data_batch_1.bin in it, but --data_dir'
+  )
+  is_inner = folder == dataset.BATCHES_DIR
+  remedy = f'directory above: {tmp_path}/outer\n' if is_inner else 'in '
+  assert remedy in errors
+  assert os.listdir(inner) == ['data_batch_1.bin']
+
+
+def test_refuses_a_directory_that_is_not_utf8(world, tmp_path):
+  world.data_dir = os.fsdecode(bytes(tmp_path / 'd') + b'\xe9')
+  status, output, errors = world.run_program()
+  assert (status, output) == (1, '')
+  assert 'is not UTF-8' in errors
+  assert world.server.starts == []
+
+
+@pytest.mark.parametrize('proxy', ['http:/proxy:3128', 'http://a..b:3128'])
+def test_a_mistyped_proxy_is_named(world, proxy):
+  world.monkeypatch.setenv('http_proxy', proxy)
+  world.monkeypatch.setenv('no_proxy', '')
+  status, _, errors = world.run_program()
+  assert status == 1
+  assert 'CIFAR-10 could not be fetched. Tried:' in errors
+  assert archive.URL in errors.splitlines()[1]
+
+
+def test_names_an_archive_that_is_not_whole(world, capsys):
+  world.write(world.archive_path, world.archive[:1000])
+  world.server.shutdown()
+  world.server.server_close()
+  with pytest.raises(download.DownloadError):
+    world.fetch()
+  size = len(world.archive)
+  assert (
+    f'{world.archive_path} is not the whole official archive: it has 1,000 of '
+    f'{size:,} bytes' in capsys.readouterr().out
+  )
+
+
 def test_takes_an_archive_put_there_by_hand(world):
   world.write(world.archive_path, world.archive)
   assert world.fetch()
@@ -433,7 +480,7 @@ def test_says_that_the_disk_is_full(world):
   _, errors = process.communicate(timeout=60)
   assert process.returncode == 1
   assert 'Traceback' not in errors
-  assert f'Cannot store CIFAR-10 in {world.data_dir}' in errors
+  assert f'Cannot keep CIFAR-10 in {world.data_dir}' in errors
   assert world.fetch()
   world.check_files()
 
@@ -709,8 +756,25 @@ class TestOwnData:
     world.write_batch('data_batch_6.bin', bytes(3073))
     assert world.fetch(repair=True)
     kept = {f'{name}.bak': content for name, content in own.items()}
-    kept['data_batch_6.bin'] = kept.pop('data_batch_6.bin.bak')
     world.check_files(**kept)
+    assert dataset.evaluation_files(False, world.batches_dir) == [
+      world.path(f'data_batch_{k}.bin') for k in range(1, 6)
+    ]
+
+  def test_a_sixth_file_beside_cifar10_is_named(self, world, capsys):
+    assert world.fetch()
+    world.write_batch('data_batch_6.bin', bytes(3073))
+    before = world.contents()
+    capsys.readouterr()
+    assert not world.fetch()
+    line = capsys.readouterr().out
+    assert line.startswith(
+      f"{world.path('data_batch_6.bin')} is not CIFAR-10's"
+    )
+    assert world.contents() == before
+    assert world.fetch(repair=True)
+    world.check_files(data_batch_6__bin__bak=bytes(3073))
+    assert world.server.starts == []
 
   def test_repair_of_the_class_names_alone(self, world, capsys):
     world.write_batch('batches.meta.txt', b'mine\n')
@@ -793,7 +857,7 @@ class TestOwnData:
       flags=['--repair'],
     )
     assert status == 1
-    assert f'Cannot store CIFAR-10 in {world.data_dir}' in errors
+    assert f'Cannot keep CIFAR-10 in {world.data_dir}' in errors
     assert world.contents() == before
     assert world.fetch(repair=True)
     world.check_files(**{f'{name}.bak': content})

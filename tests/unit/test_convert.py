@@ -424,6 +424,28 @@ class TestParts:
     with pytest.raises(UserError, match="train has 'c'; only test has 'd'"):
       cifar10_convert.convert(source, data_dir)
 
+  @pytest.mark.parametrize(
+    'names',
+    [
+      ['training', 'validation'],
+      ['Train', 'Val'],
+      ['seg_train', 'seg_test', 'seg_pred'],
+      ['train', 'val', 'unlabeled'],
+      ['Test Set', 'Training Set'],
+    ],
+  )
+  def test_other_names_of_parts(self, source, data_dir, names):
+    for name, classes in zip(names, ['abc', 'ab', 'x'], strict=False):
+      write_classes(f'{source}/{name}', dict.fromkeys(classes, 2))
+    with pytest.raises(UserError, match='have the same sub-folders. If these'):
+      cifar10_convert.convert(source, data_dir)
+
+  def test_a_class_may_be_called_train(self, source, data_dir):
+    for name in ('train', 'car', 'testudo'):
+      write_classes(f'{source}/{name}', {'red': 2, 'blue': 2})
+    cifar10_convert.convert(source, data_dir)
+    assert parts(data_dir)[0] == ['car', 'testudo', 'train']
+
   @pytest.mark.parametrize('other', [[], ['val'], ['valid', 'validation']])
   def test_no_test_part(self, source, data_dir, other):
     for part in ['train', *other]:

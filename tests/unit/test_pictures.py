@@ -40,6 +40,14 @@ class TestReadPicture:
     got = self.read(tmp_path, PIL.Image.fromarray(pixels), exif=exif)
     assert got[:14].min() > 240 and got[18:].max() < 15
 
+  @pytest.mark.parametrize('exif', [b'x', b'Exif\x00\x00II*\x00\xff\xff'])
+  @pytest.mark.parametrize('kind', ['png', 'jpg', 'webp'])
+  def test_damaged_metadata_do_not_matter(self, tmp_path, kind, exif):
+    path = tmp_path / f'picture.{kind}'
+    PIL.Image.new('RGB', (40, 40), (9, 9, 9)).save(path, exif=exif)
+    got = pictures.read_picture(str(path))
+    np.testing.assert_allclose(got, 9, atol=2)
+
   def test_centre_and_antialiasing(self, tmp_path):
     stripes = np.zeros([320, 640, 3], np.uint8)
     stripes[:, 160:480] = np.arange(320)[:, np.newaxis] % 2 * 255
