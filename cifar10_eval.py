@@ -133,8 +133,11 @@ def main() -> None:
   if page := report_path():
     cli.prepare_dir('--report', os.path.dirname(page) or '.')
     report.refuse_to_overwrite(page)
-  cifar10.maybe_download_and_extract()
   settings = settings_from_flags()
+  runs.refuse_download_for_other_classes(
+    checkpoints.directory_of(settings.checkpoint_dir), settings.batches_dir
+  )
+  cifar10.maybe_download_and_extract()
   class_names = dataset.class_names(settings.batches_dir)
   paths = dataset.evaluation_files(settings.is_test, settings.batches_dir)
   dataset.read_labels(paths, class_names)  # checks them
@@ -234,11 +237,13 @@ def number_to_score(settings: EvalSettings, hold_out: int) -> int:
 def held_out(settings: EvalSettings) -> int:
   """Return how many images the run in `checkpoint_dir` holds out.
 
+  It may start later, if the settings wait.
+
   Raises:
-    UserError: if it holds out none, or has not started yet.
+    UserError: if it holds out none, or there is none.
   """
-  run = runs.read(checkpoints.directory_of(settings.checkpoint_dir))
-  count = run['starts'][-1].get('hold_out', 0) if run else 0
+  run = evaluation.wait_for_run(settings)
+  count = runs.hold_out(run)
   if not count:
     raise UserError(
       f'--eval_data=held_out: {settings.checkpoint_dir} has no run that holds '
@@ -291,7 +296,8 @@ def score(
 
   Raises:
     CheckpointError: if the checkpoint is unusable.
-    UserError: if it was trained on other classes.
+    UserError: if it was trained on other classes, or on the held-out images,
+      or if the data files are gone.
   """
   known = scores.find(checkpoints.digest(checkpoint))
   if known and not settings.run_once:
@@ -299,11 +305,18 @@ def score(
     return False
   with checkpoints.copied(checkpoint, settings.eval_dir) as copy:
     runs.refuse_other_classes(os.path.dirname(checkpoint), class_names)
+    run = runs.read(os.path.dirname(copy))
+    if network.hold_out and runs.hold_out(run) != network.hold_out:
+      raise UserError(
+        f'The run in {os.path.dirname(checkpoint)} has started over with '
+        f'--hold_out={runs.hold_out(run)}, not {network.hold_out}. Start the '
+        'evaluation again.'
+      )
+    dataset.evaluation_files(settings.is_test, settings.batches_dir)  # exist
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(
       copy, network, evaluation_config(settings.device)
     )
-    run = runs.read(os.path.dirname(copy))
     record = scores.make_record(
       copy,
       step,

@@ -307,8 +307,9 @@ def predict_test_images(
   Raises:
     UserError: if there are none, or if they are of other classes.
   """
-  cifar10.maybe_download_and_extract()
   batches_dir = os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR)
+  runs.refuse_download_for_other_classes(run_dir, batches_dir)
+  cifar10.maybe_download_and_extract()
   class_names = dataset.class_names(batches_dir)
   runs.refuse_other_classes(run_dir, class_names)
   paths = dataset.evaluation_files(True, batches_dir)

@@ -1,6 +1,6 @@
 """TensorBoard, adapted: python -m cifar10_suite.board --logdir DIR.
 
-The flags are those of `tensorboard`. The differences are:
+The flags are those with which `tensorboard` serves. The differences are:
 
 - It starts quickly and quietly, because it does not import TensorFlow.
 - The first page shows precision and losses first.

@@ -238,13 +238,23 @@ def copied(path: str, directory: str) -> Iterator[str]:
 
   Raises:
     CheckpointError: if a file is unreadable or was deleted.
+    UserError: if `directory` is not writable, or was deleted.
   """
   for left in glob.glob(os.path.join(glob.escape(directory), f'{_COPY}*')):
     if all(
       _PART.search(name) or name == runs.NAME for name in os.listdir(left)
     ):
       shutil.rmtree(left, ignore_errors=True)  # left by a killed process
-  with tempfile.TemporaryDirectory(prefix=_COPY, dir=directory) as folder:
+  try:
+    temporary = tempfile.TemporaryDirectory(prefix=_COPY, dir=directory)
+  except OSError as error:
+    if files.is_full(error):
+      raise
+    raise UserError(
+      f'Cannot write to {directory}: {error.strerror}. If it was removed, '
+      'start the evaluation again.'
+    ) from error
+  with temporary as folder:
     for name in files_with_run(path):
       try:
         shutil.copy2(name, folder)

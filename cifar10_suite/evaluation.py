@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -53,6 +54,11 @@ class EvalSettings:
   timeout_secs: int | None
 
   @property
+  def waits(self) -> bool:
+    """Whether to wait for new checkpoints."""
+    return not (self.run_once or self.all_checkpoints)
+
+  @property
   def is_test(self) -> bool:
     """Whether the images are those of the test file."""
     return self.eval_data == 'test'
@@ -79,16 +85,45 @@ def checkpoints_to_score(
   if named := checkpoints.named(directory):
     yield named
     return
-  latest = checkpoints.latest(directory)
+  last = _identity(checkpoints.latest(directory))
   if settings.all_checkpoints:
     found = checkpoints.saved_in(directory)
   else:
     found = _newest_good(settings, variables)
-  if not found:
+  if not found and not checkpoints.saved_in(directory):
     print(f'No checkpoint file found in {cli.short_path(directory)}')
   yield from found
-  if not (settings.run_once or settings.all_checkpoints):
-    yield from _later_checkpoints(settings, latest, scores)
+  if settings.waits:
+    yield from _later_checkpoints(settings, last, scores)
+
+
+def _identity(checkpoint: str | None) -> tuple[str | None, str | None]:
+  """Return the path and the digest of a checkpoint, if it is readable.
+
+  A run that starts over may save a checkpoint of the same name.
+  """
+  with contextlib.suppress(checkpoints.CheckpointError):
+    return checkpoint, checkpoint and checkpoints.digest(checkpoint)
+  return checkpoint, None
+
+
+def wait_for_run(settings: EvalSettings) -> dict | None:
+  """Return the run.json of `checkpoint_dir`; wait for it if the settings wait.
+
+  Returns:
+    Its content; None if there is none, after `timeout_secs` if that is set.
+  """
+  directory = checkpoints.directory_of(settings.checkpoint_dir)
+  last_time = time.monotonic() + (settings.timeout_secs or math.inf)
+  is_told = False
+  while not (run := runs.read(directory)):
+    if not settings.waits or time.monotonic() > last_time:
+      break
+    if not is_told:
+      print(f'Waiting for a run in {cli.short_path(directory)}.')
+      is_told = True
+    time.sleep(_POLL_SECS)
+  return run
 
 
 def _newest_good(
@@ -105,13 +140,15 @@ def _newest_good(
 
 
 def _later_checkpoints(
-  settings: EvalSettings, last: str | None, scores: Scores
+  settings: EvalSettings,
+  last: tuple[str | None, str | None],
+  scores: Scores,
 ) -> Iterator[str]:
   """Yield new checkpoints until the settings end this.
 
   Args:
     settings: the directory to watch, how often and for how long.
-    last: path of its latest checkpoint so far.
+    last: path and digest of its latest checkpoint so far, if there is one.
     scores: scores of the checkpoints.
   """
   # `tf.train.checkpoints_iterator` would follow the paths in the state file,
@@ -120,16 +157,17 @@ def _later_checkpoints(
   where = cli.short_path(directory)
   last_time = time.monotonic()  # of a new checkpoint, or of its score
   next_time = last_time  # of a check
-  if last:
+  if last[0]:
     next_time += settings.eval_interval_secs
   is_told = False
   while True:
     latest = checkpoints.latest(directory)
     is_last = latest and settings.until_trained and _is_last_step(latest)
     now = time.monotonic()
-    if latest not in (None, last):
+    identity = _identity(latest)
+    if latest and identity != last:
       if is_last or now >= next_time:
-        last = latest
+        last = identity
         yield latest
         last_time = time.monotonic()
         next_time = last_time + settings.eval_interval_secs

@@ -172,7 +172,8 @@ def write_saved_model(model: Model, directory: str) -> None:
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
   """Decode the contents of a picture file into uint8 [32, 32, 3].
 
-  Crops and resizes like `pictures.read_picture`.
+  Crops and resizes like `pictures.read_picture`, but ignores transparency and
+  EXIF rotation.
   """
   image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
   shape = tf.shape(image)

@@ -1,7 +1,9 @@
 """Figures of an evaluation: PNG for TensorBoard, SVG for the report."""
 
+import contextlib
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -20,10 +22,16 @@ _DPI = 100
 _BLUE, _ORANGE = '#227bb8', '#c05a00'
 _BLUES = LinearSegmentedColormap.from_list('blues', [f'{_BLUE}00', _BLUE])
 
-# Class names are not formulas. Browsers choose the font of SVG.
-_style = matplotlib.rc_context(
-  {'text.parse_math': False, 'svg.fonttype': 'none'}
-)
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+  """Set the style of figures, of their parts and of their files."""
+  # Class names are not formulas. Browsers choose the font of SVG.
+  settings = {'text.parse_math': False, 'svg.fonttype': 'none'}
+  with matplotlib.rc_context(settings), warnings.catch_warnings():
+    # In PNG, letters that the font lacks, such as Chinese ones, are boxes.
+    warnings.filterwarnings('ignore', 'Glyph .* missing from')
+    yield
 
 
 class WrongImage(NamedTuple):
@@ -42,7 +50,7 @@ class WrongImage(NamedTuple):
   probability: float
 
 
-@_style
+@_style()
 def confusion_matrix(
   matrix: list[list[int]], class_names: Sequence[str]
 ) -> Figure:
@@ -78,7 +86,7 @@ def confusion_matrix(
   return figure
 
 
-@_style
+@_style()
 def wrong_images(wrong: list[WrongImage]) -> Figure:
   """Draw up to WRONG_IMAGES images with their true and predicted classes."""
   figure = Figure(figsize=(8, 9), dpi=_DPI, layout='constrained')
@@ -93,7 +101,7 @@ def wrong_images(wrong: list[WrongImage]) -> Figure:
   return figure
 
 
-@_style
+@_style()
 def precision_curve(records: list[scores.Record]) -> Figure:
   """Draw precision over steps, with 95% intervals."""
   steps = [record['step'] for record in records]
@@ -115,7 +123,7 @@ def precision_curve(records: list[scores.Record]) -> Figure:
   return figure
 
 
-@_style
+@_style()
 def loss_curves(
   records: list[scores.Record], training: list[tuple[int, float]]
 ) -> Figure:
@@ -158,7 +166,7 @@ def _curves() -> Figure:
   return figure
 
 
-@_style
+@_style()
 def png(figure: Figure) -> bytes:
   """Return a figure as PNG."""
   buffer = io.BytesIO()
@@ -166,7 +174,7 @@ def png(figure: Figure) -> bytes:
   return buffer.getvalue()
 
 
-@_style
+@_style()
 def svg(figure: Figure) -> str:
   """Return a figure as an SVG element for an HTML page.
 

@@ -15,6 +15,7 @@ from cifar10_suite.errors import UserError
 LOCK = '.lock'  # lock file of a directory that only one process may use
 SCORES = 'metrics.jsonl'  # in --eval_dir: one line of JSON per score
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a full disk
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCK_TEXT = re.compile(r'(process \d+ on .*)?')
 
 
@@ -42,6 +43,20 @@ def refuse_remote(arguments: list[str]) -> None:
         f'{value} is not a local path, which this suite needs. Mount the '
         'storage as a directory, or copy the files.'
       )
+
+
+def refuse_other_encodings(flag: str, value: str) -> None:
+  """Refuse the value of a flag if it is not UTF-8, which TensorFlow needs.
+
+  Raises:
+    UserError: if it is not.
+  """
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(
+      f'{flag} {value} is not UTF-8. Rename it, or choose another one.'
+    ) from error
 
 
 def write_whole(path: str, content: bytes) -> None:
@@ -115,9 +130,11 @@ def locked(path: str, waiting: str | None = None) -> Iterator[None]:
   except filelock.Timeout:  # an OSError, too
     raise
   except (OSError, NotImplementedError) as error:
+    where = 'directory'
+    if not isinstance(error, OSError) or error.errno in _NO_LOCKS:
+      where += ' on a file system that supports locks'
     raise UserError(
-      f'Cannot lock {path}: {error}. Choose a directory on a file system that '
-      'supports locks.'
+      f'Cannot lock {path}: {error}. Choose another {where}.'
     ) from error
   try:
     yield
@@ -150,7 +167,10 @@ def locked_dir(flag: str, directory: str) -> Iterator[None]:
   except filelock.Timeout as error:
     with open(path) as file:
       holder = file.read() or 'another process'
-    raise UserError(f'{flag} {directory} is in use by {holder}.') from error
+    raise UserError(
+      f'{flag} {directory} is in use by {holder}. Stop that first, or choose '
+      'another directory.'
+    ) from error
 
 
 def is_lock(path: str) -> bool:

@@ -30,6 +30,9 @@ from cifar10_suite.recipes import Recipe
 
 NAME = 'run.json'
 _PROGRAM = 'cifar10_suite'  # identifies the file as ours
+# In each start and in its recipe, in all versions of the suite.
+_KEYS = {'step', 'time', 'command', 'recipe', 'versions'}
+_RECIPE_KEYS = {'name', 'max_steps'}
 
 
 def describe(recipe: Recipe, dtype: tf.DType) -> dict[str, object]:
@@ -136,6 +139,11 @@ def started(run: dict | None) -> str | None:
   return run['starts'][0].get('time') if run else None
 
 
+def hold_out(run: dict | None) -> int:
+  """Return the number of held-out images of a run, from `read`."""
+  return run['starts'][-1].get('hold_out', 0) if run else 0
+
+
 def activation_scale(directory: str) -> float:
   """Return the `activation_scale` of the run in a directory.
 
@@ -222,9 +230,19 @@ def refuse_other_classes(
   if run and tuple(run['class_names']) != class_names:
     raise UserError(
       f'{directory} was trained on other classes: '
-      f'{listed(run["class_names"])}. The data set has '
-      f'{listed(class_names)}. {remedy}'
+      f'{dataset.listed(run["class_names"])}. The data set has '
+      f'{dataset.listed(class_names)}. {remedy}'
     )
+
+
+def refuse_download_for_other_classes(directory: str, batches_dir: str) -> None:
+  """Refuse a run of other classes than CIFAR-10's if that will be downloaded.
+
+  Raises:
+    UserError: if `batches_dir` is missing, and the run has other classes.
+  """
+  if not os.path.lexists(batches_dir):
+    refuse_other_classes(directory, dataset.CIFAR10.class_names)
 
 
 def is_ours(path: str) -> bool:
@@ -239,7 +257,7 @@ def read(directory: str) -> dict | None:
   """Return the content of a directory's run.json, or None if there is none.
 
   Raises:
-    UserError: if the file is not ours, or damaged.
+    UserError: if the file is unreadable, not ours, or damaged.
   """
   path = os.path.join(directory, NAME)
   try:
@@ -249,22 +267,17 @@ def read(directory: str) -> dict | None:
       run['program'] == _PROGRAM
       and len(run['class_names']) > 1
       and all(isinstance(name, str) for name in run['class_names'])
-      and isinstance(run['starts'], list)
-      and all('recipe' in start for start in run['starts'])
       and run['starts']
+      and all(start.keys() >= _KEYS for start in run['starts'])
+      and all(it['recipe'].keys() >= _RECIPE_KEYS for it in run['starts'])
     ):
       return run
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, KeyError, TypeError):
+  except OSError as error:
+    raise UserError(f'Cannot read {path}: {error.strerror}.') from error
+  except (ValueError, KeyError, TypeError, AttributeError):
     pass
   raise UserError(
     f'{path} does not describe a training run. Move it, or restore it.'
   )
-
-
-def listed(names: tuple[str, ...] | list[str]) -> str:
-  """List the names in a message; of more than ten, only the first."""
-  if len(names) <= 10:
-    return ', '.join(names)
-  return f'{", ".join(names[:3])}, ... ({len(names)} classes)'

@@ -19,7 +19,7 @@ from typing import NoReturn, TypedDict
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, files, ownership, runs
+from cifar10_suite import checkpoints, dataset, files, ownership
 from cifar10_suite.errors import UserError
 from cifar10_suite.metrics import Measures
 
@@ -97,9 +97,15 @@ class Scores:
     self._path = os.path.join(eval_dir, files.SCORES)
     self.records = self._load()
     # Fail now rather than after an evaluation.
+    best_dir = os.path.join(eval_dir, 'best')
     ownership.refuse_to_overwrite_best(
-      os.path.join(eval_dir, 'best'), known=self._load_best() is not None
+      best_dir, known=self._load_best() is not None
     )
+    for path in (self._path, best_dir):
+      if os.path.lexists(path) and not os.access(path, os.W_OK):
+        raise UserError(
+          f'Cannot write to {path}: no permission. Choose another --eval_dir.'
+        )
     self._step_without_record = self._find_step_without_record()
     self._writer = tf.summary.FileWriter(eval_dir)  # creates no file yet
 
@@ -108,9 +114,21 @@ class Scores:
     return next((r for r in self.records if r['digest'] == digest), None)
 
   def curve(self) -> list[Record]:
-    """Return the records of the last run, sorted by step."""
+    """Return the records of the last run, sorted by step.
+
+    If a run went back to an earlier step, or was scored in turn with another
+    one, its scores before that belong to it, too.
+    """
     last = [r for r in self.records if r['run'] == self._last_run()]
-    return sorted(last, key=lambda record: record['step'])
+    first = min((r['step'] for r in last), default=0)
+    started = last[-1].get('started') if last else None
+    by_step = {
+      record['step']: record
+      for record in self.records
+      if started and record.get('started') == started and record['step'] < first
+    }
+    by_step |= {record['step']: record for record in last}
+    return [by_step[step] for step in sorted(by_step)]
 
   def make_record(
     self,
@@ -226,7 +244,7 @@ class Scores:
     if names != self._class_names:
       raise UserError(
         f'{self._eval_dir} holds scores of other classes: '
-        f'{runs.listed(names)}. Choose another --eval_dir.'
+        f'{dataset.listed(names)}. Choose another --eval_dir.'
       )
     return record
 
@@ -244,7 +262,7 @@ class Scores:
     steps = []
     pattern = os.path.join(glob.escape(self._eval_dir), 'events.out.tfevents.*')
     for path in sorted(glob.glob(pattern)):
-      with contextlib.suppress(tf.errors.DataLossError):  # incomplete
+      with contextlib.suppress(tf.errors.OpError):  # incomplete
         for event in tf.train.summary_iterator(path):
           if any(value.tag == PRECISION_TAG for value in event.summary.value):
             steps.append(event.step)

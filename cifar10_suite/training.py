@@ -170,7 +170,7 @@ def run_training(
 def _find_start(settings: TrainSettings) -> int | None:
   """Return the step from which to resume, and prepare the directory for that.
 
-  A new run has none.
+  It is None for a new run.
 
   Raises:
     UserError: if the run in the directory has other classes or another number
@@ -182,7 +182,7 @@ def _find_start(settings: TrainSettings) -> int | None:
   )
   run = runs.read(settings.train_dir)
   if run and checkpoints.saved_in(settings.train_dir):
-    before = run['starts'][-1].get('hold_out', 0)
+    before = runs.hold_out(run)
     if before != settings.hold_out:
       raise UserError(
         f'{settings.train_dir} was trained with --hold_out={before}, not '

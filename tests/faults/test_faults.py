@@ -235,7 +235,9 @@ def test_a_second_trainer_is_refused(flags, train_dir, record_fault):
     first.wait_for(': step 1, ')
     _, errors = run('cifar10_train.py', *flags, '--restart', status=1)
     host = re.escape(socket.gethostname())
-    pattern = rf'.*{train_dir} is in use by process \d+ on {host}\.\n'
+    pattern = (
+      rf'.*{train_dir} is in use by process \d+ on {host}\. Stop that.*\n'
+    )
     assert re.fullmatch(pattern, errors)
     first.wait_for(', loss = ')  # it continues
     first.send_signal(signal.SIGKILL)

@@ -175,6 +175,22 @@ def test_other_classes_are_refused(trained, tmp_path):
   assert says in errors and 'Traceback' not in errors
 
 
+def test_cifar10_is_not_downloaded_for_other_classes(trained, tmp_path):
+  says = 'was trained on other classes: oak tree, zebra, élan.'
+  none = tmp_path / 'none'
+  _, errors = evaluate(none, trained / 'train', tmp_path / 'eval', status=1)
+  assert says in errors
+  _, errors = run(
+    'cifar10_predict.py',
+    f'--checkpoint_dir={trained}/train',
+    f'--export_dir={tmp_path}/model',
+    f'--data_dir={none}',
+    status=1,
+  )
+  assert says in errors and 'Traceback' not in errors
+  assert not none.exists()
+
+
 def test_twelve_classes_have_top_5(tmp_path):
   names = [f'class {k}' for k in range(12)]
   data_dir = make(tmp_path / 'data', names, records_per_file=120)

@@ -14,7 +14,8 @@ directory = pathlib.Path(flags['train_dir'])
 directory.mkdir(parents=True, exist_ok=True)
 steps = int(flags['max_steps'])
 start = {'command': shlex.join(['cifar10_train.py', *sys.argv[1:]])}
-start['recipe'] = {'max_steps': steps}
+start['recipe'] = {'name': 'fast', 'max_steps': steps}
+start |= {'step': 0, 'time': '2026-11-28T12:00:00', 'versions': {}}
 (directory / 'run.json').write_text(json.dumps({
   'program': 'cifar10_suite', 'class_names': ['a', 'b'], 'starts': [start]}))
 if (here / f'stop-{flags["seed"]}').exists():

@@ -19,6 +19,7 @@ import cifar10
 import cifar10_input
 from cifar10_suite import checkpoints, dataset, metrics, runs, scores, views
 from cifar10_suite.errors import UserError
+from cifar10_suite.recipes import TUTORIAL
 
 
 def test_measure():
@@ -161,10 +162,41 @@ class TestScores:
     scores = make_scores(tmp_path)
     for start, step in (('a', 10), ('a', 20), ('b', 30), ('b', 40)):
       runs.record_start(
-        str(tmp_path), NAMES, None, {'recipe': {}, 'time': start}
+        str(tmp_path),
+        NAMES,
+        None,
+        {**runs.describe(TUTORIAL, tf.float32), 'time': start},
       )
       add_score(scores, tmp_path, step)
     assert [r['step'] for r in scores.curve()] == [30, 40]
+
+  def test_a_run_continues_after_another_or_from_an_earlier_step(
+    self, tmp_path
+  ):
+    scores = make_scores(tmp_path)
+    for start, step in (
+      *[('a', 10), ('a', 20), ('b', 10), ('a', 30), ('a', 40)],
+      ('a', 35),  # from an earlier step
+    ):
+      runs.record_start(
+        str(tmp_path),
+        NAMES,
+        None,
+        {**runs.describe(TUTORIAL, tf.float32), 'time': start},
+      )
+      add_score(scores, tmp_path, step)
+    assert [r['step'] for r in scores.curve()] == [10, 20, 30, 35]
+
+  @pytest.mark.parametrize('name', ['metrics.jsonl', 'best'])
+  def test_files_without_permission_are_named(
+    self, tmp_path, monkeypatch, name
+  ):
+    add_score(make_scores(tmp_path), tmp_path, 10)
+    monkeypatch.setattr(
+      os, 'access', lambda path, mode: os.path.basename(path) != name
+    )
+    with pytest.raises(UserError, match=f'Cannot write to .*{name}'):
+      make_scores(tmp_path)
 
   def test_killed_before_the_line_was_written(self, tmp_path):
     scores = make_scores(tmp_path)
