@@ -7,8 +7,8 @@ stepwise learning rate, as in the tutorial; other recipes, which
 `cifar10_suite/recipes.py` defines, differ. It is evaluated with moving averages
 of all variables.
 
-A tower is one of several copies of the network in a graph, each on a device of
-its own. Towers share all variables, and one step averages their gradients.
+A tower is one of several copies of the network in a graph, each on a separate
+device. Towers share all variables, and one step averages their gradients.
 
 The dtype of the images (float32, float16 or bfloat16) is the compute type.
 Variables, logits and loss are always float32.
@@ -142,7 +142,8 @@ def inference(
     is_training: whether to apply the recipe's dropout.
     recipe: the weight decay, the dropout and the initial activations.
     first_filters: float32 [5, 5, 3, 64], initial filters of the first
-      convolution; random by default.
+      convolution, before multiplication by the recipe's `activation_scale`;
+      random by default.
     num_classes: number of classes.
     portable: whether to use only operations that the runtimes of exported
       models know, which may be slower here.
@@ -156,8 +157,9 @@ def inference(
   compatibility.require_graph_mode()
   scale = recipe.activation_scale
   with tf.variable_scope('conv1'):
+    filters = None if first_filters is None else scale * first_filters
     sums, biases = _convolution(
-      images, 64, stddev=0.05 * scale, bias=0.0, filters=first_filters
+      images, 64, stddev=0.05 * scale, bias=0.0, filters=filters
     )
     _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
     # Bias and ReLU are monotonic, so they commute with the maximum: pooling
@@ -236,14 +238,16 @@ def train(
   examples_per_step: int | None = None,
   dtype: tf.DType = tf.float32,
 ) -> tf.Operation:
-  """Build one step of training.
+  """Build one step of training, as in the tutorial.
+
+  The programs of this suite call `train_towers`.
 
   Args:
     total_loss: float32 [], from `loss`.
     global_step: integer [], incremented by each step.
     recipe: the learning rate schedule and the optimizer.
     examples_per_step: number of images per step; `--batch_size` by default.
-    dtype: the compute type.
+    dtype: the compute type, for Muon's matrix products.
 
   Returns:
     An operation that updates the variables, then their moving averages.
@@ -280,7 +284,7 @@ def train_towers(
     global_step: integer [], incremented by each step.
     examples_per_step: number of images per step, over all towers and workers.
     recipe: the learning rate schedule and the optimizer.
-    dtype: the compute type.
+    dtype: the compute type, for Muon's matrix products.
     examples_per_epoch: number of training images.
     learning_rate_scale: factor of the learning rate, reached linearly over five
       epochs.
@@ -321,8 +325,9 @@ def learning_rate(
   """Return the learning rate, float32 [], and add a summary of it.
 
   In recipes with a stepwise schedule, the rate drops by a factor of 10 every
-  350 epochs. In recipes with a linear one, it rises linearly over the first 5%
-  of the steps, then decays linearly to zero at the last step.
+  350 epochs. In recipes with a linear one, it rises linearly from zero before
+  the first step, for 5% of the steps, then falls linearly to zero after the
+  last one.
 
   Args:
     global_step: integer [], the number of completed steps.

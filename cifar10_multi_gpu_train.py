@@ -124,8 +124,6 @@ def train_towers(
     loss: float32 [], the mean of the towers' total losses.
     train_op: the operation that runs the step.
   """
-  with tf.device('/cpu:0'):
-    global_step = updates.make_global_step()
   losses = []
   for k, (device, (images, labels)) in enumerate(
     zip(devices, batches, strict=True)
@@ -142,7 +140,7 @@ def train_towers(
   num_towers = len(devices) * workers.gradients_per_step
   return cifar10.train_towers(
     losses,
-    global_step,
+    updates.global_step(),
     examples_per_step=num_towers * settings.recipe.batch_size,
     examples_per_epoch=settings.data_set.num_training_images,
     recipe=settings.recipe,

@@ -264,12 +264,11 @@ def build_graph(
     loss: float32 [], the total loss.
     train_op: the operation that runs a step.
   """
-  global_step = updates.make_global_step()
   ((images, labels),) = distorted_batches(settings, 1)
   loss = build_loss(settings, images, labels)
   return cifar10.train_towers(
     [loss],
-    global_step,
+    updates.global_step(),
     examples_per_step=workers.gradients_per_step * settings.recipe.batch_size,
     examples_per_epoch=settings.data_set.num_training_images,
     recipe=settings.recipe,
@@ -297,7 +296,7 @@ def distorted_batches(
     recipe.batch_size,
     count,
     contrast=recipe.contrast,
-    crop_margin=schedules.crop_margin(updates.make_global_step(), recipe),
+    crop_margin=schedules.crop_margin(updates.global_step(), recipe),
     dtype=settings.dtype,
     num_classes=len(settings.data_set.class_names),
     num_examples=settings.data_set.num_training_images,
@@ -318,13 +317,11 @@ def build_loss(
       labels,
       num_classes,
       recipe.mixup,
-      schedules.mixes(updates.make_global_step(), recipe),
+      schedules.mixes(updates.global_step(), recipe),
     )
   filters = None
   if recipe.whitened:
-    filters = recipe.activation_scale * first_filters(
-      settings.data_dir, settings.hold_out
-    )
+    filters = first_filters(settings.data_dir, settings.hold_out)
   logits = cifar10.inference(
     images,
     is_training=True,

@@ -76,7 +76,7 @@ def direct(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 @functools.cache
 def is_fast(dtype: tf.DType) -> bool:
-  """Return whether TensorFlow is faster in a type than in float32 here.
+  """Return whether to compute in a type, rather than in float32 and round.
 
   Processor flags are not a reliable guide: with avx512_fp16, TensorFlow's
   forward convolution in float16 is fast, but its filter gradient and matrix
@@ -91,7 +91,7 @@ def is_fast(dtype: tf.DType) -> bool:
     return True
   if dtype != tf.bfloat16:
     return False
-  # A few images tell kernels from loops over single numbers.
+  # With a few images, loops over single numbers already stand out.
   wide, short = measurement.seconds(
     *(functools.partial(_build, direct, it, 8) for it in (tf.float32, dtype)),
     too_slow=_TOO_SLOW,

@@ -93,7 +93,7 @@ def adjust_and_standardize(
   means, variances = _moments(planes)
   planes = tf.cast(planes, tf.float32) + brightness
   means += brightness
-  # Contrast leaves the means of the channels, and so that of the image.
+  # Contrast does not change the means of the channels, nor that of the image.
   mean = tf.reduce_mean(means, axis=1, keepdims=True)
   planes = (planes - means) * contrast + means - mean
   variance = tf.reduce_mean(

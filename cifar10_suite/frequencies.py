@@ -9,10 +9,10 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
   By the convolution theorem, a convolution is a product of Fourier transforms,
   as in Mathieu, Henaff and LeCun, "Fast Training of Convolutional Networks
-  through FFTs" (2013). For a 5x5 kernel on 12x12 pixels, this takes 7 * 14 * 3
-  = 294 products per pair of channels instead of 5 * 5 * 12 * 12 = 3600. The
-  transforms along height and width are products with small constant matrices,
-  which all channels share.
+  through FFTs" (2013). For a 5x5 kernel on 12x12 pixels, this takes 294
+  products per pair of channels instead of 5 * 5 * 12 * 12 = 3600: three for
+  each of 7 x 14 frequencies of columns and rows. The transforms along height
+  and width are products with small constant matrices, which all channels share.
 
   Args:
     x: float32 or bfloat16 [batch, height, width, channels].
@@ -123,9 +123,10 @@ def _frequencies(
   """Return the transforms for convolution along one axis.
 
   They treat a line as one period of an infinite one that changes its sign from
-  period to period. Then no frequency is real, so that all can be computed
-  alike. Up to the period's length, the line is padded with zeros. Half the
-  kernel's width is enough: both ends of the line share these zeros.
+  period to period. All coefficients then come in conjugate pairs, if the period
+  is even, and are computed alike. Up to the period's length, the line is padded
+  with zeros. Half the kernel's width is enough: both ends of the line share
+  these zeros.
 
   Returns:
     of_line: complex [n, length], n even. Rows k and n - 1 - k are conjugates.
@@ -133,7 +134,7 @@ def _frequencies(
     to_line: complex [length, n].
   """
   period = length + kernel_size // 2
-  period += period % 2
+  period += period % 2  # even
   frequencies = np.arange(period) + 0.5
   waves = np.exp(-2j * np.pi / period * np.outer(frequencies, range(period)))
   of_line = waves[:, :length]

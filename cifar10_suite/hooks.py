@@ -14,8 +14,8 @@ from tqdm import tqdm
 from cifar10_suite import dataset
 from cifar10_suite.errors import UserError
 
-_SAVES = 20  # checkpoints of a run that is not short
-_SAVE_PAUSE = 100  # times the duration of a save until the next one
+_SAVES = 20  # checkpoints per run, unless it is short
+_SAVE_PAUSE = 100  # pause after a save, in durations of that save
 _MIN_SAVE_PAUSE_SECS = 15
 
 
@@ -114,7 +114,7 @@ class LogHook(tf.train.SessionRunHook):
     self.close()
 
   def close(self) -> None:
-    """Remove the progress bar, so that a message has a line of its own."""
+    """Remove the progress bar, so that a message begins on a new line."""
     if self._has_bar:
       self._bar.close()
 

@@ -34,14 +34,12 @@ def relu_and_normalize(x: tf.Tensor, biases: tf.Tensor, name: str) -> tf.Tensor:
   Returns:
     y, in the shape and dtype of `x`.
   """
-  forward, backward = _forward, _backward
-  if xla.can_compile(x):
-    forward, backward = _compiled_forward, _compiled_backward
+  window_sums = _sums_by_shifts if xla.can_compile(x) else _sums_by_product
 
   @tf.custom_gradient
   def apply(x: tf.Tensor, biases: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    y, root = forward(x, biases)
-    return y, lambda dy: backward(x, biases, root, dy)
+    y, root = _forward(x, biases, window_sums)
+    return y, lambda dy: _backward(x, biases, root, dy, window_sums)
 
   with tf.name_scope(name):
     return apply(x, biases)
@@ -70,8 +68,9 @@ def _sums_by_shifts(values: tf.Tensor) -> tf.Tensor:
   )
 
 
+@xla.compiled
 def _forward(
-  x: tf.Tensor, biases: tf.Tensor, window_sums: _WindowSums = _sums_by_product
+  x: tf.Tensor, biases: tf.Tensor, window_sums: _WindowSums
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Return y and the root: s^-0.25, in float32."""
   r = _relu(x, biases)
@@ -80,12 +79,13 @@ def _forward(
   return tf.cast(r * (root * root * root), x.dtype), root
 
 
+@xla.compiled
 def _backward(
   x: tf.Tensor,
   biases: tf.Tensor,
   root: tf.Tensor,
   dy: tf.Tensor,
-  window_sums: _WindowSums = _sums_by_product,
+  window_sums: _WindowSums,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Return the gradients of x and the biases."""
   r = _relu(x, biases)
@@ -102,17 +102,3 @@ def _backward(
 
 def _relu(x: tf.Tensor, biases: tf.Tensor) -> tf.Tensor:
   return tf.nn.relu(tf.cast(x, tf.float32) + tf.cast(biases, tf.float32))
-
-
-@xla.compiled
-def _compiled_forward(
-  x: tf.Tensor, biases: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-  return _forward(x, biases, _sums_by_shifts)
-
-
-@xla.compiled
-def _compiled_backward(
-  x: tf.Tensor, biases: tf.Tensor, root: tf.Tensor, dy: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-  return _backward(x, biases, root, dy, _sums_by_shifts)

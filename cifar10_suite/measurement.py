@@ -30,13 +30,13 @@ def seconds(
     use_per_session_threads=True,
     inter_op_parallelism_threads=1,
     device_count={'GPU': 0},
-    # An operation that cannot run must not keep the others from it.
+    # An operation that cannot run must not prevent the others from running.
     graph_options=tf.GraphOptions(place_pruned_graph=True),
   )
   with tf.Graph().as_default(), tf.device('/cpu:0'):
     contestants = []
     for build in builds:
-      with tf.variable_scope(None, 'contestant'):  # has variables of its own
+      with tf.variable_scope(None, 'contestant'):  # has separate variables
         contestants.append(build())
     times: list[list[float]] = [[] for _ in builds]
     with tf.Session(config=config) as session:

@@ -89,10 +89,12 @@ class MuonOptimizer(tf.train.Optimizer):
 
   For a gradient g, the momentum is m = momentum * m + g, and the update is
   u = g + momentum * m (Nesterov). Biases change by -learning_rate * u.
-  Weights change by -learning_rate * U V', where U S V' is the singular value
-  decomposition of u as a matrix [inputs, outputs], so that all directions of
-  the gradient have the same weight, however small. From Jordan et al., "Muon:
-  An optimizer for hidden layers in neural networks" (2024).
+  Weights change by about -learning_rate * U V', where U S V' is the singular
+  value decomposition of u as a matrix [inputs, outputs]; `orthogonalized` says
+  how exactly. All directions of the gradient thus have similar weights, but for
+  very small ones. From Jordan et al., "Muon: An optimizer for hidden layers in
+  neural networks" (2024), who leave out the first and the last layer, and
+  multiply by a factor for the shape.
 
   Decoupled weight decay multiplies weights by 1 - learning_rate * weight_decay
   in each step, as in Loshchilov and Hutter, "Decoupled Weight Decay
@@ -167,7 +169,7 @@ def _descended(
 
 
 # Polynomials a x + b x^3 + c x^5. One after the other, they map [0.01, 1] to
-# [0.73, 1.27], which no other three bring closer to 1: each is the best uniform
+# [0.73, 1.27], as close to 1 as three can come: each is the best uniform
 # approximation of 1 on the range of the one before (Amsel, Persson, Musco and
 # Gower, "The Polar Express: Optimal Matrix Sign Methods and Their Application
 # to the Muon Algorithm", 2025).
@@ -203,17 +205,20 @@ def orthogonalized(
   def product_of(
     x: tf.Tensor, y: tf.Tensor, transpose_x: bool = False
   ) -> tf.Tensor:
+    """Multiply float32 matrices in `dtype`."""
     x, y = tf.cast(x, dtype), tf.cast(y, dtype)
     return tf.cast(convolution.matmul(x, y, transpose_x), tf.float32)
 
+  # After each polynomial, the matrix is M times all factors so far, and `gram`
+  # is its transpose times itself. TensorFlow does not compute the last `gram`.
   identity = tf.eye(matrix.shape.as_list()[1])
-  square = product_of(matrix, matrix, transpose_x=True)
+  gram = product_of(matrix, matrix, transpose_x=True)
   # The trace is the square of the Frobenius norm.
-  scale = tf.math.rsqrt(tf.linalg.trace(square) + 1e-14)
-  square *= scale**2
-  product = None
+  scale = tf.math.rsqrt(tf.linalg.trace(gram) + 1e-14)
+  gram *= scale**2
+  factors = None
   for a, b, c in _POLYNOMIALS:
-    factor = a * identity + b * square + c * product_of(square, square)
-    product = factor if product is None else product_of(product, factor)
-    square = product_of(factor, product_of(square, factor))
-  return product_of(matrix, scale * product)
+    factor = a * identity + b * gram + c * product_of(gram, gram)
+    factors = factor if factors is None else product_of(factors, factor)
+    gram = product_of(factor, product_of(gram, factor))
+  return product_of(matrix, scale * factors)

@@ -57,8 +57,8 @@ def _loss_scale() -> tf.Tensor:
   """Return the graph's loss scale, float32 [].
 
   A variable holds the scale and the number of steps since its last change. It
-  is in no collection, so that it needs no initialization and is not saved in
-  checkpoints.
+  is in no collection of variables, and so is neither initialized with them nor
+  saved. Until its first assignment, the scale is the initial one.
   """
   if not tf.get_collection('loss_scale'):
     with tf.control_dependencies(None), tf.device('/cpu:0'):
@@ -80,9 +80,9 @@ def _loss_scale() -> tf.Tensor:
 def without_overflow(
   gradients: list[tuple[tf.Tensor | None, tf.Variable]],
 ) -> tuple[list[tuple[tf.Tensor | None, tf.Variable]], tf.Operation]:
-  """Set all float16 gradients to zero if one of them overflows.
+  """With float16, set all gradients to zero if one of them overflows.
 
-  In other types, this has no effect.
+  In other types, this has no effect. Momentum and weight decay still act.
 
   Args:
     gradients: (gradient, variable) pairs.

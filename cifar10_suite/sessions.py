@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf
 
 from cifar10_suite import stop_signals
 
-_PATIENCE_SECS = 5  # for a signal to stop to have an effect
+_PATIENCE_SECS = 5  # after a signal, until another one ends the process
 
 
 def session_config(log_device_placement: bool = False) -> tf.ConfigProto:

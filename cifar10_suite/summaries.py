@@ -16,7 +16,7 @@ def histogram(tag: str, values: tf.Tensor) -> None:
   It shows a sample of large tensors: about 20,000 values at equal distances.
   """
   size = values.shape.num_elements() or 0
-  # Without a common divisor, the sample visits all rows and columns alike.
+  # A stride that is coprime to the size visits all rows and columns alike.
   stride = next(
     stride
     for stride in itertools.count(max(size // _SAMPLE_SIZE, 1))

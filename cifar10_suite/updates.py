@@ -1,7 +1,7 @@
 """Updates of the variables with the gradients of one or more towers.
 
-A tower is one of several copies of the network in a graph, each on a device of
-its own. Towers share all variables. A network that is not built in the name
+A tower is one of several copies of the network in a graph, each on a separate
+device. Towers share all variables. A network that is not built in the name
 scope of a tower counts as a single copy.
 """
 
@@ -85,12 +85,15 @@ def average_gradients(towers: list[Gradients]) -> Gradients:
   return averages
 
 
-def make_global_step() -> tf.Variable:
+def global_step() -> tf.Variable:
   """Return the graph's global step, int64 [].
 
-  The first call creates it, as a resource variable.
+  The first call creates it on the CPU, as a resource variable.
   """
-  with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
+  with (
+    tf.device('/cpu:0'),
+    tf.variable_scope(tf.get_variable_scope(), use_resource=True),
+  ):
     return tf.train.get_or_create_global_step()
 
 

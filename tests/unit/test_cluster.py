@@ -153,7 +153,7 @@ def build_step(recipe, images, labels, num_workers=1, **kwargs):
   loss = cifar10.loss(logits, labels, label_smoothing=recipe.label_smoothing)
   _, train_op = cifar10.train_towers(
     [loss],
-    updates.make_global_step(),
+    updates.global_step(),
     examples_per_step=num_workers * EXAMPLES,
     recipe=recipe,
     **kwargs,
@@ -279,7 +279,7 @@ def test_workers_update_as_one(log_level, name, count, steps):
 def one_number(cluster, value=0.0, gradient=1.0):
   """Build a number, a step that subtracts a gradient, and the global step."""
   number = tf.get_variable('x', initializer=value, use_resource=True)
-  step = updates.make_global_step()
+  step = updates.global_step()
   gradients = cluster.average([(tf.constant(gradient), number)])
   descent = tf.train.GradientDescentOptimizer(1.0)
   return number, descent.apply_gradients(gradients, step), step

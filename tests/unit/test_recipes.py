@@ -152,7 +152,7 @@ class TestParts:
         logits = cifar10.inference(
           tf.constant(images),
           recipe=recipe,
-          first_filters=(scale * filters).astype(np.float32),
+          first_filters=filters.astype(np.float32),
         )
         loss = cifar10.loss(logits, labels)
         step = tf.train.get_or_create_global_step()

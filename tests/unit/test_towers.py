@@ -1,6 +1,7 @@
 """Test towers on logical CPU devices."""
 
 import dataclasses
+import os
 import re
 
 import numpy as np
@@ -12,6 +13,7 @@ import cifar10_input
 import cifar10_multi_gpu_train as multi
 import cifar10_train
 from cifar10_suite import updates
+from cifar10_suite.cluster import ALONE
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
 from cifar10_suite.training import TrainSettings
@@ -66,8 +68,8 @@ def train_on_same_images(build, config=None, values=None):
   return losses, values
 
 
-def settings_of(batch_size):
-  recipe = dataclasses.replace(TUTORIAL, batch_size=batch_size)
+def settings_of(batch_size, **changes):
+  recipe = dataclasses.replace(TUTORIAL, batch_size=batch_size, **changes)
   return TrainSettings(recipe, train_dir='')
 
 
@@ -119,8 +121,13 @@ def test_a_missing_gradient_is_zero(graph):
 
 def build_on_files(batches_dir, towers):
   devices, config = multi.tower_devices(towers)
-  batches = cifar10_input.distorted_batches(batches_dir, 8, towers)
-  return *multi.train_towers(settings_of(8), devices, batches), config
+  settings = dataclasses.replace(
+    settings_of(8, crop_margin=(1, 0)), data_dir=os.path.dirname(batches_dir)
+  )
+  loss, train_op = multi.build_graph(
+    settings, ALONE, devices=devices, scale_learning_rate=False
+  )
+  return loss, train_op, config
 
 
 @pytest.mark.slow
