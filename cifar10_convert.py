@@ -235,8 +235,9 @@ def main() -> None:
     sys.exit(f'{error}')
   except KeyboardInterrupt:
     sys.exit('Interrupted; nothing was written.')
-  except BrokenPipeError:
-    loading.end_without_output()
+  except BrokenPipeError as error:
+    loading.discard_output(error)
+    sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -171,8 +171,9 @@ def main() -> None:
     sys.exit(f'{error}')
   except KeyboardInterrupt:
     sys.exit('Interrupted; the next run resumes from here.')
-  except BrokenPipeError:
-    loading.end_without_output()
+  except BrokenPipeError as error:
+    loading.discard_output(error)
+    sys.exit(1)
   if not is_cifar10:
     sys.exit(
       'Nothing was changed. To get CIFAR-10, choose another directory with '

@@ -18,8 +18,8 @@ import time
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite.cluster import Cluster
-from cifar10_suite.errors import UserError
+from cifar10_suite.cluster import MEASURED, Cluster
+from cifar10_suite.errors import UserError, same_command
 from cifar10_suite.tf_config import Addresses, Task
 from cifar10_suite.updates import Gradients
 
@@ -204,7 +204,8 @@ class AllReduce(Cluster):
         raise UserError(
           f'Training stopped: {worker} has other variables than '
           f'{self.workers[0]}. Check the memory of its machine, or use '
-          'machines of one type. The same command resumes from the last save.'
+          f'machines of one type. {same_command().capitalize()} resumes from '
+          'the last save.'
         )
 
 
@@ -221,8 +222,10 @@ def _difference(settings: dict, own: dict) -> str:
   """Describe the first difference from this task's settings, or return ''."""
   for key in {**own, **settings}:
     if settings.get(key) != own.get(key):
-      return (
-        f'{key} is {settings.get(key)}, not {own.get(key)}. Start all workers '
-        'with the same version, flags and data set.'
-      )
+      remedy = 'Start all workers with the same version, flags and data set.'
+      if key in MEASURED:
+        remedy = (
+          'Each worker measures what is faster. Start all with --nouse_bf16.'
+        )
+      return f'{key} is {settings.get(key)}, not {own.get(key)}. {remedy}'
   return ''

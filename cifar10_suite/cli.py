@@ -71,8 +71,9 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
         raise
       first_line = error.message.partition('\n')[0]
       sys.exit(first_line.removeprefix('assertion failed: '))
-    except BrokenPipeError:
-      loading.end_without_output()
+    except BrokenPipeError as error:
+      loading.discard_output(error)
+      sys.exit(1)
     except OSError as error:
       if not files.is_full(error):
         raise

@@ -30,6 +30,9 @@ from cifar10_suite.errors import UserError
 from cifar10_suite.tf_config import Addresses, Task
 from cifar10_suite.updates import Gradients
 
+# Settings in common that each worker measures by itself.
+MEASURED = ('compute type', 'kernels for bfloat16')
+
 _POLL_SECS = 0.5  # between two looks at the other tasks
 _ANSWER_SECS = 2  # for a task to answer
 _FAREWELL_SECS = 15  # for the others to learn that training has finished

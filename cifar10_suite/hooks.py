@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import math
 import re
+import signal
 import sys
 import time
 from typing import NoReturn
@@ -11,8 +12,8 @@ from typing import NoReturn
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
-from cifar10_suite import dataset
-from cifar10_suite.errors import UserError
+from cifar10_suite import dataset, loading
+from cifar10_suite.errors import UserError, same_command
 
 _SAVES = 20  # checkpoints per run, unless it is short
 _SAVE_PAUSE = 100  # pause after a save, in durations of that save
@@ -88,7 +89,11 @@ class LogHook(tf.train.SessionRunHook):
     self.step = before + 1
     # With parameter servers, two runs may read the same global step.
     if 'loss' in run_values.results and before >= self._next:
-      self._log(before, run_values.results['loss'])
+      try:
+        self._log(before, run_values.results['loss'])
+      except OSError as error:
+        loading.discard_output(error)
+        signal.raise_signal(signal.SIGTERM)  # save, and stop
       self._next = before - before % self._log_frequency + self._log_frequency
 
   def _log(self, step: int, loss: float) -> None:
@@ -201,8 +206,8 @@ class WatchDataFiles(tf.train.CheckpointSaverListener):
       if size != self._sizes[path]:
         raise UserError(
           f'Training stopped at step {global_step_value}: {path} has {size} '
-          f'bytes now, {self._sizes[path]} before. Restore the file; the same '
-          'command then resumes from the last checkpoint.'
+          f'bytes now, {self._sizes[path]} before. Restore the file; '
+          f'{same_command()} then resumes from the last checkpoint.'
         )
 
   def _look(self) -> dict[str, int]:
@@ -221,7 +226,8 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
     where: directory of the checkpoints, for the message.
 
   Raises:
-    UserError: if a value is not finite, writing failed or a data file is gone.
+    UserError: if a value is not finite, writing failed, memory is exhausted, or
+      a data file is gone.
     tf.errors.OpError: `error`, in other cases.
   """
   if ' histogram for: ' in error.message.lower():  # NaN or infinity
@@ -230,14 +236,20 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
     reason = re.search(r'; (.*)', error.message)
     raise UserError(
       f'Cannot write to {where}: {reason[1] if reason else error.message}. '
-      f'Training stopped at step {step}. Free some space; the same command '
+      f'Training stopped at step {step}. Free some space; {same_command()} '
       'then resumes from the last checkpoint.'
+    )
+  if isinstance(error, tf.errors.ResourceExhaustedError):
+    reason = error.message.splitlines()[0]
+    raise UserError(
+      f'Training stopped at step {step}: {reason}. Choose a smaller '
+      '--batch_size.'
     )
   if isinstance(error, tf.errors.NotFoundError):  # a data file is gone
     reason = error.message.splitlines()[0]
     raise UserError(
       f'Training stopped at step {step}: {reason}. Restore the '
-      'file; the same command then resumes from the last checkpoint.'
+      f'file; {same_command()} then resumes from the last checkpoint.'
     )
   raise error
 

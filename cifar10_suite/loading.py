@@ -1,6 +1,7 @@
 """Imports of packages: which are missing, and TensorFlow, quietly and fast."""
 
 import contextlib
+import errno
 import gc
 import importlib.util
 import io
@@ -20,6 +21,7 @@ def require(*modules: str) -> None:
   Args:
     modules: modules that the program needs besides those that all need.
   """
+  _open_closed_output()
   missing = [
     name for name in modules + _BY_ALL if importlib.util.find_spec(name) is None
   ]
@@ -37,10 +39,28 @@ def prepare_output() -> None:
     sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
 
 
-def end_without_output() -> NoReturn:
-  """Exit after the reader of the output, such as 'head', has ended."""
+def discard_output(error: OSError) -> None:
+  """Discard further output if nobody reads it any more.
+
+  Args:
+    error: error of printing.
+
+  Raises:
+    OSError: `error`, unless the reader of a pipe, such as 'head', has ended, or
+      the terminal.
+  """
+  if error.errno not in (errno.EPIPE, errno.EIO):
+    raise error
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  sys.exit(1)
+
+
+def _open_closed_output() -> None:
+  """Let a program run that was started with closed output (`>&-`)."""
+  for number, name in ((1, 'stdout'), (2, 'stderr')):
+    if getattr(sys, name) is None:
+      null = os.open(os.devnull, os.O_RDWR)
+      os.dup2(null, number)
+      setattr(sys, name, os.fdopen(number, 'w'))
 
 
 def load_tensorflow() -> None:

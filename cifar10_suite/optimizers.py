@@ -106,7 +106,8 @@ class MuonOptimizer(tf.train.Optimizer):
     weight_decay: at least 0; biases do not decay.
     step_scales: factors of the steps u or U V' by variable name, by default 1;
       weight decay does not change.
-    dtype: type of the matrix products, float32 or bfloat16.
+    dtype: type of the matrix products, float32 or bfloat16; float32 where
+      nothing is known about the speed of bfloat16.
   """
 
   NAME = 'Muon'  # momentum variables are named '<variable>/Muon'
@@ -139,13 +140,25 @@ class MuonOptimizer(tf.train.Optimizer):
     if update.shape.rank > 1:
       outputs = update.shape.as_list()[-1]
       matrix = tf.reshape(update, [-1, outputs])
-      matrix = orthogonalized(matrix, self._dtype)
+      matrix = orthogonalized(matrix, self._type_on(var.device))
       update = tf.reshape(matrix, update.shape)
       decay = self._weight_decay
     rate = tf.convert_to_tensor(self._learning_rate)
     scale = self._step_scales.get(var.op.name, 1.0)
     value = _descended(var.read_value(), update, rate, decay, scale)
     return tf.group(tf.assign(slot, momentum), tf.assign(var, value))
+
+  def _type_on(self, device: str) -> tf.DType:
+    """Return the type of the products on a variable's device.
+
+    On a parameter server, and on the CPU of a machine with GPUs, nothing is
+    known about the speed of bfloat16.
+    """
+    spec = tf.DeviceSpec.from_string(device)
+    has_gpu = tf.config.get_visible_devices('GPU')
+    if spec.job == 'ps' or (spec.device_type == 'CPU' and has_gpu):
+      return tf.float32
+    return self._dtype
 
 
 @xla.compiled
@@ -197,7 +210,8 @@ def orthogonalized(
     float32 [m, n]. Singular values that exceed 0.01 after division by the
     Frobenius norm become values between 0.73 and 1.27; smaller ones are
     multiplied by up to 78. Zero matrices stay zero. In bfloat16, the result
-    differs by 2 to 5% of its norm in large layers, and by up to 12% in conv1.
+    differs by 2 to 5% of its norm in the large layers of a training, by up to
+    12% in conv1, and by more if one singular value dominates all others.
   """
   if matrix.shape[0] < matrix.shape[1]:
     return tf.transpose(orthogonalized(tf.transpose(matrix), dtype))

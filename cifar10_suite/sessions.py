@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import stop_signals
+from cifar10_suite.errors import same_command
 
 _PATIENCE_SECS = 5  # after a signal, until another one ends the process
 
@@ -76,9 +77,10 @@ def _end_if_repeated(reader: int) -> None:
     number = pipe.read(1)
     if not number:
       return
+    again = same_command().capitalize()
     print(
-      f'Stopped by {_name(number)} during a step. The same command resumes '
-      'from the last checkpoint.',
+      f'Stopped by {_name(number)} during a step. {again} resumes from the '
+      'last checkpoint.',
       flush=True,
     )
     os._exit(128 + number[0])

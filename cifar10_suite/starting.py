@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import cifar10_suite
-from cifar10_suite import checkpoints, cli, devices, runs
+from cifar10_suite import checkpoints, cli, convolution, devices, runs
 from cifar10_suite.errors import UserError
 from cifar10_suite.training import TrainSettings
 
@@ -35,6 +35,8 @@ def continuing(settings: TrainSettings, is_alone: bool) -> TrainSettings:
     directory = checkpoints.directory_of(settings.init_from)
   else:
     return settings
+  if not resumes:
+    _check_source(directory, settings)
   scale = runs.activation_scale(directory)
   if scale != recipe.activation_scale and not is_alone:
     raise UserError(
@@ -49,6 +51,31 @@ def continuing(settings: TrainSettings, is_alone: bool) -> TrainSettings:
       'trained with one of them.'
     )
   return dataclasses.replace(settings, recipe=recipe)
+
+
+def _check_source(directory: str, settings: TrainSettings) -> None:
+  """Check the run of `--init_from`; say if it has seen held-out images.
+
+  Raises:
+    UserError: if `--restart` would delete it.
+  """
+  train_dir = settings.train_dir
+  is_there = os.path.isdir(directory)
+  if settings.restart and is_there and os.path.samefile(directory, train_dir):
+    raise UserError(
+      f'--restart would delete {directory}, which --init_from names. Copy it, '
+      'or choose another --train_dir.'
+    )
+  run = runs.read(directory)
+  if (
+    run
+    and tuple(run['class_names']) == settings.data_set.class_names
+    and runs.hold_out(run) < settings.hold_out
+  ):
+    print(
+      f'{directory} may have been trained on the images that --hold_out leaves '
+      'out now: their scores are too high.'
+    )
 
 
 def from_run(
@@ -176,6 +203,9 @@ def settings_in_common(
     'TensorFlow': tf.__version__,
     **dataclasses.asdict(settings.recipe),
     'compute type': settings.dtype.name,
+    # Without, the results are rounded: the variables would differ.
+    'kernels for bfloat16': settings.dtype == tf.bfloat16
+    and convolution.is_fast(tf.bfloat16),
     'towers': num_towers,
     'class names': settings.data_set.class_names,
     'number of training images': settings.data_set.num_training_images,

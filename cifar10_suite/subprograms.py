@@ -34,8 +34,8 @@ def run(program: str, flags: list[str], log: TextIO | None = None) -> int:
 
   def forward(number: int) -> None:
     received.append(number)
-    if number == signal.SIGTERM:  # a terminal sends Ctrl-C to all processes
-      process.terminate()
+    if number != signal.SIGINT:  # a terminal sends Ctrl-C to all processes
+      process.send_signal(number)
 
   with stop_signals.handled(forward):
     if log and process.stdout:

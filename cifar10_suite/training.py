@@ -15,6 +15,7 @@ from cifar10_suite import (
   checkpoints,
   cli,
   hooks,
+  loading,
   profiling,
   runs,
   sessions,
@@ -22,7 +23,7 @@ from cifar10_suite import (
 )
 from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.dataset import CIFAR10, DEFAULT_DATA_DIR, DataSet
-from cifar10_suite.errors import UserError
+from cifar10_suite.errors import UserError, same_command
 from cifar10_suite.recipes import Recipe
 
 _NO_PROFILE = contextlib.nullcontext()
@@ -253,10 +254,13 @@ def _end(
   if cluster.signals and step < max_steps and not is_stopped:
     name = signal.Signals(cluster.signals[0]).name
     saved = f'is saved in {where}' if cluster.is_chief else 'is not saved here'
-    print(
-      f'Stopped by {name}: step {step} {saved}. The same command resumes '
-      'training.'
-    )
+    again = same_command().capitalize()
+    try:
+      print(
+        f'Stopped by {name}: step {step} {saved}. {again} resumes training.'
+      )
+    except OSError as error:
+      loading.discard_output(error)
     sys.exit(128 + cluster.signals[0])
   if watch and is_stopped:
     runs.record_stop(settings.train_dir, step)

@@ -173,11 +173,12 @@ def apply_gradients(
   Returns:
     The operation that runs the update and adapts the loss scale.
   """
+  # First, because a histogram of infinity would end training.
+  gradients, adapt_loss_scale = precision.without_overflow(gradients)
   for gradient, variable in gradients:
     summaries.histogram(variable.op.name, variable)
     if gradient is not None:
       summaries.histogram(f'{variable.op.name}/gradients', gradient)
-  gradients, adapt_loss_scale = precision.without_overflow(gradients)
   with tf.control_dependencies([first]):
     update = optimizer.apply_gradients(gradients, global_step)
   return tf.group(update, adapt_loss_scale)

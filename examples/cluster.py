@@ -52,7 +52,9 @@ def main() -> None:
   arguments, flags = parser.parse_known_args()
   if arguments.workers + arguments.ps < 2 or arguments.workers < 1:
     parser.error('a cluster needs at least two tasks, one of them a worker')
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  for number in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup
+      signal.signal(number, lambda number, _: sys.exit(128 + number))
   command = [sys.executable, os.path.join(_ROOT, arguments.program), *flags]
   os.makedirs(arguments.log_dir, exist_ok=True)
   try:

@@ -89,7 +89,8 @@ def train_and_score(
     evaluation.append(f'--data_dir={arguments.data_dir}')
   for program, *its_flags in (command, evaluation):
     if status := subprograms.run(program, its_flags):
-      print(f'Stopped in seed {seed}. The same command continues.')
+      if status > 128:  # by a signal
+        print(f'Stopped in seed {seed}. The same command continues.')
       sys.exit(status)
   record = find_record(train_dir, eval_dir)
   if not record:

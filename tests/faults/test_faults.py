@@ -252,7 +252,7 @@ def test_a_second_trainer_is_refused(flags, train_dir, record_fault):
   'signals',
   [
     pytest.param([first, *second], marks=pytest.mark.faults)
-    for first in (signal.SIGINT, signal.SIGTERM)
+    for first in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for second in ([], [signal.SIGINT], [signal.SIGTERM])
   ],
 )

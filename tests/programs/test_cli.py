@@ -77,6 +77,36 @@ def test_a_late_second_signal_ends_a_step_that_waits(tmp_path):
   assert lines[0].startswith('Stopped by SIGTERM during a step.')
 
 
+@pytest.mark.parametrize('ends', ['reader', 'terminal'])
+def test_saves_when_nobody_reads_the_output(train_flags, tmp_path, ends):
+  program = os.path.join(ROOT, 'cifar10_train.py')
+  with subprocess.Popen(
+    [sys.executable, program, *train_flags, '--log_frequency=1'],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    next(line for line in process.stdout if ': step 3, ' in line)
+    if ends == 'terminal':
+      process.send_signal(signal.SIGHUP)
+    process.stdout.close()
+    assert process.wait(TIMEOUT) - 128 in (signal.SIGHUP, signal.SIGTERM)
+    assert process.stderr.read() == ''
+  latest = tf.train.latest_checkpoint(f'{tmp_path}/train')
+  assert int(latest.rpartition('-')[2]) >= 3
+
+
+def test_runs_with_closed_output(train_flags, tmp_path):
+  program = os.path.join(ROOT, 'cifar10_train.py')
+  command = [sys.executable, program, *train_flags, '--max_steps=2']
+  subprocess.run(
+    ['sh', '-c', 'exec "$@" >&- 2>&-', 'sh', *command],
+    check=True,
+    timeout=TIMEOUT,
+  )
+  assert (tmp_path / 'train' / 'model.ckpt-2.index').exists()
+
+
 def test_learns_stops_resumes_and_is_evaluated(
   train_flags, eval_flags, tmp_path
 ):

@@ -278,6 +278,22 @@ def test_starting_over_from_nowhere_removes_nothing(trained, tmp_path):
   flags = ['--restart', '--init_from=nowhere']
   train(data_dir, tmp_path / 'train', *flags, status=1)
   assert sorted(os.listdir(tmp_path / 'train')) == before
+  flags[1] = f'--init_from={tmp_path}/train/model.ckpt-1'
+  _, errors = train(data_dir, tmp_path / 'train', *flags, status=1)
+  assert errors.startswith(f'--restart would delete {tmp_path}/train, which')
+  assert sorted(os.listdir(tmp_path / 'train')) == before
+
+
+def test_images_that_an_earlier_run_has_seen_are_named(trained, tmp_path):
+  lines, _ = train(
+    trained / 'data',
+    tmp_path / 'train',
+    f'--init_from={trained}/train',
+    '--hold_out=30',
+    steps=1,
+  )
+  says = f'{trained}/train may have been trained on the images that --hold_out'
+  assert any(line.startswith(says) for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -416,6 +416,9 @@ class TestLossScaling:
         session.run(step, {factor: 3.0})
         values.append(session.run(w))
       assert values == [1.0, -2.0, -5.0]
+      # A step that overflows may write summaries: histograms refuse infinity.
+      session.run([step, tf.summary.merge_all()], {factor: 1e5})
+      assert session.run(w) == -5.0
       # Scaling preserves a gradient that would vanish in float16.
       session.run(step, {factor: 1e-8})
       assert session.run(gradients[0][0], {factor: 1e-8}) == pytest.approx(

@@ -15,7 +15,7 @@ from support.programs import ROOT, TIMEOUT
 
 import cifar10
 import cifar10_train
-from cifar10_suite import convolution, measurement, precision
+from cifar10_suite import convolution, measurement, optimizers, precision
 from cifar10_suite.recipes import RECIPES
 from cifar10_suite.sessions import session_config
 
@@ -120,6 +120,33 @@ def test_no_slow_operation_is_used(graph, kernels, dtype, recipe):
     assert fast == ({dtype} if dtype == tf.bfloat16 else {tf.float32})
     of_muon = {op.get_attr('T') for op in heavy if op.name.startswith('Muon/')}
     assert of_muon == (fast if recipe.optimizer == 'muon' else set())
+
+
+@pytest.mark.parametrize(
+  ('device', 'gpus', 'expected'),
+  [
+    ('', [], tf.bfloat16),
+    ('/cpu:0', [], tf.bfloat16),
+    ('/job:worker/task:1/cpu:0', [], tf.bfloat16),
+    ('', ['GPU:0'], tf.bfloat16),
+    ('/gpu:0', ['GPU:0'], tf.bfloat16),
+    ('/cpu:0', ['GPU:0'], tf.float32),
+    ('/job:ps/task:0', [], tf.float32),
+    ('/job:ps/task:0/cpu:0', [], tf.float32),
+  ],
+)
+def test_muon_uses_bfloat16_only_where_it_is_known_to_be_fast(
+  graph, monkeypatch, device, gpus, expected
+):
+  monkeypatch.setattr(convolution, 'is_fast', lambda dtype: True)
+  monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind: gpus)
+  with tf.device(device):
+    variable = tf.get_variable('v', [300, 40], use_resource=True)
+  optimizer = optimizers.MuonOptimizer(0.1, 0.9, dtype=tf.bfloat16)
+  optimizer.apply_gradients([(tf.zeros([300, 40]), variable)])
+  products = [op for op in graph.get_operations() if op.type == 'MatMul']
+  assert products
+  assert {op.get_attr('T') for op in products} == {expected}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,14 @@ from contextlib import nullcontext
 import pytest
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import hooks, ownership, profiling, runs, training
+from cifar10_suite import (
+  errors,
+  hooks,
+  ownership,
+  profiling,
+  runs,
+  training,
+)
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
 
@@ -161,6 +168,30 @@ def test_checkpoints_are_spread(
       clock.now += 1
       session.run(train_op)
   assert clock.saved == saved
+
+
+def test_exhausted_memory_is_named():
+  error = tf.errors.ResourceExhaustedError(
+    tf.NodeDef(op='Conv2D'), None, 'OOM when allocating tensor\nAnd more'
+  )
+  with pytest.raises(UserError, match=r'step 7: OOM .* tensor. Choose a small'):
+    hooks.explain(error, 7, 'here')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    (['--max_steps=5'], 'the same command'),
+    (['--restart'], 'the same command without --restart'),
+    (['--restart=true'], 'the same command without --restart'),
+    (['--norestart'], 'the same command'),
+  ],
+)
+def test_the_command_that_resumes_does_not_delete(
+  monkeypatch, arguments, expected
+):
+  monkeypatch.setattr('sys.argv', ['cifar10_train.py', *arguments])
+  assert errors.same_command() == expected
 
 
 def test_a_profile_ends_if_other_workers_do_its_last_step(
