@@ -6,7 +6,8 @@
 The contestants run in turn, each in a separate process, for several rounds. The
 program prints a table of medians. After each contestant, so that an
 interruption loses nothing, it writes results/bench.json, which has an entry for
-each kind of processor. Finally, it draws the bar chart results/bench.png.
+each kind of processor. An earlier entry is kept until the first round is
+complete, and with --only. Finally, it draws the bar chart results/bench.png.
 
 If a contestant fails, the program prints the last line of its error output and
 does not try it again. The others continue, and the exit status is 1.
@@ -80,22 +81,32 @@ def main() -> None:
   if not names:
     parser.error(f'--only matches none of: {", ".join(CONTESTANTS)}')
   print(f'On {processor.describe()}', flush=True)
-  subprocess.run([_SUITE_PYTHON, 'download.py'], cwd=_ROOT, check=True)
+  is_known = processor.describe() in _read_figures()
+  if subprocess.run([_SUITE_PYTHON, 'download.py'], cwd=_ROOT).returncode:
+    sys.exit(1)
+  failures: dict[str, str] = {}
   in_bfloat16 = [name for name in names if 'bfloat16' in name]
-  if in_bfloat16 and not args.all and not _is_fast_in_bfloat16():
-    print('Skipping bfloat16, which is not faster here.', flush=True)
-    names = [name for name in names if name not in in_bfloat16]
+  if in_bfloat16 and not args.all:
+    try:
+      if not _is_fast_in_bfloat16():
+        print('Skipping bfloat16, which is not faster here.', flush=True)
+        names = [name for name in names if name not in in_bfloat16]
+    except ContestantError as error:
+      print(f'precision.py failed: {error}', flush=True)
+      failures = dict.fromkeys(in_bfloat16, f'precision.py: {error}')
 
   rounds: dict[str, list[Figures]] = {name: [] for name in names}
-  failures: dict[str, str] = {}
   is_interrupted = False
   try:
     for number in range(args.rounds):
       for name in names:
+        outcome = ''
         if name not in failures:
           outcome = _compete(name, rounds, failures)
-          if not args.only:
-            _write_figures(rounds, failures)
+        is_whole = number > 0 or name == names[-1]
+        if not args.only and (is_whole or not is_known):
+          _write_figures(rounds, failures)
+        if outcome:
           print(f'round {number + 1}, {name}: {outcome}', flush=True)
   except KeyboardInterrupt:
     is_interrupted = True
@@ -124,13 +135,13 @@ def _compete(
 
 
 def _is_fast_in_bfloat16() -> bool:
-  """Return whether the suite finds bfloat16 faster on this machine."""
-  try:
-    output, _ = _run([_SUITE_PYTHON, os.path.join(_HERE, 'precision.py')])
-    return _last_json(output).get('bfloat16') is True
-  except ContestantError as error:
-    print(f'precision.py failed: {error}', flush=True)
-    return False
+  """Return whether the suite finds bfloat16 faster on this machine.
+
+  Raises:
+    ContestantError: if its program fails.
+  """
+  output, _ = _run([_SUITE_PYTHON, os.path.join(_HERE, 'precision.py')])
+  return _last_json(output).get('bfloat16') is True
 
 
 def _run(command: list[str]) -> tuple[str, float]:
@@ -388,6 +399,8 @@ def _read_figures() -> dict[str, dict]:
       return json.load(file)
   except FileNotFoundError:
     return {}
+  except ValueError as error:
+    sys.exit(f'{_FIGURES} is damaged: {error}. Restore it.')
 
 
 def _draw_chart() -> None:
@@ -420,4 +433,7 @@ def _draw_chart() -> None:
 if __name__ == '__main__':
   # `kill` is handled like Ctrl-C.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
-  main()
+  try:
+    main()
+  except KeyboardInterrupt:  # before the first contestant
+    sys.exit(130)

@@ -18,12 +18,16 @@ class Hosts:
     self.ports = [f'{tag}p{k}' for k in range(count)]  # on the bridge
     self._spaces = [f'{tag}n{k}' for k in range(count)]
     self._bridge = f'{tag}b'
-    self._make(
-      f'ip link add {self._bridge} type bridge', f'ip link del {self._bridge}'
-    )
-    self._make(f'ip link set {self._bridge} up')
-    for number in range(count):
-      self._boot(number)
+    try:
+      self._make(
+        f'ip link add {self._bridge} type bridge', f'ip link del {self._bridge}'
+      )
+      self._make(f'ip link set {self._bridge} up')
+      for number in range(count):
+        self._boot(number)
+    except subprocess.CalledProcessError:
+      self.close()
+      raise
 
   def _boot(self, number):
     space, port = self._spaces[number], self.ports[number]

@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
+import cifar10_suite
 import download
 from cifar10_suite import dataset, recipes
 
@@ -53,15 +54,18 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--epochs', type=float, default=6)
   parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3])
-  parser.add_argument('--changes', nargs='+', default=list(CHANGES))
+  parser.add_argument(
+    '--changes', nargs='+', choices=CHANGES, default=list(CHANGES)
+  )
   parser.add_argument('--data_dir', default=dataset.DEFAULT_DATA_DIR)
   args = parser.parse_args()
-  runs = read_runs()
+  version = {'version': cifar10_suite.__version__}  # of the recipe
+  runs = [run for run in read_runs() if version.items() <= run.items()]
   with tempfile.TemporaryDirectory() as directory:
     hold_out(args.data_dir, os.path.join(directory, 'data'))
     for seed in args.seeds:
       for name in args.changes:
-        key = {'change': name, 'epochs': args.epochs, 'seed': seed}
+        key = {'change': name, 'epochs': args.epochs, 'seed': seed, **version}
         if any(key.items() <= run.items() for run in runs):
           continue
         run = key | train_and_score(directory, CHANGES[name], args.epochs, seed)

@@ -35,6 +35,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('train_dir', help='a finished run of long, with --seed 1')
   train_dir = parser.parse_args().train_dir
+  if os.path.realpath(train_dir) == os.path.realpath(TARGET):
+    parser.error(f'{train_dir} is where the result goes')
   source, run = checkpoints.latest(train_dir), runs.read(train_dir)
   start = run['starts'][-1] if run else {}
   if (

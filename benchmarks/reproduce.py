@@ -22,7 +22,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import cifar10_suite
-from cifar10_suite import subprograms
+from cifar10_suite import files, subprograms
 
 RUNS = os.path.join(curves.RESULTS, 'runs.json')
 SEEDS = {'fast': 5, 'long': 3, 'tutorial': 1}  # number of runs per recipe
@@ -140,9 +140,8 @@ def record(recipe, seed, entry):
     entries = json.load(file)
   same = {'name': f'--recipe {recipe}', 'seed': seed}
   entries = [it for it in entries if not same.items() <= it.items()]
-  with open(RUNS, 'w') as file:
-    json.dump([*entries, entry], file, indent=2)
-    file.write('\n')
+  text = json.dumps([*entries, entry], indent=2) + '\n'
+  files.write_whole(RUNS, text.encode())
 
 
 def table():

@@ -13,9 +13,10 @@ from support.data import make_data_set
 
 from cifar10_suite import dataset, processor
 
-# Background jobs of a shell ignore SIGINT, and the programs started by the
-# tests would inherit that.
+# Background jobs of a shell ignore SIGINT, those of nohup SIGHUP, and the
+# programs started by the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 tf.disable_v2_behavior()
 tf.app.flags.FLAGS.mark_as_parsed()  # flags keep their defaults

@@ -86,12 +86,18 @@ def test_saves_when_nobody_reads_the_output(train_flags, tmp_path, ends):
     stderr=subprocess.PIPE,
     text=True,
   ) as process:
-    next(line for line in process.stdout if ': step 3, ' in line)
-    if ends == 'terminal':
-      process.send_signal(signal.SIGHUP)
-    process.stdout.close()
-    assert process.wait(TIMEOUT) - 128 in (signal.SIGHUP, signal.SIGTERM)
-    assert process.stderr.read() == ''
+    try:
+      next(line for line in process.stdout if ': step 3, ' in line)
+      if ends == 'terminal':
+        process.send_signal(signal.SIGHUP)
+        expected = signal.SIGHUP
+      else:
+        process.stdout.close()
+        expected = signal.SIGTERM
+      assert process.wait(TIMEOUT) == 128 + expected
+      assert process.stderr.read() == ''
+    finally:
+      process.kill()
   latest = tf.train.latest_checkpoint(f'{tmp_path}/train')
   assert int(latest.rpartition('-')[2]) >= 3
 

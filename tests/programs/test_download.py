@@ -415,6 +415,7 @@ def test_survives_a_server_that(world, fault, record_fault):
   server.cut_after = server.claims = None
   server.stalls = server.endless = False
   server.content = world.archive
+  world.change(archive, 'TIMEOUT_SECS', 60)
   assert world.fetch()
   world.check_files()
   record_fault(f'download: the server {fault}')
