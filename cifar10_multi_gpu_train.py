@@ -47,11 +47,7 @@ def main() -> None:
   devices, config = tower_devices(FLAGS.num_gpus, FLAGS.log_device_placement)
   settings = cifar10_train.settings_from_flags(RECIPES[FLAGS.recipe])
   cifar10_train.run(
-    functools.partial(
-      build_graph,
-      devices=devices,
-      scale_learning_rate=FLAGS.scale_learning_rate,
-    ),
+    functools.partial(build_graph, devices=devices),
     settings,
     config,
     num_towers=len(devices),
@@ -91,22 +87,17 @@ def tower_devices(
 
 
 def build_graph(
-  settings: TrainSettings,
-  workers: Cluster,
-  *,
-  devices: list[str],
-  scale_learning_rate: bool,
+  settings: TrainSettings, workers: Cluster, *, devices: list[str]
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Build the input pipeline and a training step on several devices."""
   batches = cifar10_train.distorted_batches(settings, len(devices))
-  return train_towers(settings, devices, batches, scale_learning_rate, workers)
+  return train_towers(settings, devices, batches, workers)
 
 
 def train_towers(
   settings: TrainSettings,
   devices: list[str],
   batches: list[tuple[tf.Tensor, tf.Tensor]],
-  scale_learning_rate: bool = False,
   workers: Cluster = ALONE,
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Build a training step with one tower per device.
@@ -116,8 +107,6 @@ def train_towers(
     devices: device of each tower.
     batches: (images, labels) pair of each tower: images [batch_size, 24, 24, 3]
       and labels, integers [batch_size].
-    scale_learning_rate: whether to multiply the learning rate by the number of
-      towers of all workers.
     workers: the cluster of workers that train together.
 
   Returns:
@@ -145,7 +134,7 @@ def train_towers(
     examples_per_epoch=settings.data_set.num_training_images,
     recipe=settings.recipe,
     dtype=settings.dtype,
-    learning_rate_scale=num_towers if scale_learning_rate else 1.0,
+    learning_rate_scale=num_towers if settings.scale_learning_rate else 1.0,
     average_over_workers=workers.average,
   )
 

@@ -206,6 +206,9 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
     recipe=recipe,
     dtype=cifar10.compute_type(),
     profile_steps=profile_steps(recipe.max_steps),
+    # A flag of the program with towers.
+    scale_learning_rate='scale_learning_rate' in FLAGS
+    and FLAGS.scale_learning_rate,
     **{
       name: FLAGS[name].value
       for name in (
@@ -381,14 +384,11 @@ def run(
     is_new = settings.restart or not checkpoints.saved_in(settings.train_dir)
     if settings.init_from and workers.is_chief and is_new:
       init_fn = starting.from_run(settings.init_from)
-    others = {
-      name: FLAGS[name].value
-      for name in ('bfloat16_gradients', 'scale_learning_rate')
-      if name in FLAGS
-    }
     workers.join(
       config,
-      starting.settings_in_common(settings, num_towers, **others),
+      starting.settings_in_common(
+        settings, num_towers, FLAGS.bfloat16_gradients
+      ),
       settings.cluster_timeout_secs,
     )
     # Only now: an unusable data file or a port in use must not cost the user

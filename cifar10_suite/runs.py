@@ -125,7 +125,15 @@ def hyperparameters(run: dict | None) -> dict[str, object]:
     return {}
   start = run['starts'][-1]
   recipe = dict(start['recipe'])
-  names = ('seed', 'compute_type', 'workers', 'towers', 'hold_out', 'init_from')
+  names = (
+    'seed',
+    'compute_type',
+    'workers',
+    'towers',
+    'scale_learning_rate',
+    'hold_out',
+    'init_from',
+  )
   values = {
     'recipe': recipe.pop('name'),
     **recipe,
@@ -155,24 +163,26 @@ def activation_scale(directory: str) -> float:
   )
 
 
-def changes(run: dict, recipe: Recipe) -> list[str]:
-  """Say how a recipe differs from that of the last start of a run.
+def changes(run: dict, start: dict[str, object]) -> list[str]:
+  """Say how the hyperparameters of a start differ from those of the last one.
 
   Args:
     run: content of run.json, from `read`.
-    recipe: the recipe to compare; `max_steps` may differ.
+    start: the new start, as for `record_start`; its `max_steps`, `seed` and
+      `init_from` may differ.
 
   Returns:
     Such as ['batch_size 64 (before: 128)']; of another recipe, only the name.
   """
-  before = run['starts'][-1]['recipe']
-  now = json.loads(json.dumps(dataclasses.asdict(recipe)))  # as in the file
-  if before['name'] != now['name']:
-    return [f'recipe {now["name"]} (before: {before["name"]})']
+  before = hyperparameters(run)
+  now = hyperparameters(json.loads(json.dumps({'starts': [start]})))
+  if before['recipe'] != now['recipe']:
+    return [f'recipe {now["recipe"]} (before: {before["recipe"]})']
   return [
     f'{name} {value} (before: {before[name]})'
     for name, value in now.items()
-    if name != 'max_steps' and before.get(name, value) != value
+    if name not in ('max_steps', 'seed', 'init_from')
+    and before.get(name, value) != value
   ]
 
 

@@ -189,14 +189,14 @@ def announce(
 
 
 def settings_in_common(
-  settings: TrainSettings, num_towers: int, **others: object
+  settings: TrainSettings, num_towers: int, bfloat16_gradients: bool
 ) -> dict[str, object]:
   """Return the settings that all workers of a cluster must share.
 
   Args:
     settings: settings from the flags.
     num_towers: number of batches that a worker handles per step.
-    **others: further ones, by name.
+    bfloat16_gradients: whether gradients are averaged in bfloat16.
   """
   return {
     'version': cifar10_suite.__version__,
@@ -210,5 +210,6 @@ def settings_in_common(
     'class names': settings.data_set.class_names,
     'number of training images': settings.data_set.num_training_images,
     'hold_out': settings.hold_out,
-    **others,
+    'scale_learning_rate': settings.scale_learning_rate,
+    'bfloat16_gradients': bfloat16_gradients,
   }

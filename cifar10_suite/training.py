@@ -54,6 +54,8 @@ class TrainSettings:
     restart: whether to remove an earlier run from `train_dir` first.
     cluster_timeout_secs: seconds without response after which to give up on a
       task of the cluster.
+    scale_learning_rate: whether to multiply the learning rate by the number of
+      towers of all workers.
   """
 
   recipe: Recipe
@@ -74,6 +76,7 @@ class TrainSettings:
   seed: int | None = None
   restart: bool = False
   cluster_timeout_secs: int = 600
+  scale_learning_rate: bool = False
 
   @property
   def stops_by_score(self) -> bool:
@@ -203,28 +206,26 @@ def _record_start(
   num_workers: int,
 ) -> None:
   """Record a start in run.json; say from where a run resumes, if it does."""
-  init_from = settings.init_from
+  start = {
+    **runs.describe(settings.recipe, settings.dtype),
+    'hold_out': settings.hold_out,
+    'init_from': settings.init_from,
+    'seed': settings.seed,
+    'workers': num_workers,
+    'towers': num_towers,
+    'scale_learning_rate': settings.scale_learning_rate,
+  }
   if found is not None:
     print(f'Resuming from step {found}')
-    if init_from:
-      print(f'--init_from {init_from} has no effect: training resumes.')
-    init_from = None
+    if source := settings.init_from:
+      print(f'--init_from {source} has no effect: training resumes.')
+    start['init_from'] = None
     if before := runs.read(settings.train_dir):
-      init_from = before['starts'][-1].get('init_from')
-      if changes := runs.changes(before, settings.recipe):
+      start['init_from'] = before['starts'][-1].get('init_from')
+      if changes := runs.changes(before, start):
         print(f'Changed since the last start: {", ".join(changes)}.')
   runs.record_start(
-    settings.train_dir,
-    settings.data_set.class_names,
-    found,
-    {
-      **runs.describe(settings.recipe, settings.dtype),
-      'hold_out': settings.hold_out,
-      'init_from': init_from,
-      'seed': settings.seed,
-      'workers': num_workers,
-      'towers': num_towers,
-    },
+    settings.train_dir, settings.data_set.class_names, found, start
   )
 
 

@@ -1,5 +1,6 @@
 """Test run.json: what is a description of a run, and what is not."""
 
+import dataclasses
 import json
 
 import pytest
@@ -23,6 +24,25 @@ def test_reads_what_it_has_written(path):
   assert run['class_names'] == ['ant', 'bee']
   assert runs.last_step(run) == FAST.max_steps
   assert runs.read(str(path.parent.parent)) is None
+
+
+def test_a_start_differs_in_recipe_towers_and_scale(tmp_path):
+  start = runs.describe(FAST, tf.float32)
+  start |= {'towers': 4, 'scale_learning_rate': True, 'seed': 1}
+  runs.record_start(str(tmp_path), ('ant', 'bee'), None, start)
+  run = runs.read(str(tmp_path))
+  assert runs.changes(run, start | {'seed': None}) == []
+  longer = dataclasses.replace(FAST, max_steps=9, batch_size=64)
+  now = runs.describe(longer, tf.bfloat16)
+  now |= {'towers': 2, 'scale_learning_rate': False}
+  assert sorted(runs.changes(run, now)) == [
+    'batch_size 64 (before: 256)',
+    'compute_type bfloat16 (before: float32)',
+    'scale_learning_rate False (before: True)',
+    'towers 2 (before: 4)',
+  ]
+  other = runs.describe(dataclasses.replace(longer, name='mine'), tf.float32)
+  assert runs.changes(run, other) == ['recipe mine (before: fast)']
 
 
 @pytest.mark.parametrize('key', ['command', 'recipe', 'step', 'time'])

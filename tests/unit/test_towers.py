@@ -124,9 +124,7 @@ def build_on_files(batches_dir, towers):
   settings = dataclasses.replace(
     settings_of(8, crop_margin=(1, 0)), data_dir=os.path.dirname(batches_dir)
   )
-  loss, train_op = multi.build_graph(
-    settings, ALONE, devices=devices, scale_learning_rate=False
-  )
+  loss, train_op = multi.build_graph(settings, ALONE, devices=devices)
   return loss, train_op, config
 
 
@@ -225,7 +223,8 @@ def test_the_schedule_counts_examples(graph):
 def test_towers_share_the_schedule(graph, batches_dir, scale):
   devices, config = multi.tower_devices(2)
   batches = cifar10_input.distorted_batches(batches_dir, 8, 2)
-  multi.train_towers(settings_of(8), devices, batches, scale)
+  settings = dataclasses.replace(settings_of(8), scale_learning_rate=scale)
+  multi.train_towers(settings, devices, batches)
   (rate,) = (
     summary.op.inputs[1]
     for summary in tf.get_collection(tf.GraphKeys.SUMMARIES)
