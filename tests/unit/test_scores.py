@@ -134,6 +134,12 @@ def add_score(scores, tmp_path, step, *, is_latest=True, precision=0.5):
   return record
 
 
+def start_run(tmp_path, start):
+  """Write run.json as if a run had started at a time."""
+  description = {**runs.describe(TUTORIAL, tf.float32), 'time': start}
+  runs.record_start(str(tmp_path), NAMES, None, description)
+
+
 class TestScores:
   def test_a_run_begun_afresh_hides_the_earlier_one(self, tmp_path):
     scores = make_scores(tmp_path)
@@ -161,12 +167,7 @@ class TestScores:
   def test_a_run_is_another_if_it_started_at_another_time(self, tmp_path):
     scores = make_scores(tmp_path)
     for start, step in (('a', 10), ('a', 20), ('b', 30), ('b', 40)):
-      runs.record_start(
-        str(tmp_path),
-        NAMES,
-        None,
-        {**runs.describe(TUTORIAL, tf.float32), 'time': start},
-      )
+      start_run(tmp_path, start)
       add_score(scores, tmp_path, step)
     assert [r['step'] for r in scores.curve()] == [30, 40]
 
@@ -178,12 +179,7 @@ class TestScores:
       *[('a', 10), ('a', 20), ('b', 10), ('a', 30), ('a', 40)],
       ('a', 35),  # from an earlier step
     ):
-      runs.record_start(
-        str(tmp_path),
-        NAMES,
-        None,
-        {**runs.describe(TUTORIAL, tf.float32), 'time': start},
-      )
+      start_run(tmp_path, start)
       add_score(scores, tmp_path, step)
     assert [r['step'] for r in scores.curve()] == [10, 20, 30, 35]
 
