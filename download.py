@@ -110,14 +110,16 @@ def _mend(data_dir: str, states: dict[str, State], repair: bool) -> None:
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   data_files.remove_leftovers(batches_dir)
   wanted = _wanted(states, repair)
-  for name in set(wanted) - set(dataset.FILE_SHA256):
-    data_files.set_aside(os.path.join(batches_dir, name))
-    wanted.remove(name)
-  if wanted:
-    for name in wanted:
-      if states[name] is State.DAMAGED:
-        print(f'{name} is damaged; it will be replaced.')
-    _fetch(data_dir, wanted)
+  replaced = [name for name in wanted if name in dataset.FILE_SHA256]
+  for name in replaced:
+    if states[name] is State.DAMAGED:
+      print(f'{name} is damaged; it will be replaced.')
+  if replaced:
+    _fetch(data_dir, replaced)
+  # Only now: without a source, nothing changes.
+  for name in wanted:
+    if name not in replaced:
+      data_files.set_aside(os.path.join(batches_dir, name))
   if data_files.wants_class_names(batches_dir, states, repair):
     data_files.write_class_names(batches_dir)
 

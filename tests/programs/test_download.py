@@ -805,6 +805,7 @@ class TestOwnData:
 
   def test_repair_without_a_source_changes_nothing(self, world):
     self.change(world, 'data_batch_1.bin')
+    world.write_batch('data_batch_6.bin', bytes(3073))
     os.remove(world.archive_path)
     world.server.shutdown()
     world.server.server_close()
