@@ -100,14 +100,13 @@ def main() -> None:
   try:
     for number in range(args.rounds):
       for name in names:
-        outcome = ''
         if name not in failures:
           outcome = _compete(name, rounds, failures)
-        is_whole = number > 0 or name == names[-1]
-        if not args.only and (is_whole or not is_known):
-          _write_figures(rounds, failures)
-        if outcome:
+          if not args.only and (number > 0 or not is_known):
+            _write_figures(rounds, failures)
           print(f'round {number + 1}, {name}: {outcome}', flush=True)
+      if not args.only:
+        _write_figures(rounds, failures)
   except KeyboardInterrupt:
     is_interrupted = True
     print('Interrupted. The figures so far:', flush=True)

@@ -22,9 +22,9 @@ _TRAIN, _TEST = 'train', 'test'
 # Words in the names of folders with the same classes as that for training.
 _TRAINING = {'train', 'training'}
 _OTHER_PARTS = {
-  *('dev', 'eval', 'evaluation', 'holdout', 'test', 'testing'),
-  *('val', 'valid', 'validation'),
-}
+  'dev', 'eval', 'evaluation', 'holdout', 'test', 'testing',
+  'val', 'valid', 'validation',
+}  # fmt: skip
 _CHUNK = 8  # pictures that a process reads before Ctrl-C can stop it
 
 

@@ -64,12 +64,14 @@ def refuse_inner_directory(data_dir: str) -> None:
     DownloadError: if it has; another copy would go to a folder beside them.
   """
   inner = os.path.join(data_dir, dataset.BATCHES_DIR)
+  if os.path.lexists(inner):
+    return
   there = [
     name
     for name in dataset.FILE_SHA256
     if os.path.lexists(os.path.join(data_dir, name))
   ]
-  if not there or os.path.lexists(inner):
+  if not there:
     return
   path = os.path.abspath(data_dir)
   if os.path.basename(path) == dataset.BATCHES_DIR:

@@ -114,10 +114,10 @@ def wait_for_run(settings: EvalSettings) -> dict | None:
     Its content; None if there is none, after `timeout_secs` if that is set.
   """
   directory = checkpoints.directory_of(settings.checkpoint_dir)
-  last_time = time.monotonic() + (settings.timeout_secs or math.inf)
+  deadline = time.monotonic() + (settings.timeout_secs or math.inf)
   is_told = False
   while not (run := runs.read(directory)):
-    if not settings.waits or time.monotonic() > last_time:
+    if not settings.waits or time.monotonic() > deadline:
       break
     if not is_told:
       print(f'Waiting for a run in {cli.short_path(directory)}.')

@@ -1,4 +1,4 @@
-"""Imports of packages: which are missing, and TensorFlow, quietly and fast."""
+"""Start of a program: missing packages, its output, TensorFlow's import."""
 
 import contextlib
 import errno

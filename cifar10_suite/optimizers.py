@@ -24,14 +24,12 @@ def of_recipe(
     rate: float32 [], the learning rate.
     recipe: the optimizer, its momentum and its decoupled weight decay.
     step_scales: factors of Muon's steps, by variable name.
-    dtype: the compute type; Muon multiplies matrices in it, but not in float16.
+    dtype: the compute type, for Muon's matrix products.
   """
   if recipe.optimizer == 'descent':
     return tf.train.GradientDescentOptimizer(rate)
   if recipe.optimizer == 'nesterov':
     return tf.train.MomentumOptimizer(rate, recipe.momentum, use_nesterov=True)
-  if dtype == tf.float16:  # squares of small gradients would be zero
-    dtype = tf.float32
   return MuonOptimizer(
     rate, recipe.momentum, recipe.decoupled_weight_decay, step_scales, dtype
   )
@@ -106,8 +104,8 @@ class MuonOptimizer(tf.train.Optimizer):
     weight_decay: at least 0; biases do not decay.
     step_scales: factors of the steps u or U V' by variable name, by default 1;
       weight decay does not change.
-    dtype: type of the matrix products, float32 or bfloat16; float32 where
-      nothing is known about the speed of bfloat16.
+    dtype: the compute type. If it is bfloat16, and known to be fast where a
+      variable is, the matrix products are in it, otherwise in float32.
   """
 
   NAME = 'Muon'  # momentum variables are named '<variable>/Muon'
@@ -151,14 +149,15 @@ class MuonOptimizer(tf.train.Optimizer):
   def _type_on(self, device: str) -> tf.DType:
     """Return the type of the products on a variable's device.
 
-    On a parameter server, and on the CPU of a machine with GPUs, nothing is
-    known about the speed of bfloat16.
+    In float16, squares of small gradients would be zero. On a parameter server,
+    and on the CPU of a machine with GPUs, nothing is known about the speed of
+    bfloat16.
     """
     spec = tf.DeviceSpec.from_string(device)
     has_gpu = tf.config.get_visible_devices('GPU')
-    if spec.job == 'ps' or (spec.device_type == 'CPU' and has_gpu):
-      return tf.float32
-    return self._dtype
+    is_unknown = spec.job == 'ps' or (spec.device_type == 'CPU' and has_gpu)
+    is_short = self._dtype == tf.bfloat16 and not is_unknown
+    return tf.bfloat16 if is_short else tf.float32
 
 
 @xla.compiled

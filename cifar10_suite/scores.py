@@ -122,12 +122,12 @@ class Scores:
     last = [r for r in self.records if r['run'] == self._last_run()]
     first = min((r['step'] for r in last), default=0)
     started = last[-1].get('started') if last else None
-    by_step = {
-      record['step']: record
-      for record in self.records
-      if started and record.get('started') == started and record['step'] < first
-    }
-    by_step |= {record['step']: record for record in last}
+    earlier = [
+      r
+      for r in self.records
+      if started and r.get('started') == started and r['step'] < first
+    ]
+    by_step = {record['step']: record for record in [*earlier, *last]}
     return [by_step[step] for step in sorted(by_step)]
 
   def make_record(

@@ -33,10 +33,9 @@ def continuing(settings: TrainSettings, is_alone: bool) -> TrainSettings:
     directory = settings.train_dir
   elif settings.init_from:
     directory = checkpoints.directory_of(settings.init_from)
+    _check_source(directory, settings)
   else:
     return settings
-  if not resumes:
-    _check_source(directory, settings)
   scale = runs.activation_scale(directory)
   if scale != recipe.activation_scale and not is_alone:
     raise UserError(
