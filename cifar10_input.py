@@ -14,7 +14,13 @@ import dataclasses
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import compatibility, dataset, distortion, views
+from cifar10_suite import (
+  compatibility,
+  dataset,
+  distortion,
+  queue_runners,
+  views,
+)
 from cifar10_suite.recipes import TUTORIAL
 
 # Height and width of the network's input in pixels, from 8 to 32.
@@ -158,6 +164,7 @@ def distorted_batches(
     images = distort(planes, contrast, crop_margin, dtype, saturation)
     queue = _ready_batches(images, labels)
     batches = [queue.dequeue() for _ in range(count)]
+  queue_runners.use_own_threads()
   _image_summary(batches[0][0])
   return batches
 

@@ -1,0 +1,55 @@
+"""Test on which threads queue runners run their operations."""
+
+import threading
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from cifar10_suite import queue_runners
+
+
+def thread_names_of_two_operations():
+  names = [
+    tf.py_func(lambda: threading.current_thread().name, [], tf.string)
+    for _ in range(2)
+  ]
+  queue = tf.FIFOQueue(5, [tf.string, tf.string], shapes=[[], []])
+  tf.train.add_queue_runner(tf.train.QueueRunner(queue, [queue.enqueue(names)]))
+  return queue.dequeue()
+
+
+class TestUseOwnThreads:
+  def test_operations_run_on_the_threads_of_their_runners(self, graph):
+    names = thread_names_of_two_operations()
+    queue_runners.use_own_threads()
+    with tf.train.MonitoredSession() as session:
+      for _ in range(10):
+        for name in session.run(names):
+          assert b'QueueRunnerThread' in name
+
+  def test_end_of_input_closes_the_queue(self, graph):
+    numbers = tf.train.range_input_producer(5, num_epochs=1, shuffle=False)
+    batch = tf.train.batch(
+      [numbers.dequeue()], 2, allow_smaller_final_batch=True
+    )
+    queue_runners.use_own_threads()
+    got = []
+    with tf.train.MonitoredSession() as session:
+      while not session.should_stop():
+        got.extend(session.run(batch))
+    np.testing.assert_array_equal(got, range(5))
+
+  def test_an_error_ends_the_session(self, graph):
+    queue = tf.FIFOQueue(1, tf.float32, shapes=[[]])
+    value = tf.debugging.check_numerics(tf.random.normal([]) * np.inf, 'input')
+    tf.train.add_queue_runner(
+      tf.train.QueueRunner(queue, [queue.enqueue(value)])
+    )
+    queue_runners.use_own_threads()
+    number = queue.dequeue()
+    with (
+      pytest.raises(tf.errors.InvalidArgumentError, match='input'),
+      tf.train.MonitoredSession() as session,
+    ):
+      session.run(number)
