@@ -49,7 +49,7 @@ class CIFAR10Record:
   Attributes:
     height, width, depth: 32, 32 and 3.
     key: string [], `<filename>:<record number>`.
-    label: int32 [1], in 0..9.
+    label: int32 [1], from 0.
     uint8image: uint8 [32, 32, 3].
   """
 
@@ -61,19 +61,22 @@ class CIFAR10Record:
   uint8image: tf.Tensor
 
 
-def read_cifar10(filename_queue: tf.QueueBase) -> CIFAR10Record:
+def read_cifar10(
+  filename_queue: tf.QueueBase, *, num_classes: int = NUM_CLASSES
+) -> CIFAR10Record:
   """Read the next record from the files in a filename queue.
 
   Args:
     filename_queue: queue of strings with the names of the files to read.
+    num_classes: number of classes; higher labels are an error.
 
   Returns:
     A `CIFAR10Record`. Evaluating its tensors raises `OutOfRangeError` if the
-    queue is closed and empty, and `InvalidArgumentError` if a label is above 9.
+    queue is closed and empty, and `InvalidArgumentError` at an unknown label.
   """
   with tf.device('/cpu:0'):
     key, value = _reader().read(filename_queue)
-    record = _decode(key[tf.newaxis], value[tf.newaxis])
+    record = _decode(key[tf.newaxis], value[tf.newaxis], num_classes)
     images, labels = _images_and_labels(record)
   return CIFAR10Record(
     dataset.HEIGHT, dataset.WIDTH, dataset.DEPTH, key, labels, images[0]
@@ -142,7 +145,11 @@ def distorted_batches(
     f'Filling queue with {min_queue_examples} CIFAR images before starting to '
     'train.'
   )
-  with tf.device('/cpu:0'), tf.name_scope('input/'):
+  with (
+    tf.device('/cpu:0'),
+    tf.name_scope('input/'),
+    queue_runners.on_own_threads(),
+  ):
     filename_queue = tf.train.string_input_producer(filenames)
     # Several readers, so that even the first batch mixes files.
     readers = range(min(len(filenames), _MAX_READERS))
@@ -164,7 +171,6 @@ def distorted_batches(
     images = distort(planes, contrast, crop_margin, dtype, saturation)
     queue = _ready_batches(images, labels)
     batches = [queue.dequeue() for _ in range(count)]
-  queue_runners.use_own_threads()
   _image_summary(batches[0][0])
   return batches
 
@@ -311,9 +317,7 @@ def _read_many(
   return _decode(keys, values, num_classes)
 
 
-def _decode(
-  keys: tf.Tensor, values: tf.Tensor, num_classes: int = NUM_CLASSES
-) -> tf.Tensor:
+def _decode(keys: tf.Tensor, values: tf.Tensor, num_classes: int) -> tf.Tensor:
   """Decode n records into uint8 [n, 3073]; fail at an unknown label."""
   # Of no records at all, `decode_raw` returns rows without bytes.
   records = tf.reshape(

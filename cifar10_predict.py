@@ -85,6 +85,9 @@ def main(arguments: list[str]) -> None:
     name = name.removeprefix('--')
     if FLAGS.saved_model and FLAGS[name].present:
       raise UserError(f'--saved_model does not go together with --{name}.')
+  for directory in (FLAGS.export_dir, FLAGS.saved_model):
+    if directory:
+      checkpoints.refuse_pattern(directory)
   if targets:
     if arguments:
       raise UserError(
@@ -213,6 +216,7 @@ def restore(checkpoint_dir: str) -> tuple[tf.Session, str, int]:
       'Train first: python cifar10_train.py'
     )
   path, step = found
+  checkpoints.refuse_pattern(path)
   session = tf.Session()
   tf.train.Saver(variables).restore(session, path)
   return session, path, step

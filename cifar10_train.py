@@ -38,6 +38,7 @@ from cifar10_suite import (
   ownership,
   parameter_servers,
   processor,
+  runs,
   schedules,
   sessions,
   starting,
@@ -427,6 +428,9 @@ def prepared(
       ownership.refuse_to_remove_others(train_dir)
     else:
       ownership.refuse_to_overwrite(train_dir)
+    if not settings.restart:
+      batches_dir = os.path.join(settings.data_dir, dataset.BATCHES_DIR)
+      runs.refuse_download_for_other_classes(train_dir, batches_dir)
   download.maybe_download_and_extract(settings.data_dir)
   data_set = dataset.load(settings.data_dir, settings.hold_out)
   settings = dataclasses.replace(settings, data_set=data_set)
@@ -459,6 +463,8 @@ def become_evaluator() -> NoReturn:
     for name in ('data_dir', 'eval_dir', 'num_threads', 'use_fp16', 'use_bf16')
     if FLAGS[name].present
   ]
+  if FLAGS.hold_out:
+    flags.append('--eval_data=held_out')
   program = os.path.join(_HERE, 'cifar10_eval.py')
   os.execv(
     sys.executable,

@@ -42,7 +42,7 @@ def maybe_download_and_extract(data_dir: str, *, repair: bool = False) -> bool:
     repair: whether to replace the user's own data files and class names, too.
 
   Returns:
-    True if all six data files are CIFAR-10's, False otherwise.
+    True if the data files are CIFAR-10's and no others, False otherwise.
 
   Raises:
     DownloadError: if no source provides valid data, or they cannot be stored,
@@ -98,10 +98,12 @@ def _what_is_not_cifar10(data_dir: str, states: dict[str, State]) -> str:
   else:
     listed = f'{", ".join(names[:-1])} and {names[-1]}'
     what = f'The content of {listed} in {batches_dir}'
+  purpose = f'To get the original{"s" * (len(names) > 1)} back'
+  if not set(names) & set(dataset.FILE_SHA256):
+    purpose = f'To set {"them" if len(names) > 1 else "it"} aside'
   return (
-    f"{what} is not CIFAR-10's; it is used as it is. To get the "
-    f'original{"s" * (len(names) > 1)} back: python download.py --data_dir '
-    f'{shlex.quote(data_dir)} --repair'
+    f"{what} is not CIFAR-10's; it is used as it is. {purpose}: python "
+    f'download.py --data_dir {shlex.quote(data_dir)} --repair'
   )
 
 

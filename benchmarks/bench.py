@@ -58,43 +58,13 @@ class ContestantError(Exception):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument(
-    '--only', default='', help='run contestants whose name contains this'
-  )
-  for flag, name in (('--inputs', 'input alone'), ('--startup', 'this suite')):
-    parser.add_argument(
-      flag,
-      dest='only',
-      action='store_const',
-      const=name,
-      help=f"short for --only '{name}'",
-    )
-  parser.add_argument(
-    '--all',
-    action='store_true',
-    help='run bfloat16 even if TensorFlow is not faster in it',
-  )
-  args = parser.parse_args()
-  names = [name for name in CONTESTANTS if args.only in name]
-  if not names:
-    parser.error(f'--only matches none of: {", ".join(CONTESTANTS)}')
+  args = _parse_arguments()
   print(f'On {processor.describe()}', flush=True)
   is_known = processor.describe() in _read_figures()
   if subprocess.run([_SUITE_PYTHON, 'download.py'], cwd=_ROOT).returncode:
     sys.exit(1)
   failures: dict[str, str] = {}
-  in_bfloat16 = [name for name in names if 'bfloat16' in name]
-  if in_bfloat16 and not args.all:
-    try:
-      if not _is_fast_in_bfloat16():
-        print('Skipping bfloat16, which is not faster here.', flush=True)
-        names = [name for name in names if name not in in_bfloat16]
-    except ContestantError as error:
-      print(f'precision.py failed: {error}', flush=True)
-      failures = dict.fromkeys(in_bfloat16, f'precision.py: {error}')
-
+  names = _without_slow_types(args.names, args.all, failures)
   rounds: dict[str, list[Figures]] = {name: [] for name in names}
   is_interrupted = False
   try:
@@ -118,6 +88,54 @@ def main() -> None:
     sys.exit(130)
   if failures:
     sys.exit(1)
+
+
+def _parse_arguments() -> argparse.Namespace:
+  """Return the arguments, and as `names` the contestants that they select."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument(
+    '--only', default='', help='run contestants whose name contains this'
+  )
+  for flag, name in (('--inputs', 'input alone'), ('--startup', 'this suite')):
+    parser.add_argument(
+      flag,
+      dest='only',
+      action='store_const',
+      const=name,
+      help=f"short for --only '{name}'",
+    )
+  parser.add_argument(
+    '--all',
+    action='store_true',
+    help='run bfloat16 even if TensorFlow is not faster in it',
+  )
+  args = parser.parse_args()
+  args.names = [name for name in CONTESTANTS if args.only in name]
+  if not args.names:
+    parser.error(f'--only matches none of: {", ".join(CONTESTANTS)}')
+  return args
+
+
+def _without_slow_types(
+  names: list[str], wants_all: bool, failures: dict[str, str]
+) -> list[str]:
+  """Return the contestants without those in bfloat16, where it is not faster.
+
+  If that cannot be found out, it is recorded as a failure of each of these.
+  """
+  in_bfloat16 = [name for name in names if 'bfloat16' in name]
+  if wants_all or not in_bfloat16:
+    return names
+  try:
+    if _is_fast_in_bfloat16():
+      return names
+  except ContestantError as error:
+    print(f'precision.py failed: {error}', flush=True)
+    failures.update(dict.fromkeys(in_bfloat16, f'precision.py: {error}'))
+    return names
+  print('Skipping bfloat16, which is not faster here.', flush=True)
+  return [name for name in names if name not in in_bfloat16]
 
 
 def _compete(

@@ -20,12 +20,9 @@ import sys
 import tempfile
 import time
 
-import numpy as np
-
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
 import cifar10_suite
-import download
 from cifar10_suite import dataset, recipes
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -62,13 +59,15 @@ def main():
   version = {'version': cifar10_suite.__version__}  # of the recipe
   runs = [run for run in read_runs() if version.items() <= run.items()]
   with tempfile.TemporaryDirectory() as directory:
-    hold_out(args.data_dir, os.path.join(directory, 'data'))
     for seed in args.seeds:
       for name in args.changes:
         key = {'change': name, 'epochs': args.epochs, 'seed': seed, **version}
         if any(key.items() <= run.items() for run in runs):
           continue
-        run = key | train_and_score(directory, CHANGES[name], args.epochs, seed)
+        recipe = dataclasses.replace(recipes.FAST, **CHANGES[name])
+        steps = round(args.epochs * TRAINED_ON / recipe.batch_size)
+        recipe = dataclasses.replace(recipe, max_steps=steps)
+        run = key | train_and_score(directory, recipe, seed, args.data_dir)
         runs.append(run)
         print(json.dumps(run), flush=True)
         with open(RESULTS, 'a') as file:
@@ -82,46 +81,26 @@ def read_runs():
   return []
 
 
-def hold_out(data_dir, held_out_dir):
-  """Write a data set with the held-out images as its test images."""
-  download.maybe_download_and_extract(data_dir)
-  directory = os.path.join(data_dir, dataset.BATCHES_DIR)
-  records = np.concatenate(
-    [
-      np.fromfile(
-        os.path.join(directory, f'data_batch_{k}.bin'), np.uint8
-      ).reshape(-1, 3073)
-      for k in range(1, 6)
-    ]
-  )
-  directory = os.path.join(held_out_dir, dataset.BATCHES_DIR)
-  os.makedirs(directory)
-  for k, part in enumerate(np.split(records[:TRAINED_ON], 5), 1):
-    part.tofile(os.path.join(directory, f'data_batch_{k}.bin'))
-  records[TRAINED_ON:].tofile(os.path.join(directory, 'test_batch.bin'))
-
-
-def train_and_score(directory, change, epochs, seed):
+def train_and_score(directory, recipe, seed, data_dir):
   """Train and return seconds, steps, and precision with 1 and 10 views."""
-  recipe = dataclasses.replace(recipes.FAST, **change)
-  steps = round(epochs * TRAINED_ON / recipe.batch_size)
-  recipe = dataclasses.replace(recipe, max_steps=steps)
-  data = f'--data_dir={directory}/data'
+  data = f'--data_dir={data_dir}'
   start = time.time()
   program(
     [__file__, '--train', json.dumps(dataclasses.asdict(recipe)), data],
     f'--train_dir={directory}/train',
     f'--seed={seed}',
+    f'--hold_out={HELD_OUT}',
     '--restart',
   )
-  scores = {'seconds': round(time.time() - start), 'steps': steps}
+  seconds = round(time.time() - start)
+  scores = {'seconds': seconds, 'steps': recipe.max_steps}
   for views in (1, 10):
     eval_dir = tempfile.mkdtemp(dir=directory)
     program(
       [os.path.join(HERE, '..', 'cifar10_eval.py'), data],
       f'--checkpoint_dir={directory}/train',
       f'--eval_dir={eval_dir}',
-      f'--num_examples={HELD_OUT}',
+      '--eval_data=held_out',
       f'--num_views={views}',
       '--run_once',
     )

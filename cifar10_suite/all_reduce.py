@@ -202,7 +202,7 @@ class AllReduce(Cluster):
     for worker, others in zip(self.workers, prints, strict=True):
       if (others != prints[0]).any():
         raise UserError(
-          f'Training stopped: {worker} has other variables than '
+          f'Training stopped: the variables of {worker} differ from those of '
           f'{self.workers[0]}. Check the memory of its machine, or use '
           f'machines of one type. {same_command().capitalize()} resumes from '
           'the last save.'

@@ -43,7 +43,8 @@ def fetch(data_dir: str, wanted: list[str]) -> None:
     if digest:
       print(
         f'{archive} is not the whole official archive: it has '
-        f'{os.path.getsize(archive):,} of {BYTES:,} bytes, and another sha256.'
+        f'{os.path.getsize(archive):,} of {BYTES:,} bytes, and a different '
+        'SHA-256.'
       )
     _download(archive)
   try:

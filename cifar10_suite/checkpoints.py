@@ -146,11 +146,7 @@ def newest_good(
   """
   if path := named(directory):
     return path, check(path, variables)
-  if files.is_pattern(directory):
-    raise CheckpointError(
-      f'{directory} has one of the characters * ? [ \\ in its name, which '
-      'TensorFlow treats as a pattern. Rename the directory.'
-    )
+  refuse_pattern(directory)
   paths = saved_in(directory)
   newest = latest(directory)
   if newest is not None and newest not in paths:
@@ -165,6 +161,19 @@ def newest_good(
   if paths:
     raise CheckpointError(f'No checkpoint in {directory} can be read.')
   return None
+
+
+def refuse_pattern(path: str) -> None:
+  """Refuse a path that TensorFlow would treat as a pattern.
+
+  Raises:
+    CheckpointError: if it has a character of patterns.
+  """
+  if files.is_pattern(path):
+    raise CheckpointError(
+      f'{path} has one of the characters * ? [ \\ in its name, which '
+      'TensorFlow treats as a pattern. Rename the directory.'
+    )
 
 
 def check(path: str, variables: dict[str, tf.Variable]) -> int:

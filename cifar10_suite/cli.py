@@ -8,7 +8,7 @@ from collections.abc import Callable
 from absl import app, flags
 
 from cifar10_suite import dataset, files, loading, usage
-from cifar10_suite.errors import UserError
+from cifar10_suite.errors import UserError, same_command
 
 DEFAULT_EVAL_DIR = os.path.join(
   os.path.dirname(dataset.DEFAULT_DATA_DIR), 'cifar10_eval'
@@ -111,8 +111,8 @@ def _refuse_values() -> None:
 
 def _what_is_full(path: str | None, reason: str) -> str:
   return (
-    f'Cannot write to {path or "a file"}: {reason}. Free some space; the same '
-    'command then continues.'
+    f'Cannot write to {path or "a file"}: {reason}. Free some space; '
+    f'{same_command()} then continues.'
   )
 
 

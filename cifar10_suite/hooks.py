@@ -18,6 +18,11 @@ from cifar10_suite.errors import UserError, same_command
 _SAVES = 20  # checkpoints per run, unless it is short
 _SAVE_PAUSE = 100  # pause after a save, in durations of that save
 _MIN_SAVE_PAUSE_SECS = 15
+_WRITERS = ('SaveV2', 'MergeV2Checkpoints')  # operations
+_ERRORS_OF_FULL_DISKS = (
+  tf.errors.ResourceExhaustedError,
+  tf.errors.OutOfRangeError,
+)
 
 
 class LogHook(tf.train.SessionRunHook):
@@ -144,6 +149,9 @@ class SaveCheckpoints(tf.train.CheckpointSaverHook):
       train_dir, save_secs=save_secs, scaffold=scaffold, listeners=listeners
     )
     self._timer = _SaveTimer(save_secs, max(max_steps // _SAVES, 1))
+    # By default, the hook asks the timer about a step a million steps ahead,
+    # and reads the global step whenever that step would be saved.
+    self._set_steps_per_run(1)
 
   def after_run(
     self,
@@ -234,10 +242,12 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
     _stop_at_nan('a summarized value is not finite', step)
   if _is_of_writing(error):
     reason = re.search(r'; (.*)', error.message)
+    is_full = not isinstance(error, tf.errors.PermissionDeniedError)
+    remedy = 'Free some space' if is_full else 'Make it writable'
     raise UserError(
       f'Cannot write to {where}: {reason[1] if reason else error.message}. '
-      f'Training stopped at step {step}. Free some space; {same_command()} '
-      'then resumes from the last checkpoint.'
+      f'Training stopped at step {step}. {remedy}; {same_command()} then '
+      'resumes from the last checkpoint.'
     )
   if isinstance(error, tf.errors.ResourceExhaustedError):
     reason = error.message.splitlines()[0]
@@ -245,7 +255,8 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
       f'Training stopped at step {step}: {reason}. Choose a smaller '
       '--batch_size.'
     )
-  if isinstance(error, tf.errors.NotFoundError):  # a data file is gone
+  # Input operations come without their definition.
+  if isinstance(error, tf.errors.NotFoundError) and error.node_def is None:
     reason = error.message.splitlines()[0]
     raise UserError(
       f'Training stopped at step {step}: {reason}. Restore the '
@@ -255,16 +266,15 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
 
 
 def _is_of_writing(error: tf.errors.OpError) -> bool:
-  """Return whether writing failed because of a full disk or a size limit.
+  """Return whether writing failed: a full disk, a size limit, no permission.
 
-  The same error types occur for exhausted memory and closed queues, but not in
-  operations that save.
+  The same error types occur for exhausted memory, closed queues and unreadable
+  files, but not in operations that save.
   """
-  types = (tf.errors.ResourceExhaustedError, tf.errors.OutOfRangeError)
-  writers = ('SaveV2', 'MergeV2Checkpoints')
-  return isinstance(error, types) and (
-    error.node_def is None or error.node_def.op in writers
-  )
+  if error.node_def is not None and error.node_def.op in _WRITERS:
+    types = (*_ERRORS_OF_FULL_DISKS, tf.errors.PermissionDeniedError)
+    return isinstance(error, types)
+  return error.node_def is None and isinstance(error, _ERRORS_OF_FULL_DISKS)
 
 
 def _stop_at_nan(what: str, step: int) -> NoReturn:

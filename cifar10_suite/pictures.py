@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from cifar10_suite.errors import UserError
 
@@ -71,9 +72,10 @@ def find(
 
 
 def _files_in(folder: str, recursive: bool) -> Iterator[str]:
-  """Yield the paths of the files in a folder, without hidden ones."""
+  """Yield the paths of files in a folder, without hidden files and folders."""
   for root, folders, names in os.walk(folder):
-    folders[:] = sorted(folders) if recursive else []
+    visible = [name for name in folders if not name.startswith('.')]
+    folders[:] = sorted(visible) if recursive else []
     for name in sorted(names):
       if not name.startswith('.'):
         yield os.path.join(root, name)
@@ -130,10 +132,13 @@ def read_picture(path: str) -> np.ndarray:
       if image.width * image.height > _MAX_PIXELS:
         raise PIL.Image.DecompressionBombError
       image.draft('RGB', (4 * SIZE, 4 * SIZE))
+      image.load()
       with contextlib.suppress(Exception):  # damaged metadata do not matter
         PIL.ImageOps.exif_transpose(image, in_place=True)
-      if image.mode == 'F' or (image.mode == 'I' and image.format == 'TIFF'):
-        raise PictureError('its pixels have 32 bits; 8 and 16 are supported.')
+      if not _has_8_or_16_bits(image):
+        raise PictureError(
+          'only pixels of 8 or 16 bits, without a sign, are supported.'
+        )
       if image.mode.startswith('I'):  # 16 bits
         image = PIL.Image.fromarray((np.array(image) // 256).astype(np.uint8))
       mode = 'RGBA' if image.has_transparency_data else 'RGB'
@@ -166,6 +171,14 @@ def _open(path: str) -> PIL.Image.Image:
     return PIL.Image.open(path)
   finally:
     PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def _has_8_or_16_bits(image: PIL.Image.Image) -> bool:
+  if image.mode == 'I':
+    return image.format == 'PPM'  # other formats have 32 bits, or signs
+  if image.mode == 'I;16' and isinstance(image, TiffImageFile):
+    return image.tag_v2[BITSPERSAMPLE] == (16,)
+  return image.mode != 'F'
 
 
 @contextlib.contextmanager

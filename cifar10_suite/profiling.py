@@ -63,9 +63,12 @@ class StepProfiler:
   def stop(self) -> None:
     """Write the profile unless that is done, and print where it is."""
     if self._is_running:
-      tf2.profiler.experimental.stop()
-      path = _write_trace(self._train_dir)
-      print(f'Wrote a profile: {cli.short_path(path)}')
+      try:
+        tf2.profiler.experimental.stop()
+        path = _write_trace(self._train_dir)
+        print(f'Wrote a profile: {cli.short_path(path)}')
+      except (OSError, tf2.errors.OpError) as error:  # training goes on
+        print(f'Cannot write a profile: {error}')
     elif not self._is_finished:
       print(
         f'--profile_steps {self._first},{self._last}: no profile, as training '

@@ -67,13 +67,13 @@ def _check_source(directory: str, settings: TrainSettings) -> None:
     )
   run = runs.read(directory)
   if (
-    run
-    and tuple(run['class_names']) == settings.data_set.class_names
+    is_there
+    and runs.class_names(directory) == settings.data_set.class_names
     and runs.hold_out(run) < settings.hold_out
   ):
     print(
-      f'{directory} may have been trained on the images that --hold_out leaves '
-      'out now: their scores are too high.'
+      f'{directory} may have been trained on images that --hold_out now leaves '
+      'out: their scores would be too high.'
     )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -185,13 +186,13 @@ def _find_start(settings: TrainSettings) -> int | None:
     settings.train_dir, settings.data_set.class_names, remedy
   )
   run = runs.read(settings.train_dir)
-  if run and checkpoints.saved_in(settings.train_dir):
-    before = runs.hold_out(run)
-    if before != settings.hold_out:
-      raise UserError(
-        f'{settings.train_dir} was trained with --hold_out={before}, not '
-        f'{settings.hold_out}. {remedy}'
-      )
+  before = runs.hold_out(run)
+  if checkpoints.saved_in(settings.train_dir) and before != settings.hold_out:
+    missing = '' if run else ' (it has no run.json, which would say otherwise)'
+    raise UserError(
+      f'{settings.train_dir} was trained with --hold_out={before}, not '
+      f'{settings.hold_out}{missing}. {remedy}'
+    )
   return checkpoints.find_start(
     settings.train_dir,
     settings.keep_checkpoint_max,
@@ -284,7 +285,9 @@ def _duration(seconds: float) -> str:
 
 def _next(settings: TrainSettings) -> str:
   """Say how to score the last checkpoint."""
-  command = ['python', 'cifar10_eval.py', '--run_once']
+  is_python = shutil.which('python') == sys.executable
+  python = 'python' if is_python else cli.short_path(sys.executable)
+  command = [python, 'cifar10_eval.py', '--run_once']
   train_dir, eval_dir = os.path.abspath(settings.train_dir), settings.eval_dir
   if eval_dir in ('', cli.DEFAULT_EVAL_DIR):
     # Scores of another run belong elsewhere: cifar10_train has cifar10_eval,

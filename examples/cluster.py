@@ -19,7 +19,7 @@ import time
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _POLL_SECS = 0.2
-_KILLED = (signal.SIGKILL, signal.SIGTERM)  # after these, tasks start again
+_KILLED = (signal.SIGKILL, signal.SIGTERM)  # a task that they end starts again
 _PATIENCE_SECS = 60  # grace period for tasks after the chief has finished
 
 
@@ -176,7 +176,11 @@ def stop(tasks: dict[str, subprocess.Popen]) -> None:
       with contextlib.suppress(subprocess.TimeoutExpired):
         chief.wait(_PATIENCE_SECS)
   finally:
-    for process in tasks.values():
+    for name, process in tasks.items():
+      if name.startswith('evaluator'):  # which removes its temporary files
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+          process.wait(_PATIENCE_SECS)
       process.kill()
       process.wait()
 

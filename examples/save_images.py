@@ -57,13 +57,13 @@ def main() -> None:
   output_dir = FLAGS.output_dir or os.path.join(FLAGS.data_dir, 'raw')
   cli.prepare_dir('--output_dir', output_dir)
   download.maybe_download_and_extract(FLAGS.data_dir)
-  images, labels = read_images(FLAGS.data_dir, FLAGS.num_images)
+  names = dataset.class_names(os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR))
+  images, labels = read_images(FLAGS.data_dir, FLAGS.num_images, len(names))
   for number, image in enumerate(images):
     name = f'{number}.{FLAGS.format}'
     path = os.path.join(output_dir, name)
     save(path, PIL.Image.fromarray(image))
   print(f'Saved {len(images)} images in {cli.short_path(output_dir)}.')
-  names = dataset.class_names(os.path.join(FLAGS.data_dir, dataset.BATCHES_DIR))
   captions = [names[label] for label in labels]
   if FLAGS.contact_sheet:
     path = os.path.join(output_dir, 'contact_sheet.png')
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def read_images(
-  data_dir: str, num_images: int
+  data_dir: str, num_images: int, num_classes: int
 ) -> tuple[list[np.ndarray], list[int]]:
   """Read the first `num_images` records of the training files.
 
@@ -91,7 +91,7 @@ def read_images(
     filename_queue = tf.train.string_input_producer(
       filenames, num_epochs=1, shuffle=False
     )
-    record = cifar10_input.read_cifar10(filename_queue)
+    record = cifar10_input.read_cifar10(filename_queue, num_classes=num_classes)
     session.run(tf.local_variables_initializer())  # the epoch counter
     coordinator = tf.train.Coordinator()
     threads = tf.train.start_queue_runners(session, coordinator)

@@ -21,7 +21,7 @@ from cifar10_suite import loading
 loading.load_tensorflow()
 
 from cifar10_suite import files, runs, subprograms
-from cifar10_suite.errors import UserError
+from cifar10_suite.errors import UserError, same_command
 
 # Flags of the programs that differ between seeds.
 _OWN_FLAGS = ('--seed', '--train_dir', '--eval_dir', '--checkpoint_dir')
@@ -90,7 +90,8 @@ def train_and_score(
   for program, *its_flags in (command, evaluation):
     if status := subprograms.run(program, its_flags):
       if status > 128:  # by a signal
-        print(f'Stopped in seed {seed}. The same command continues.')
+        again = same_command().capitalize()
+        print(f'Stopped in seed {seed}. {again} continues.')
       sys.exit(status)
   record = find_record(train_dir, eval_dir)
   if not record:

@@ -190,8 +190,10 @@ def test_rates_are_true(train_flags, tmp_path):
     f'in {tmp_path}/train.'
   ) in lines
   assert 'The network has 1,068,298 parameters.' in lines
+  # Installed by make, the packages are not those of the command `python`.
+  python = re.escape(os.path.relpath(sys.executable))
   assert re.fullmatch(
-    r'It took \d+ s\. To score it: python cifar10_eval\.py --run_once '
+    rf'It took \d+ s\. To score it: {python} cifar10_eval\.py --run_once '
     rf'--checkpoint_dir {tmp_path}/train --eval_dir {tmp_path}/eval '
     r'--data_dir \S+',
     lines[-1],
@@ -587,6 +589,13 @@ class TestMistakes:
     flags = [*eval_flags, f'--checkpoint_dir={tmp_path}/run[1]', '--run_once']
     self.check('cifar10_eval.py', *flags, says=f'{tmp_path}/run[1] has')
     assert not os.path.exists(f'{tmp_path}/run[1]')
+    says = f'{tmp_path}/run[1]'
+    for flag in ('--export_dir', '--saved_model'):
+      self.check('cifar10_predict.py', flag, f'{tmp_path}/run[1]', says=says)
+    shutil.copytree(os.path.join(ROOT, 'pretrained'), f'{tmp_path}/run[1]')
+    (index,) = glob.glob(f'{glob.escape(f"{tmp_path}/run[1]")}/*.index')
+    flag = f'--checkpoint_dir={index.removesuffix(".index")}'
+    self.check('cifar10_predict.py', flag, 'examples/samples', says=says)
 
   def test_missing_and_truncated_file(self, train_flags, tmp_path):
     data_dir = make_data_set(str(tmp_path / 'data'), records_per_file=5)

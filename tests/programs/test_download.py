@@ -768,9 +768,10 @@ class TestOwnData:
     before = world.contents()
     capsys.readouterr()
     assert not world.fetch()
-    line = capsys.readouterr().out
-    assert line.startswith(
-      f"{world.path('data_batch_6.bin')} is not CIFAR-10's"
+    assert capsys.readouterr().out == (
+      f"{world.path('data_batch_6.bin')} is not CIFAR-10's; it is used as it "
+      'is. To set it aside: python download.py --data_dir '
+      f'{world.data_dir} --repair\n'
     )
     assert world.contents() == before
     assert world.fetch(repair=True)

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import PIL.Image
 import pytest
+from support.data import random_images, write_records
 from support.programs import ROOT, load, run
 
 from cifar10_suite import dataset
@@ -93,6 +94,22 @@ def test_save_images_says_when_there_are_fewer(data_dir, tmp_path):
   assert len(os.listdir(tmp_path)) == 500
   with PIL.Image.open(tmp_path / '499.jpg') as picture:
     assert picture.size == (32, 32)
+
+
+def test_save_images_of_many_classes(tmp_path):
+  batches_dir = tmp_path / dataset.BATCHES_DIR
+  batches_dir.mkdir()
+  names = [f'class {k}' for k in range(20)]
+  (batches_dir / 'batches.meta.txt').write_text('\n'.join(names) + '\n')
+  for name in ('data_batch_1.bin', 'test_batch.bin'):
+    write_records(batches_dir / name, np.arange(20), random_images(20, seed=1))
+  lines, errors = run(
+    'examples/save_images.py',
+    f'--data_dir={tmp_path}',
+    '--num_images=20',
+    '--contact_sheet',
+  )
+  assert errors == '' and any('Saved 20 images' in line for line in lines)
 
 
 class Task:

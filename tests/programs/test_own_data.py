@@ -180,6 +180,9 @@ def test_cifar10_is_not_downloaded_for_other_classes(trained, tmp_path):
   none = tmp_path / 'none'
   _, errors = evaluate(none, trained / 'train', tmp_path / 'eval', status=1)
   assert says in errors
+  _, errors = train(none, trained / 'train', status=1)
+  assert says in errors
+  assert not none.exists()
   _, errors = run(
     'cifar10_predict.py',
     f'--checkpoint_dir={trained}/train',
@@ -246,6 +249,11 @@ def test_a_run_keeps_holding_out_the_same_images(trained, tmp_path):
     trained / 'data', tmp_path / 'train', '--hold_out=20', steps=70, status=1
   )
   assert 'was trained with --hold_out=0, not 20. Choose another' in errors
+  os.remove(tmp_path / 'train/run.json')
+  _, errors = train(
+    trained / 'data', tmp_path / 'train', '--hold_out=20', steps=70, status=1
+  )
+  assert '--hold_out=0, not 20 (it has no run.json, which would say' in errors
 
 
 def test_nothing_left_to_train_removes_nothing(trained, tmp_path):
@@ -292,7 +300,7 @@ def test_images_that_an_earlier_run_has_seen_are_named(trained, tmp_path):
     '--hold_out=30',
     steps=1,
   )
-  says = f'{trained}/train may have been trained on the images that --hold_out'
+  says = f'{trained}/train may have been trained on images that --hold_out now'
   assert any(line.startswith(says) for line in lines)
 
 

@@ -1,6 +1,7 @@
 """Test the reading of pictures."""
 
 import os
+import struct
 
 import numpy as np
 import PIL.Image
@@ -73,8 +74,59 @@ class TestReadPicture:
   def test_32_bits_are_refused(self, tmp_path, dtype):
     path = tmp_path / 'x.tif'
     PIL.Image.fromarray(np.zeros([40, 40], dtype)).save(path)
-    with pytest.raises(pictures.PictureError, match='pixels have 32 bits'):
+    with pytest.raises(pictures.PictureError, match='of 8 or 16 bits, without'):
       pictures.read_picture(str(path))
+
+  @pytest.mark.parametrize(
+    ('bits', 'sign', 'refused'),
+    [(16, 1, False), (16, 2, True), (12, 1, True)],
+  )
+  def test_16_bits_of_a_tiff(self, tmp_path, bits, sign, refused):
+    tags = {  # of grey pixels, 40 x 40, in one uncompressed strip
+      256: 40,
+      257: 40,
+      258: bits,
+      259: 1,
+      262: 1,
+      273: 200,
+      277: 1,
+      278: 40,
+      279: 40 * 40 * bits // 8,
+      339: sign,
+    }
+    entries = [
+      struct.pack('<HHIHH', tag, 3, 1, value, 0) for tag, value in tags.items()
+    ]
+    head = b'II*\0' + struct.pack('<IH', 8, len(tags)) + b''.join(entries)
+    pixels = np.full(40 * 40 * bits // 8, 100, np.uint8).tobytes()
+    path = tmp_path / 'x.tif'
+    path.write_bytes(head.ljust(200, b'\0') + pixels)
+    if refused:
+      with pytest.raises(
+        pictures.PictureError, match='of 8 or 16 bits, without'
+      ):
+        pictures.read_picture(str(path))
+    else:
+      assert (pictures.read_picture(str(path)) == 100).all()
+
+  def test_a_damaged_part_is_not_read_as_black(self, tmp_path):
+    rng = np.random.RandomState(1)
+    image = PIL.Image.fromarray(rng.randint(0, 256, [50, 60, 3], np.uint8))
+    image.save(tmp_path / 'x.png')
+    data = bytearray((tmp_path / 'x.png').read_bytes())
+    data[data.index(b'IDAT') + 3000] ^= 0xFF
+    (tmp_path / 'x.png').write_bytes(data)
+    image.save(tmp_path / 'x.tif', compression='tiff_lzw')
+    data = (tmp_path / 'x.tif').read_bytes()
+    # The directory of a TIFF is at its end.
+    middle = bytes(len(data) // 4)
+    half = len(data) // 2
+    (tmp_path / 'x.tif').write_bytes(
+      data[:half] + middle + data[half + len(middle) :]
+    )
+    for name in ('x.png', 'x.tif'):
+      with pytest.raises(pictures.PictureError, match='damaged'):
+        pictures.read_picture(str(tmp_path / name))
 
   def test_a_pipe_does_not_block(self, tmp_path):
     os.mkfifo(tmp_path / 'x.png')

@@ -19,21 +19,21 @@ def thread_names_of_two_operations():
   return queue.dequeue()
 
 
-class TestUseOwnThreads:
+class TestOnOwnThreads:
   def test_operations_run_on_the_threads_of_their_runners(self, graph):
-    names = thread_names_of_two_operations()
-    queue_runners.use_own_threads()
+    with queue_runners.on_own_threads():
+      names = thread_names_of_two_operations()
     with tf.train.MonitoredSession() as session:
       for _ in range(10):
         for name in session.run(names):
           assert b'QueueRunnerThread' in name
 
   def test_end_of_input_closes_the_queue(self, graph):
-    numbers = tf.train.range_input_producer(5, num_epochs=1, shuffle=False)
-    batch = tf.train.batch(
-      [numbers.dequeue()], 2, allow_smaller_final_batch=True
-    )
-    queue_runners.use_own_threads()
+    with queue_runners.on_own_threads():
+      numbers = tf.train.range_input_producer(5, num_epochs=1, shuffle=False)
+      batch = tf.train.batch(
+        [numbers.dequeue()], 2, allow_smaller_final_batch=True
+      )
     got = []
     with tf.train.MonitoredSession() as session:
       while not session.should_stop():
@@ -43,13 +43,32 @@ class TestUseOwnThreads:
   def test_an_error_ends_the_session(self, graph):
     queue = tf.FIFOQueue(1, tf.float32, shapes=[[]])
     value = tf.debugging.check_numerics(tf.random.normal([]) * np.inf, 'input')
-    tf.train.add_queue_runner(
-      tf.train.QueueRunner(queue, [queue.enqueue(value)])
-    )
-    queue_runners.use_own_threads()
+    with queue_runners.on_own_threads():
+      tf.train.add_queue_runner(
+        tf.train.QueueRunner(queue, [queue.enqueue(value)])
+      )
     number = queue.dequeue()
     with (
       pytest.raises(tf.errors.InvalidArgumentError, match='input'),
       tf.train.MonitoredSession() as session,
     ):
       session.run(number)
+
+  def test_runners_start_once_per_session(self, graph):
+    with queue_runners.on_own_threads():
+      thread_names_of_two_operations()
+    for _ in range(2):
+      with tf.Session() as session:
+        coordinator = tf.train.Coordinator()
+        threads = tf.train.start_queue_runners(session, coordinator)
+        assert threads
+        assert not tf.train.start_queue_runners(session, coordinator)
+        coordinator.request_stop()
+        coordinator.join(threads)
+
+  def test_earlier_runners_stay_as_they_are(self, graph):
+    thread_names_of_two_operations()
+    runners = tf.get_collection(tf.GraphKeys.QUEUE_RUNNERS)
+    with queue_runners.on_own_threads():
+      thread_names_of_two_operations()
+    assert tf.get_collection(tf.GraphKeys.QUEUE_RUNNERS)[:1] == runners

@@ -178,6 +178,55 @@ def test_exhausted_memory_is_named():
     hooks.explain(error, 7, 'here')
 
 
+def test_a_directory_that_is_not_writable_is_named():
+  error = tf.errors.PermissionDeniedError(
+    tf.NodeDef(op='SaveV2'), None, 'run/model.ckpt-7; Permission denied'
+  )
+  with pytest.raises(UserError, match='write to here: Permission .* writable;'):
+    hooks.explain(error, 7, 'here')
+
+
+def test_only_files_of_the_input_are_to_be_restored():
+  message = 'No algorithm worked!'
+  error = tf.errors.NotFoundError(tf.NodeDef(op='Conv2D'), None, message)
+  with pytest.raises(tf.errors.NotFoundError, match=message):
+    hooks.explain(error, 7, 'here')
+  error = tf.errors.NotFoundError(None, None, 'data_batch_1.bin; No such file')
+  with pytest.raises(UserError, match='step 7: data_batch_1.bin; .* Restore'):
+    hooks.explain(error, 7, 'here')
+
+
+def test_the_global_step_is_read_by_the_step_itself(
+  graph, tmp_path, monkeypatch
+):
+  clock = Clock(0)
+  monkeypatch.setattr(hooks.time, 'monotonic', lambda: clock.now)
+  train_op = tf.assign_add(tf.train.get_or_create_global_step(), 1).op
+  scaffold = tf.train.Scaffold()
+  hook = hooks.SaveCheckpoints(str(tmp_path), 1e9, 10**6, scaffold, [clock])
+  with tf.train.MonitoredSession(
+    tf.train.ChiefSessionCreator(scaffold), hooks=[hook]
+  ) as session:
+    session.run(train_op)
+    clock.now += 1000  # a save is allowed again, but not due
+    run, calls = tf.Session.run, []
+    monkeypatch.setattr(
+      tf.Session, 'run', lambda *args, **kw: calls.append(1) or run(*args, **kw)
+    )
+    for _ in range(20):
+      session.run(train_op)
+    assert len(calls) == 20
+
+
+def test_a_profile_that_cannot_be_written_costs_nothing_else(tmp_path, capsys):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'plugins').write_text('mine')
+  train(tmp_path / 'run', 8, profile_steps=(3, 5))
+  output = capsys.readouterr().out
+  assert 'Cannot write a profile: ' in output
+  assert 'Trained to step 8, ' in output
+
+
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
