@@ -237,13 +237,10 @@ def number_to_score(settings: EvalSettings, hold_out: int) -> int:
 def held_out(settings: EvalSettings) -> int:
   """Return how many images the run in `checkpoint_dir` holds out.
 
-  It may start later, if the settings wait.
-
   Raises:
     UserError: if it holds out none, or there is none.
   """
-  run = evaluation.wait_for_run(settings)
-  count = runs.hold_out(run)
+  count = evaluation.wait_for_held_out(settings)
   if not count:
     raise UserError(
       f'--eval_data=held_out: {settings.checkpoint_dir} has no run that holds '

@@ -428,7 +428,6 @@ def prepared(
       ownership.refuse_to_remove_others(train_dir)
     else:
       ownership.refuse_to_overwrite(train_dir)
-    if not settings.restart:
       batches_dir = os.path.join(settings.data_dir, dataset.BATCHES_DIR)
       runs.refuse_download_for_other_classes(train_dir, batches_dir)
   download.maybe_download_and_extract(settings.data_dir)

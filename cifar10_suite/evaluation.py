@@ -107,23 +107,27 @@ def _identity(checkpoint: str | None) -> tuple[str | None, str | None]:
   return checkpoint, None
 
 
-def wait_for_run(settings: EvalSettings) -> dict | None:
-  """Return the run.json of `checkpoint_dir`; wait for it if the settings wait.
+def wait_for_held_out(settings: EvalSettings) -> int:
+  """Return how many images the run in `checkpoint_dir` holds out.
+
+  It may start later, if the settings wait: at first, the directory may be empty
+  or contain an earlier run, which the trainer is about to delete.
 
   Returns:
-    Its content; None if there is none, after `timeout_secs` if that is set.
+    The number; 0 if there is no such run, after `timeout_secs` if that is set.
   """
   directory = checkpoints.directory_of(settings.checkpoint_dir)
   deadline = time.monotonic() + (settings.timeout_secs or math.inf)
   is_told = False
-  while not (run := runs.read(directory)):
+  while not (count := runs.hold_out(runs.read(directory))):
     if not settings.waits or time.monotonic() > deadline:
       break
     if not is_told:
-      print(f'Waiting for a run in {cli.short_path(directory)}.')
+      where = cli.short_path(directory)
+      print(f'Waiting for a run in {where} that holds out images.')
       is_told = True
     time.sleep(_POLL_SECS)
-  return run
+  return count
 
 
 def _newest_good(

@@ -255,7 +255,7 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
       f'Training stopped at step {step}: {reason}. Choose a smaller '
       '--batch_size.'
     )
-  # Input operations come without their definition.
+  # Errors of queue runners have no node_def.
   if isinstance(error, tf.errors.NotFoundError) and error.node_def is None:
     reason = error.message.splitlines()[0]
     raise UserError(

@@ -133,7 +133,7 @@ def read_picture(path: str) -> np.ndarray:
         raise PIL.Image.DecompressionBombError
       image.draft('RGB', (4 * SIZE, 4 * SIZE))
       image.load()
-      with contextlib.suppress(Exception):  # damaged metadata do not matter
+      with contextlib.suppress(Exception):  # damaged EXIF data do not matter
         PIL.ImageOps.exif_transpose(image, in_place=True)
       if not _has_8_or_16_bits(image):
         raise PictureError(

@@ -67,7 +67,7 @@ class StepProfiler:
         tf2.profiler.experimental.stop()
         path = _write_trace(self._train_dir)
         print(f'Wrote a profile: {cli.short_path(path)}')
-      except (OSError, tf2.errors.OpError) as error:  # training goes on
+      except (OSError, tf2.errors.OpError) as error:  # training continues
         print(f'Cannot write a profile: {error}')
     elif not self._is_finished:
       print(

@@ -188,10 +188,14 @@ def _find_start(settings: TrainSettings) -> int | None:
   run = runs.read(settings.train_dir)
   before = runs.hold_out(run)
   if checkpoints.saved_in(settings.train_dir) and before != settings.hold_out:
-    missing = '' if run else ' (it has no run.json, which would say otherwise)'
+    if not run:
+      raise UserError(
+        f'{settings.train_dir} has no run.json, so it may have been trained on '
+        f'the images that --hold_out={settings.hold_out} leaves out. {remedy}'
+      )
     raise UserError(
       f'{settings.train_dir} was trained with --hold_out={before}, not '
-      f'{settings.hold_out}{missing}. {remedy}'
+      f'{settings.hold_out}. {remedy}'
     )
   return checkpoints.find_start(
     settings.train_dir,

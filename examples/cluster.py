@@ -176,11 +176,7 @@ def stop(tasks: dict[str, subprocess.Popen]) -> None:
       with contextlib.suppress(subprocess.TimeoutExpired):
         chief.wait(_PATIENCE_SECS)
   finally:
-    for name, process in tasks.items():
-      if name.startswith('evaluator'):  # which removes its temporary files
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-          process.wait(_PATIENCE_SECS)
+    for process in tasks.values():
       process.kill()
       process.wait()
 

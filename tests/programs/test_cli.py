@@ -27,7 +27,7 @@ from support.programs import (
   summaries,
 )
 
-from cifar10_suite import dataset
+from cifar10_suite import cli, dataset
 
 LINE = re.compile(
   r'(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): step (?P<step>\d+), '
@@ -183,6 +183,7 @@ def test_rates_are_true(train_flags, tmp_path):
     '--max_steps=40',
     '--log_frequency=7',
     '--num_threads=3',
+    environment={'PATH': str(tmp_path)},
   )
   end = datetime.datetime.now()
   assert (
@@ -190,8 +191,7 @@ def test_rates_are_true(train_flags, tmp_path):
     f'in {tmp_path}/train.'
   ) in lines
   assert 'The network has 1,068,298 parameters.' in lines
-  # Installed by make, the packages are not those of the command `python`.
-  python = re.escape(os.path.relpath(sys.executable))
+  python = re.escape(cli.short_path(sys.executable))  # is not in the PATH
   assert re.fullmatch(
     rf'It took \d+ s\. To score it: {python} cifar10_eval\.py --run_once '
     rf'--checkpoint_dir {tmp_path}/train --eval_dir {tmp_path}/eval '

@@ -11,10 +11,12 @@ import threading
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from absl.testing import flagsaver
 from support.cluster import addresses_of, environment
 from support.programs import TIMEOUT
 
 import cifar10
+import cifar10_train
 from cifar10_suite import all_reduce, parameter_servers, tf_config, updates
 from cifar10_suite.cluster import Cluster
 from cifar10_suite.errors import UserError
@@ -23,6 +25,26 @@ from cifar10_suite.tf_config import Task
 from examples.cluster import share_cores
 
 EXAMPLES = 4  # per worker
+
+
+@pytest.mark.parametrize(
+  ('flags', 'images'), [([], []), (['--hold_out=20'], ['--eval_data=held_out'])]
+)
+def test_an_evaluator_scores_what_training_holds_out(
+  monkeypatch, flags, images
+):
+  commands = []
+  monkeypatch.setattr(
+    cifar10_train.os, 'execv', lambda *it: commands.append(it)
+  )
+  with flagsaver.flagsaver():
+    cifar10_train.FLAGS(
+      ['program', '--train_dir=run', '--num_threads=3', *flags]
+    )
+    cifar10_train.become_evaluator()
+  ((_, (_, program, *passed)),) = commands
+  assert os.path.basename(program) == 'cifar10_eval.py'
+  assert passed == ['--checkpoint_dir=run', '--num_threads=3', *images]
 
 
 class TestTask:
@@ -344,7 +366,7 @@ def test_different_variables_are_not_saved(log_level, tmp_path, bfloat16):
       session.run(update)
 
   workers = Workers(3, bfloat16=bfloat16)
-  with pytest.raises(UserError, match='worker 0 has other variables'):
+  with pytest.raises(UserError, match='variables of worker 0 differ from'):
     workers.run(work)
   assert len(workers.errors) == 3
   path = tf.train.latest_checkpoint(str(tmp_path))

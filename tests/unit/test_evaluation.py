@@ -98,6 +98,7 @@ def test_held_out_images_wait_for_a_run(tmp_path, now, monkeypatch, capsys):
     if now[0] == 7:
       start_run(tmp_path, hold_out=40)
 
+  start_run(tmp_path, hold_out=0)  # an earlier one
   monkeypatch.setattr(evaluation.time, 'sleep', sleep_until_it_starts)
   settings = settings_of(tmp_path, timeout_secs=5)
   with pytest.raises(UserError, match='has no run that holds out'):
