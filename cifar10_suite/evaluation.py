@@ -187,6 +187,8 @@ def _later_checkpoints(
       return
     if not is_told:
       print(f'Waiting for a checkpoint in {where}.')
+      if settings.until_trained and latest and not runs.read(directory):
+        print(f'{where} has no run.json: the last step of training is unknown.')
       is_told = True
     time.sleep(_POLL_SECS)
 

@@ -90,6 +90,18 @@ def test_scores_a_run_that_starts_over(tmp_path, now, monkeypatch):
   assert now[0] == pytest.approx(300 + 1000, abs=5)
 
 
+def test_an_unknown_last_step_is_named(tmp_path, now, monkeypatch, capsys):
+  (tmp_path / 'model.ckpt-5.index').touch()
+  path = str(tmp_path / 'model.ckpt-5')
+  monkeypatch.setattr(checkpoints, 'latest', lambda directory: path)
+  settings = settings_of(tmp_path, until_trained=True, timeout_secs=9)
+  assert list(evaluation.checkpoints_to_score(settings, {}, None)) == [path]
+  assert 'has no run.json: the last step of' in capsys.readouterr().out
+  start_run(tmp_path)
+  assert list(evaluation.checkpoints_to_score(settings, {}, None)) == [path]
+  assert 'run.json' not in capsys.readouterr().out
+
+
 def test_held_out_images_wait_for_a_run(tmp_path, now, monkeypatch, capsys):
   sleep = evaluation.time.sleep
 
