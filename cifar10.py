@@ -352,11 +352,12 @@ def learning_rate(
 def _step_scales(scale: float) -> dict[str, float]:
   """Return the factors of Muon's steps for a recipe's `activation_scale` s.
 
-  With it, the weights of conv1 and the biases of both convolutions are s times
-  as large, and the weights of local3 1 / s times. For the same relative change,
-  their steps must scale likewise. Muon's steps of weights do not depend on the
-  size of gradients; their factors are s and 1 / s. Its steps of biases are
-  proportional to gradients, which are 1 / s times as large; theirs is s^2.
+  The scale makes the weights of conv1 and the biases of both convolutions s
+  times as large, and the weights of local3 1 / s times. For the same relative
+  change, steps must scale likewise. Muon's steps of weights do not depend on
+  the size of gradients: their factors are s (conv1) and 1 / s (local3). Its
+  steps of biases are proportional to gradients, which are 1 / s times as large:
+  for steps s times as large, their factor is s^2.
   """
   return {
     'conv1/weights': scale,

@@ -310,6 +310,7 @@ def score(
         'evaluation again.'
       )
     dataset.evaluation_files(settings.is_test, settings.batches_dir)  # exist
+    # The original, because an error names its path.
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(
       copy, network, evaluation_config(settings.device)
@@ -375,7 +376,8 @@ def evaluate(
   ) as session:
     batch, summary = session.run([fetches, network.scaffold.summary_op])
     batches.append(batch)
-    # If the files end too early, the session leaves this block without error.
+    # If the files end too early, the session suppresses OutOfRangeError, and
+    # the program continues after this block.
     while sum(len(labels) for labels, _ in batches) < num_examples:
       batches.append(session.run(fetches))
   labels, log_probabilities = (

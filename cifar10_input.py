@@ -135,9 +135,11 @@ def distorted_batches(
   """
   compatibility.require_graph_mode()
   _check_image_size()
-  filenames, boundary, first = dataset.split(data_dir, hold_out)
-  if boundary:
-    filenames = filenames[: filenames.index(boundary) + (first > 0)]
+  # Held out: the records of split_file from split_record on, and later files.
+  filenames, split_file, split_record = dataset.split(data_dir, hold_out)
+  if split_file:
+    place = filenames.index(split_file)
+    filenames = filenames[: place + 1 if split_record else place]
   for name in filenames:
     tf.add_to_collection(dataset.DATA_FILES, name)
   min_queue_examples = int(num_examples * _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE)
@@ -155,7 +157,7 @@ def distorted_batches(
     readers = range(min(len(filenames), _MAX_READERS))
     records = tf.concat(
       [
-        _read_many(filename_queue, num_classes, boundary, (0, first))
+        _read_many(filename_queue, num_classes, split_file, (0, split_record))
         for _ in readers
       ],
       axis=0,
@@ -209,17 +211,18 @@ def inputs(
   """
   compatibility.require_graph_mode()
   _check_image_size()
-  boundary, first = '', 0
+  split_file, split_record = '', 0
   filenames = dataset.evaluation_files(eval_data, data_dir)
   if hold_out:
-    filenames, boundary, first = dataset.split(data_dir, hold_out)
-    filenames = filenames[filenames.index(boundary) :]
+    filenames, split_file, split_record = dataset.split(data_dir, hold_out)
+    filenames = filenames[filenames.index(split_file) :]
+  bounds = (split_record, None)
   with tf.device('/cpu:0'), tf.name_scope('input/'):
     filename_queue = tf.train.string_input_producer(
       filenames, num_epochs=num_epochs, shuffle=False
     )
     batch = tf.train.batch(
-      [_read_many(filename_queue, num_classes, boundary, (first, None))],
+      [_read_many(filename_queue, num_classes, split_file, bounds)],
       batch_size,
       capacity=_READY_BATCHES * batch_size,
       enqueue_many=True,

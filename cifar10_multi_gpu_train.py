@@ -87,18 +87,18 @@ def tower_devices(
 
 
 def build_graph(
-  settings: TrainSettings, workers: Cluster, *, devices: list[str]
+  settings: TrainSettings, cluster: Cluster, *, devices: list[str]
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Build the input pipeline and a training step on several devices."""
   batches = cifar10_train.distorted_batches(settings, len(devices))
-  return train_towers(settings, devices, batches, workers)
+  return train_towers(settings, devices, batches, cluster)
 
 
 def train_towers(
   settings: TrainSettings,
   devices: list[str],
   batches: list[tuple[tf.Tensor, tf.Tensor]],
-  workers: Cluster = ALONE,
+  cluster: Cluster = ALONE,
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Build a training step with one tower per device.
 
@@ -107,7 +107,7 @@ def train_towers(
     devices: device of each tower.
     batches: (images, labels) pair of each tower: images [batch_size, 24, 24, 3]
       and labels, integers [batch_size].
-    workers: the cluster of workers that train together.
+    cluster: the tasks that train together.
 
   Returns:
     loss: float32 [], the mean of the towers' total losses.
@@ -126,7 +126,7 @@ def train_towers(
       losses.append(cifar10_train.build_loss(settings, images, labels))
     if k > 0:  # summarize the activations of the first tower only
       tf.get_collection_ref(tf.GraphKeys.SUMMARIES)[:] = summaries
-  num_towers = len(devices) * workers.gradients_per_step
+  num_towers = len(devices) * cluster.workers_per_step
   return cifar10.train_towers(
     losses,
     updates.global_step(),
@@ -135,7 +135,7 @@ def train_towers(
     recipe=settings.recipe,
     dtype=settings.dtype,
     learning_rate_scale=num_towers if settings.scale_learning_rate else 1.0,
-    average_over_workers=workers.average,
+    average_over_workers=cluster.average,
   )
 
 

@@ -30,7 +30,6 @@ from cifar10_suite import (
   all_reduce,
   checkpoints,
   cli,
-  cluster,
   convolution,
   dataset,
   files,
@@ -47,6 +46,7 @@ from cifar10_suite import (
   updates,
   whitening,
 )
+from cifar10_suite.cluster import Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES, Recipe
 from cifar10_suite.training import TrainSettings
@@ -173,7 +173,7 @@ FLAGS = tf.app.flags.FLAGS
 # trains alone is the only worker. Returns the loss and the operation that runs
 # a step.
 GraphBuilder = Callable[
-  [TrainSettings, cluster.Cluster], tuple[tf.Tensor, tf.Operation]
+  [TrainSettings, Cluster], tuple[tf.Tensor, tf.Operation]
 ]
 
 
@@ -202,12 +202,13 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
   }
   recipe = dataclasses.replace(recipe, **changes)
   if recipe.bfloat16 and not FLAGS.use_fp16 and not FLAGS['use_bf16'].present:
+    # `cifar10.compute_type`, below, reads this flag.
     FLAGS.set_default('use_bf16', convolution.prefers_bfloat16())
   return TrainSettings(
     recipe=recipe,
     dtype=cifar10.compute_type(),
     profile_steps=profile_steps(recipe.max_steps),
-    # A flag of the program with towers.
+    # Only cifar10_multi_gpu_train.py defines this flag.
     scale_learning_rate='scale_learning_rate' in FLAGS
     and FLAGS.scale_learning_rate,
     **{
@@ -255,14 +256,13 @@ def num_threads() -> int:
 
 
 def build_graph(
-  settings: TrainSettings, workers: cluster.Cluster
+  settings: TrainSettings, cluster: Cluster
 ) -> tuple[tf.Tensor, tf.Operation]:
   """Build the input pipeline and a training step on one device.
 
   Args:
     settings: settings from the flags.
-    workers: the workers that train together; this process alone without a
-      cluster.
+    cluster: the tasks that train together; without a cluster, this process.
 
   Returns:
     loss: float32 [], the total loss.
@@ -273,11 +273,11 @@ def build_graph(
   return cifar10.train_towers(
     [loss],
     updates.global_step(),
-    examples_per_step=workers.gradients_per_step * settings.recipe.batch_size,
+    examples_per_step=cluster.workers_per_step * settings.recipe.batch_size,
     examples_per_epoch=settings.data_set.num_training_images,
     recipe=settings.recipe,
     dtype=settings.dtype,
-    average_over_workers=workers.average,
+    average_over_workers=cluster.average,
   )
 
 
@@ -364,28 +364,29 @@ def run(
   task, addresses = tf_config.from_environment()
   if task.kind == 'evaluator':
     become_evaluator()
-  workers = cluster_of(task, addresses)
-  if settings.stops_by_score and not workers.is_alone:
+  cluster = cluster_of(task, addresses)
+  if settings.stops_by_score and not cluster.is_alone:
     raise UserError(
       '--stop_at_precision and --patience do not work in a cluster. Remove '
       'them.'
     )
   if task.kind == 'ps':
-    parameter_servers.serve(workers, settings.cluster_timeout_secs)
+    parameter_servers.serve(cluster, settings.cluster_timeout_secs)
     return
-  with prepared(settings, workers) as settings, tf.Graph().as_default():
+  with prepared(settings, cluster) as settings, tf.Graph().as_default():
     starting.announce(settings, num_gpus, num_threads())
     if settings.seed is not None:
-      tf.set_random_seed(settings.seed + workers.number)
-    with tf.device(workers.device):
-      loss, train_op = builder(settings, workers)
+      tf.set_random_seed(settings.seed + cluster.number)
+    with tf.device(cluster.device):
+      loss, train_op = builder(settings, cluster)
     sizes = [it.shape.num_elements() for it in tf.trainable_variables()]
     print(f'The network has {sum(sizes):,} parameters.')
     init_fn = None
+    # A run that resumes does not need the source, which may be gone by now.
     is_new = settings.restart or not checkpoints.saved_in(settings.train_dir)
-    if settings.init_from and workers.is_chief and is_new:
+    if settings.init_from and cluster.is_chief and is_new:
       init_fn = starting.from_run(settings.init_from)
-    workers.join(
+    cluster.join(
       config,
       starting.settings_in_common(
         settings, num_towers, FLAGS.bfloat16_gradients
@@ -394,7 +395,7 @@ def run(
     )
     # Only now: an unusable data file or a port in use must not cost the user
     # the earlier run.
-    if settings.restart and workers.is_chief:
+    if settings.restart and cluster.is_chief:
       ownership.remove_earlier_run(settings.train_dir)
     training.run_training(
       loss,
@@ -402,14 +403,14 @@ def run(
       settings,
       num_towers=num_towers,
       config=config,
-      cluster=workers,
+      cluster=cluster,
       init_fn=init_fn,
     )
 
 
 @contextlib.contextmanager
 def prepared(
-  settings: TrainSettings, workers: cluster.Cluster
+  settings: TrainSettings, cluster: Cluster
 ) -> Iterator[TrainSettings]:
   """Prepare the data set and, on the chief, the directory of the run.
 
@@ -421,7 +422,7 @@ def prepared(
     UserError: if the data or the directory cannot be used.
   """
   train_dir = settings.train_dir
-  if workers.is_chief:
+  if cluster.is_chief:
     # Before the download, which takes minutes.
     cli.prepare_dir('--train_dir', train_dir)
     if settings.restart:
@@ -433,19 +434,17 @@ def prepared(
   download.maybe_download_and_extract(settings.data_dir)
   data_set = dataset.load(settings.data_dir, settings.hold_out)
   settings = dataclasses.replace(settings, data_set=data_set)
-  if not workers.is_chief:
+  if not cluster.is_chief:
     yield settings
     return
   with files.locked_dir('--train_dir', train_dir):
-    yield starting.continuing(settings, workers.is_alone)
+    yield starting.continuing(settings, cluster.is_alone)
 
 
-def cluster_of(
-  task: tf_config.Task, addresses: tf_config.Addresses
-) -> cluster.Cluster:
+def cluster_of(task: tf_config.Task, addresses: tf_config.Addresses) -> Cluster:
   """Return the cluster as this task sees it."""
   if task.kind == 'ps' or not addresses:
-    return cluster.Cluster(task, addresses)
+    return Cluster(task, addresses)
   if 'ps' in addresses:
     return parameter_servers.ParameterServers(task, addresses)
   return all_reduce.AllReduce(task, addresses, FLAGS.bfloat16_gradients)

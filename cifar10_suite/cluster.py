@@ -51,7 +51,8 @@ class Cluster(tf.train.SessionRunHook):
     is_alone: whether there is no cluster.
     is_chief: whether this task is the chief.
     device: TensorFlow device or device function for the graph, or None.
-    gradients_per_step: number of workers whose gradients a step averages.
+    workers_per_step: number of workers whose gradients a step averages: all, or
+      one with parameter servers.
     initializes: whether this process initializes variables.
     master: session target; '' without a cluster.
     statuses: latest status of each other task; None if it did not answer.
@@ -72,7 +73,7 @@ class Cluster(tf.train.SessionRunHook):
     self.is_alone = not addresses
     self.is_chief = task == self.workers[0]
     self.device: str | Callable[[tf.Operation], str] | None = None
-    self.gradients_per_step = 1 if self.servers else len(self.workers)
+    self.workers_per_step = 1 if self.servers else len(self.workers)
     self.initializes = self.is_chief or not self.servers
     self.master = ''
     self.statuses: dict[Task, dict | None] = {}
@@ -219,7 +220,7 @@ class Cluster(tf.train.SessionRunHook):
     return gradients
 
   def recover(self, error: tf.errors.OpError) -> None:
-    """Start over if the loss of another worker caused an error."""
+    """Start over, without returning, if an error is the loss of a worker."""
 
   def leave(self) -> None:
     """Wait until all tasks know that the chief has finished."""

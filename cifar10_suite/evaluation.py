@@ -85,7 +85,8 @@ def checkpoints_to_score(
   if named := checkpoints.named(directory):
     yield named
     return
-  last = _identity(checkpoints.latest(directory))
+  # Before scoring, so that a checkpoint that is saved meanwhile counts as new.
+  seen = _identity(checkpoints.latest(directory))
   if settings.all_checkpoints:
     found = checkpoints.saved_in(directory)
   else:
@@ -94,7 +95,7 @@ def checkpoints_to_score(
     print(f'No checkpoint file found in {cli.short_path(directory)}')
   yield from found
   if settings.waits:
-    yield from _later_checkpoints(settings, last, scores)
+    yield from _later_checkpoints(settings, seen, scores)
 
 
 def _identity(checkpoint: str | None) -> tuple[str | None, str | None]:
@@ -145,14 +146,14 @@ def _newest_good(
 
 def _later_checkpoints(
   settings: EvalSettings,
-  last: tuple[str | None, str | None],
+  seen: tuple[str | None, str | None],
   scores: Scores,
 ) -> Iterator[str]:
   """Yield new checkpoints until the settings end this.
 
   Args:
     settings: the directory to watch, how often and for how long.
-    last: path and digest of its latest checkpoint so far, if there is one.
+    seen: path and digest of its latest checkpoint so far, if there is one.
     scores: scores of the checkpoints.
   """
   # `tf.train.checkpoints_iterator` would follow the paths in the state file,
@@ -161,22 +162,22 @@ def _later_checkpoints(
   where = cli.short_path(directory)
   last_time = time.monotonic()  # of a new checkpoint, or of its score
   next_time = last_time  # of a check
-  if last[0]:
+  if seen[0]:
     next_time += settings.eval_interval_secs
   is_told = False
   while True:
     latest = checkpoints.latest(directory)
-    is_last = latest and settings.until_trained and _is_last_step(latest)
+    is_final = latest and settings.until_trained and _is_last_step(latest)
     now = time.monotonic()
     identity = _identity(latest)
-    if latest and identity != last:
-      if is_last or now >= next_time:
-        last = identity
+    if latest and identity != seen:
+      if is_final or now >= next_time:
+        seen = identity
         yield latest
         last_time = time.monotonic()
         next_time = last_time + settings.eval_interval_secs
         continue
-    elif latest and is_last and _is_scored(latest, scores):
+    elif latest and is_final and _is_scored(latest, scores):
       print(f'Evaluation ends: {cli.short_path(latest)} is the last step.')
       return
     elif settings.timeout_secs and now > last_time + settings.timeout_secs:

@@ -89,17 +89,18 @@ class LogHook(tf.train.SessionRunHook):
     run_context: tf.train.SessionRunContext,
     run_values: tf.train.SessionRunValues,
   ) -> None:
-    before = run_values.results.get('step', self.step)
-    self._bar.update(before + 1 - self.step)
-    self.step = before + 1
+    # The number of this step: that of the completed steps before its update.
+    step = run_values.results.get('step', self.step)
+    self._bar.update(step + 1 - self.step)
+    self.step = step + 1
     # With parameter servers, two runs may read the same global step.
-    if 'loss' in run_values.results and before >= self._next:
+    if 'loss' in run_values.results and step >= self._next:
       try:
-        self._log(before, run_values.results['loss'])
+        self._log(step, run_values.results['loss'])
       except OSError as error:
         loading.discard_output(error)
         signal.raise_signal(signal.SIGTERM)  # save, and stop
-      self._next = before - before % self._log_frequency + self._log_frequency
+      self._next = step - step % self._log_frequency + self._log_frequency
 
   def _log(self, step: int, loss: float) -> None:
     """Print the loss before the update of `step`, and the throughput."""
@@ -149,8 +150,9 @@ class SaveCheckpoints(tf.train.CheckpointSaverHook):
       train_dir, save_secs=save_secs, scaffold=scaffold, listeners=listeners
     )
     self._timer = _SaveTimer(save_secs, max(max_steps // _SAVES, 1))
-    # By default, the hook asks the timer about a step a million steps ahead,
-    # and reads the global step whenever that step would be saved.
+    # The hook asks the timer twice: first about this number of steps after the
+    # last known one and, if a save is due then, about the global step, which it
+    # has to read. With the default, a million, it would read it in every step.
     self._set_steps_per_run(1)
 
   def after_run(
@@ -274,6 +276,8 @@ def _is_of_writing(error: tf.errors.OpError) -> bool:
   if error.node_def is not None and error.node_def.op in _WRITERS:
     types = (*_ERRORS_OF_FULL_DISKS, tf.errors.PermissionDeniedError)
     return isinstance(error, types)
+  # Without a node: from writing event files or the state file. Queue runners,
+  # whose errors have none either, end quietly when input is exhausted.
   return error.node_def is None and isinstance(error, _ERRORS_OF_FULL_DISKS)
 
 

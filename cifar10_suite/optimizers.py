@@ -59,8 +59,9 @@ class AveragingOptimizer(tf.train.Optimizer):
   ) -> tf.Operation:
     update = self._optimizer.apply_gradients(grads_and_vars, name=name)
     with tf.control_dependencies([update]):
-      # Use the sum instead of reading global_step: graph optimization may merge
-      # two reads of a TF1 reference variable across an update between them.
+      # Use the sum instead of reading global_step again. In other programs, it
+      # may be a TF1 reference variable, and graph optimization may merge two
+      # reads of one across an update between them.
       step = tf.assign_add(global_step, 1)
       averages = tf.train.ExponentialMovingAverage(
         self._decay, num_updates=step
@@ -223,7 +224,8 @@ def orthogonalized(
     return tf.cast(convolution.matmul(x, y, transpose_x), tf.float32)
 
   # After each polynomial, the matrix is M times all factors so far, and `gram`
-  # is its transpose times itself. TensorFlow does not compute the last `gram`.
+  # is its transpose times itself. Factors are symmetric, as polynomials of a
+  # symmetric matrix. TensorFlow does not compute the last `gram`.
   identity = tf.eye(matrix.shape.as_list()[1])
   gram = product_of(matrix, matrix, transpose_x=True)
   # The trace is the square of the Frobenius norm.

@@ -27,11 +27,11 @@ def on_own_threads() -> Iterator[None]:
 class _OwnThreadQueueRunner(tf.train.QueueRunner):
   """Queue runner whose operations start on its own Python thread.
 
-  After an operation that waits for something, such as a file, they continue on
-  the thread that ends the wait. Operations of `tf.train.QueueRunner` run on
-  TensorFlow's threads, where those of the training step then have to wait: with
-  two cores, that costs 2% of the time. In a session of a cluster, TensorFlow
-  makes no difference between the two.
+  An operation that waits, for example for a file, leaves those after it to the
+  thread that ends the wait. Operations of a `tf.train.QueueRunner` occupy
+  TensorFlow's threads instead, where a training step then has to wait for them:
+  with two cores, that costs 2% of the time. In a session of a cluster, both
+  kinds of queue runners do that.
   """
 
   def create_threads(
@@ -42,9 +42,10 @@ class _OwnThreadQueueRunner(tf.train.QueueRunner):
 
 
 class _CallingThreadSession:
-  """What a queue runner needs of a session.
+  """The part of a session that a queue runner uses.
 
-  Callables run their operations on the thread that calls them.
+  Callables, which fill the queue, run on the thread that calls them. `run`,
+  which closes the queue, is that of the session.
   """
 
   def __init__(self, session: tf.Session):
@@ -53,9 +54,10 @@ class _CallingThreadSession:
 
   def make_callable(self, operation: tf.Operation) -> Callable[[], None]:
     call = self._session.make_callable(operation, accept_options=True)
+    # -1 is the calling thread, instead of a pool of threads.
     return lambda: call(options=tf.RunOptions(inter_op_thread_pool=-1))
 
-  # A queue runner starts only once per session.
+  # A queue runner starts only once per session, which it finds by equality.
   def __eq__(self, other: object) -> bool:
     return (
       isinstance(other, _CallingThreadSession)

@@ -133,7 +133,7 @@ def run_training(
 
   log_hook = hooks.LogHook(
     loss,
-    num_towers * settings.recipe.batch_size * cluster.gradients_per_step,
+    num_towers * settings.recipe.batch_size * cluster.workers_per_step,
     start,
     max_steps,
     settings.log_frequency,
@@ -160,7 +160,8 @@ def run_training(
         profiler.stop()
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
-    # In a cluster, a task may stop while another one waits for it.
+    # After a signal in a cluster, an error is expected, and ignored: a task may
+    # stop while another one waits for it.
     if cluster.is_alone or not cluster.signals:
       cluster.recover(error)
       where = cli.short_path(settings.train_dir)

@@ -60,7 +60,7 @@ def update(
       optimizer,
       average_over_workers(gradients),
       global_step,
-      first=summarize_losses(losses),
+      run_before=summarize_losses(losses),
     )
   _, mean_total_loss = losses[-1]
   return mean_total_loss, train_op
@@ -160,7 +160,7 @@ def apply_gradients(
   gradients: Gradients,
   global_step: tf.Variable,
   *,
-  first: tf.Operation,
+  run_before: tf.Operation,
 ) -> tf.Operation:
   """Build the update, with summaries of the variables and their gradients.
 
@@ -168,18 +168,18 @@ def apply_gradients(
     optimizer: optimizer that applies the gradients.
     gradients: (gradient, variable) pairs, from `compute_gradients`.
     global_step: integer [], incremented by each step.
-    first: operation to run first; the gradients are applied after it.
+    run_before: operation that runs before the gradients are applied.
 
   Returns:
     The operation that runs the update and adapts the loss scale.
   """
-  # First, because a histogram of infinity would end training.
+  # Before the summaries, because a histogram of infinity would end training.
   gradients, adapt_loss_scale = precision.without_overflow(gradients)
   for gradient, variable in gradients:
     summaries.histogram(variable.op.name, variable)
     if gradient is not None:
       summaries.histogram(f'{variable.op.name}/gradients', gradient)
-  with tf.control_dependencies([first]):
+  with tf.control_dependencies([run_before]):
     update = optimizer.apply_gradients(gradients, global_step)
   return tf.group(update, adapt_loss_scale)
 

@@ -406,7 +406,7 @@ class TestLossScaling:
       optimizer,
       gradients,
       tf.train.get_or_create_global_step(),
-      first=tf.no_op(),
+      run_before=tf.no_op(),
     )
     with tf.Session() as session:
       session.run(tf.global_variables_initializer())
