@@ -31,6 +31,7 @@ from cifar10_suite import (
   cli,
   dataset,
   exports,
+  files,
   optimizers,
   pictures,
   runs,
@@ -87,7 +88,7 @@ def main(arguments: list[str]) -> None:
       raise UserError(f'--saved_model does not go together with --{name}.')
   for directory in (FLAGS.export_dir, FLAGS.saved_model):
     if directory:
-      checkpoints.refuse_pattern(directory)
+      files.refuse_pattern(directory, 'Rename the directory.')
   if targets:
     if arguments:
       raise UserError(

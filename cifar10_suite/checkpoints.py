@@ -169,11 +169,7 @@ def refuse_pattern(path: str) -> None:
   Raises:
     CheckpointError: if it has a character of patterns.
   """
-  if files.is_pattern(path):
-    raise CheckpointError(
-      f'{path} has one of the characters * ? [ \\ in its name, which '
-      'TensorFlow treats as a pattern. Rename the directory.'
-    )
+  files.refuse_pattern(path, 'Rename the directory.', CheckpointError)
 
 
 def check(path: str, variables: dict[str, tf.Variable]) -> int:

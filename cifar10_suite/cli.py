@@ -192,11 +192,7 @@ def prepare_dir(flag: str, path: str) -> None:
     UserError: if the directory cannot be created or is not writable, or if
       TensorFlow would treat its name as a pattern.
   """
-  if files.is_pattern(path):
-    raise UserError(
-      f'{flag} {path} has one of the characters * ? [ \\ in its name, which '
-      'TensorFlow treats as a pattern. Choose another directory.'
-    )
+  files.refuse_pattern(f'{flag} {path}', 'Choose another directory.')
   try:
     os.makedirs(path, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):

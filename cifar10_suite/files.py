@@ -24,9 +24,24 @@ def is_full(error: OSError) -> bool:
   return error.errno in FULL
 
 
-def is_pattern(path: str) -> bool:
-  """Return whether TensorFlow treats a checkpoint path as a pattern."""
-  return any(character in path for character in '*?[\\')
+def refuse_pattern(
+  path: str, remedy: str, error: type[UserError] = UserError
+) -> None:
+  """Refuse a path that TensorFlow would treat as a pattern.
+
+  Args:
+    path: the path, possibly after the flag that names it.
+    remedy: last sentence of the message.
+    error: type of the error.
+
+  Raises:
+    UserError: or `error`, if the path has a character of patterns.
+  """
+  if any(character in path for character in '*?[\\'):
+    raise error(
+      f'{path} has one of the characters * ? [ \\ in its name, which '
+      f'TensorFlow treats as a pattern. {remedy}'
+    )
 
 
 def refuse_remote(arguments: list[str]) -> None:
