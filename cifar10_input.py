@@ -35,7 +35,7 @@ MAX_BRIGHTNESS = 63  # bound of the random number that is added
 CONTRAST = TUTORIAL.contrast  # bounds of the random factor
 CROP_MARGIN = TUTORIAL.crop_margin[0]  # 1: crops from anywhere in the image
 
-_RECORDS_PER_READ = 200
+_RECORDS_PER_READ = 400
 _MAX_READERS = 5  # each reads a different file
 # Shuffling draws from at least this fraction of an epoch.
 _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE = 0.4
@@ -155,15 +155,12 @@ def distorted_batches(
     filename_queue = tf.train.string_input_producer(filenames)
     # Several readers, so that even the first batch mixes files.
     readers = range(min(len(filenames), _MAX_READERS))
-    records = tf.concat(
+    bounds = (0, split_record)
+    batch = tf.train.shuffle_batch_join(
       [
-        _read_many(filename_queue, num_classes, split_file, (0, split_record))
+        [_read_many(filename_queue, num_classes, split_file, bounds)]
         for _ in readers
       ],
-      axis=0,
-    )
-    batch = tf.train.shuffle_batch(
-      [records],
       batch_size,
       capacity=min_queue_examples + 3 * batch_size,
       min_after_dequeue=min_queue_examples,
@@ -260,19 +257,16 @@ def distort(
   """
   count, _, height, width = planes.shape.as_list()
   count = tf.shape(planes)[0] if count is None else count
-  planes = distortion.crop_and_flip(
+  return distortion.apply(
     planes,
     distortion.random_offsets(count, height, IMAGE_SIZE, crop_margin),
     distortion.random_offsets(count, width, IMAGE_SIZE, crop_margin),
     tf.random.uniform([count]) < 0.5,
-    IMAGE_SIZE,
-  )
-  return distortion.adjust_and_standardize(
-    planes,
     tf.random.uniform([count, 1, 1, 1], -MAX_BRIGHTNESS, MAX_BRIGHTNESS),
-    tf.random.uniform([count, 1, 1, 1], *contrast),
-    dtype,
     saturation and tf.random.uniform([count, 1, 1, 1], *saturation),
+    tf.random.uniform([count, 1, 1, 1], *contrast),
+    IMAGE_SIZE,
+    dtype,
   )
 
 

@@ -31,65 +31,72 @@ def random_offsets(
 
 
 @xla.compiled
-def crop_and_flip(
+def apply(
+  planes: tf.Tensor,
+  tops: tf.Tensor,
+  lefts: tf.Tensor,
+  flips: tf.Tensor,
+  brightness: tf.Tensor,
+  saturation: tf.Tensor | None,
+  contrast: tf.Tensor,
+  size: int,
+  dtype: tf.DType,
+) -> tf.Tensor:
+  """Crop and flip images, adjust their colours, and standardize them.
+
+  Args:
+    planes: uint8 [n, channels, height, width].
+    tops, lefts: int32 [n], first rows and columns of the crops.
+    flips: bool [n], whether to mirror.
+    brightness: float32 [n, 1, 1, 1], added to the image.
+    saturation: float32 [n, 1, 1, 1], factor of the saturation: the deviations
+      of channels from the mean of their pixel; None for 1.
+    contrast: float32 [n, 1, 1, 1], factor of the contrast: the deviations of
+      pixels from the mean of their channel.
+    size: height and width of the crops.
+    dtype: type of the result.
+
+  Returns:
+    [n, size, size, channels]: as from `tf.image.per_image_standardization`, of
+    mean 0 and standard deviation 1, unless the image is almost plain.
+  """
+  planes = _crop_and_flip(planes, tops, lefts, flips, size)
+  if saturation is not None:
+    planes = _saturate(planes, saturation)
+  planes = _adjust_and_standardize(planes, brightness, contrast)
+  return tf.cast(tf.transpose(planes, [0, 2, 3, 1]), dtype)
+
+
+def _crop_and_flip(
   planes: tf.Tensor,
   tops: tf.Tensor,
   lefts: tf.Tensor,
   flips: tf.Tensor,
   size: int,
 ) -> tf.Tensor:
-  """Crop a window from each image and mirror some of them.
-
-  Args:
-    planes: uint8 [n, channels, height, width].
-    tops, lefts: int32 [n], the windows' first rows and columns.
-    flips: bool [n], whether to mirror.
-    size: height and width of the windows.
-
-  Returns:
-    uint8 [n, channels, size, size].
-  """
-  channels, height, width = planes.shape.as_list()[1:]
+  """Cut a square out of each image, and mirror some of them."""
   window = tf.range(size)
   rows = tops[:, tf.newaxis] + window
   columns = lefts[:, tf.newaxis] + tf.where_v2(
     flips[:, tf.newaxis], size - 1 - window, window
   )
-  first_rows = height * tf.reshape(
-    tf.range(tf.shape(planes)[0] * channels), [-1, channels, 1, 1]
-  )
-  rows = rows[:, tf.newaxis, :, tf.newaxis] + first_rows
-  columns = columns[:, tf.newaxis, tf.newaxis, :]
-  return tf.gather(tf.reshape(planes, [-1]), rows * width + columns)
+  planes = tf.gather(planes, rows, axis=2, batch_dims=1)
+  return tf.gather(planes, columns, axis=3, batch_dims=1)
 
 
-@xla.compiled
-def adjust_and_standardize(
-  planes: tf.Tensor,
-  brightness: tf.Tensor,
-  contrast: tf.Tensor,
-  dtype: tf.DType,
-  saturation: tf.Tensor | None = None,
+def _saturate(planes: tf.Tensor, saturation: tf.Tensor) -> tf.Tensor:
+  planes = tf.cast(planes, tf.float32)
+  greys = tf.reduce_mean(planes, axis=1, keepdims=True)
+  return (planes - greys) * saturation + greys
+
+
+def _adjust_and_standardize(
+  planes: tf.Tensor, brightness: tf.Tensor, contrast: tf.Tensor
 ) -> tf.Tensor:
-  """Adjust brightness, saturation and contrast of each image; standardize it.
+  """Adjust brightness and contrast, and standardize, in one pass over pixels.
 
-  Args:
-    planes: numbers [n, channels, height, width].
-    brightness: float32 [n, 1, 1, 1], added to the image.
-    contrast: float32 [n, 1, 1, 1], factor of the contrast: the deviations of
-      pixels from the mean of their channel.
-    dtype: type of the result.
-    saturation: float32 [n, 1, 1, 1], factor of the saturation: the deviations
-      of channels from the mean of their pixel; None for 1.
-
-  Returns:
-    [n, height, width, channels]: as from `tf.image.per_image_standardization`,
-    of mean 0 and standard deviation 1, unless the image is almost plain.
+  The moments of the result follow from those of the channels before.
   """
-  if saturation is not None:
-    planes = tf.cast(planes, tf.float32)
-    greys = tf.reduce_mean(planes, axis=1, keepdims=True)
-    planes = (planes - greys) * saturation + greys
   means, variances = _moments(planes)
   planes = tf.cast(planes, tf.float32) + brightness
   means += brightness
@@ -100,8 +107,7 @@ def adjust_and_standardize(
     variances * contrast**2 + (means - mean) ** 2, axis=1, keepdims=True
   )
   size = np.prod(planes.shape.as_list()[1:])
-  planes /= tf.maximum(tf.sqrt(variance), size**-0.5)
-  return tf.cast(tf.transpose(planes, [0, 2, 3, 1]), dtype)
+  return planes / tf.maximum(tf.sqrt(variance), size**-0.5)
 
 
 def _moments(planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -156,50 +156,38 @@ class TestRandomCrops:
 
 
 @compiled_or_not
-def test_crop_and_flip_equals_slicing(graph, as_tensor):
-  planes = random_images(100).transpose(0, 3, 1, 2)
-  tops, lefts = [0, 8, 3, 8, 1] * 20, [8, 0, 5, 8] * 25
-  flips = [False, True, True, False, True] * 20
-  crops = distortion.crop_and_flip(
-    as_tensor(planes),
-    tf.constant(tops),
-    tf.constant(lefts),
-    tf.constant(flips),
-    24,
-  )
-  with tf.Session() as session:
-    got = session.run(crops)
-  assert got.dtype == np.uint8
-  for crop, plane, top, left, flip in zip(
-    got, planes, tops, lefts, flips, strict=True
-  ):
-    window = plane[:, top : top + 24, left : left + 24]
-    np.testing.assert_array_equal(crop, window[..., ::-1] if flip else window)
-
-
-@compiled_or_not
 @pytest.mark.parametrize(
   ('dtype', 'tolerance'), [(tf.float32, 1e-5), (tf.bfloat16, 2**-7)]
 )
 @pytest.mark.parametrize('saturated', [False, True])
-def test_adjust_and_standardize_equals_numpy(
-  graph, as_tensor, dtype, tolerance, saturated
-):
+def test_distortions_equal_numpy(graph, as_tensor, dtype, tolerance, saturated):
   planes = random_images(100).transpose(0, 3, 1, 2)
+  tops, lefts = [0, 8, 3, 8, 1] * 20, [8, 0, 5, 8] * 25
+  flips = [False, True, True, False, True] * 20
   brightness = np.linspace(-63, 63, 100, dtype='f4').reshape(-1, 1, 1, 1)
-  contrast = np.linspace(1.8, 0.2, 100, dtype='f4').reshape(-1, 1, 1, 1)
   saturation = np.linspace(0.5, 1.5, 100, dtype='f4').reshape(-1, 1, 1, 1)
-  images = distortion.adjust_and_standardize(
+  contrast = np.linspace(1.8, 0.2, 100, dtype='f4').reshape(-1, 1, 1, 1)
+  images = distortion.apply(
     as_tensor(planes),
+    tf.constant(tops),
+    tf.constant(lefts),
+    tf.constant(flips),
     tf.constant(brightness),
-    tf.constant(contrast),
-    dtype,
     tf.constant(saturation) if saturated else None,
+    tf.constant(contrast),
+    24,
+    dtype,
   )
   assert images.dtype == dtype
   with tf.Session() as session:
     got = session.run(tf.cast(images, tf.float32))
-  bright = planes.astype(np.float64) + brightness
+  crops = np.stack(
+    [
+      plane[:, top : top + 24, left : left + 24][..., :: -1 if flip else 1]
+      for plane, top, left, flip in zip(planes, tops, lefts, flips, strict=True)
+    ]
+  )
+  bright = crops + np.float64(brightness)
   if saturated:
     greys = bright.mean(axis=1, keepdims=True)
     bright = (bright - greys) * saturation + greys
