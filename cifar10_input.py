@@ -178,6 +178,7 @@ def inputs(
   eval_data: bool,
   data_dir: str,
   batch_size: int,
+  *,
   num_epochs: int | None = None,
   num_views: int = 1,
   num_classes: int = NUM_CLASSES,
