@@ -15,7 +15,6 @@ The data set is written completely or not at all.
 
 import argparse
 import os
-import shlex
 import sys
 
 from cifar10_suite import loading
@@ -28,11 +27,12 @@ from tqdm import tqdm
 from cifar10_suite import (
   cifar100,
   class_folders,
+  commands,
   conversion,
   files,
   processor,
 )
-from cifar10_suite.cli import short_path
+from cifar10_suite.commands import short_path
 from cifar10_suite.conversion import Examples
 from cifar10_suite.dataset import (
   BATCHES_DIR,
@@ -158,7 +158,11 @@ def _describe(examples: Examples, data_dir: str, counts: dict[str, int]) -> str:
   *training, test = counts.values()
   files = list(counts)[: len(training)]
   where = files[0] if len(files) == 1 else f'{files[0]} to {files[-1]}'
-  quoted = shlex.quote(data_dir)
+  data = ['--data_dir', data_dir]
+  train = commands.of('cifar10_train.py', *data, '--train_dir', 'my_train')
+  evaluate = commands.of(
+    'cifar10_eval.py', *data, '--checkpoint_dir', 'my_train'
+  )
   return '\n'.join(
     [
       f'Wrote {len(examples.class_names)} classes to '
@@ -168,10 +172,8 @@ def _describe(examples: Examples, data_dir: str, counts: dict[str, int]) -> str:
       f'  {_count(test, "picture")} for testing in {TEST_FILE}',
       f'  the names of the classes in {CLASS_NAMES_FILE}',
       'Next:',
-      f'  python cifar10_train.py --data_dir {quoted} --train_dir my_train '
-      '--recipe fast',
-      f'  python cifar10_eval.py --data_dir {quoted} --checkpoint_dir my_train '
-      '--eval_dir my_eval',
+      f'  {train} --recipe fast',
+      f'  {evaluate} --eval_dir my_eval --run_once',
     ]
   )
 

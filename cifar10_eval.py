@@ -26,6 +26,7 @@ import cifar10_input
 from cifar10_suite import (
   checkpoints,
   cli,
+  commands,
   dataset,
   evaluation,
   figures,
@@ -174,7 +175,7 @@ def main() -> None:
   if not any_scored:
     sys.exit(1)
   if page and any_new:
-    print(f'Wrote {cli.short_path(page)}.')
+    print(f'Wrote {commands.short_path(page)}.')
 
 
 def settings_from_flags() -> EvalSettings:
@@ -298,7 +299,7 @@ def score(
   """
   known = scores.find(checkpoints.digest(checkpoint))
   if known and not settings.run_once:
-    print(f'{cli.short_path(checkpoint)} has already been scored.')
+    print(f'{commands.short_path(checkpoint)} has already been scored.')
     return False
   with checkpoints.copied(checkpoint, settings.eval_dir) as copy:
     runs.refuse_other_classes(os.path.dirname(checkpoint), class_names)

@@ -29,6 +29,7 @@ import cifar10
 from cifar10_suite import (
   checkpoints,
   cli,
+  commands,
   dataset,
   exports,
   files,
@@ -131,7 +132,7 @@ def checkpoint_dir() -> str:
   if FLAGS['checkpoint_dir'].present or checkpoints.saved_in(directory):
     return directory
   print(
-    f'{cli.short_path(directory)} has no checkpoint: using the pretrained '
+    f'{commands.short_path(directory)} has no checkpoint: using the pretrained '
     'network.',
     file=sys.stderr,
   )
@@ -213,8 +214,8 @@ def restore(checkpoint_dir: str) -> tuple[tf.Session, str, int]:
     found = checkpoints.newest_good(checkpoint_dir, variables)
   if found is None:
     raise checkpoints.CheckpointError(
-      f'No checkpoint file found in {cli.short_path(checkpoint_dir)}. '
-      'Train first: python cifar10_train.py'
+      f'No checkpoint file found in {commands.short_path(checkpoint_dir)}. '
+      f'Train first: {commands.of("cifar10_train.py")}'
     )
   path, step = found
   checkpoints.refuse_pattern(path)
@@ -241,7 +242,7 @@ def load_checkpoint(
     images = tf.placeholder(tf.uint8, [None, SIZE, SIZE, 3])
     probabilities = predict(images, num_views, len(names))
     session, path, step = restore(checkpoint_dir)
-  print(f'Using {cli.short_path(path)} (step {step}).', file=sys.stderr)
+  print(f'Using {commands.short_path(path)} (step {step}).', file=sys.stderr)
   return lambda batch: session.run(probabilities, {images: batch}), names, path
 
 
@@ -297,7 +298,7 @@ def export(
       comparison = exports.export(
         flag, path, write, load, reference, is_quantized
       )
-    print(f'Exported to {cli.short_path(path)}: {comparison}.')
+    print(f'Exported to {commands.short_path(path)}: {comparison}.')
 
 
 def predict_test_images(

@@ -14,14 +14,13 @@ originals. Replaced files are kept as `<file>.bak`, `<file>.bak2` and so on.
 
 import argparse
 import os
-import shlex
 import sys
 
 from cifar10_suite import loading
 
 loading.require()
 
-from cifar10_suite import archive, data_files, dataset, files, npm
+from cifar10_suite import archive, commands, data_files, dataset, files, npm
 from cifar10_suite.data_files import DownloadError, State
 from cifar10_suite.errors import UserError
 
@@ -102,8 +101,8 @@ def _what_is_not_cifar10(data_dir: str, states: dict[str, State]) -> str:
   if not set(names) & set(dataset.FILE_SHA256):
     purpose = f'To set {"them" if len(names) > 1 else "it"} aside'
   return (
-    f"{what} is not CIFAR-10's; it is used as it is. {purpose}: python "
-    f'download.py --data_dir {shlex.quote(data_dir)} --repair'
+    f"{what} is not CIFAR-10's; it is used as it is. {purpose}: "
+    + commands.of('download.py', '--data_dir', data_dir, '--repair')
   )
 
 

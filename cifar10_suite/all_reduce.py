@@ -19,7 +19,8 @@ import time
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite.cluster import MEASURED, Cluster
-from cifar10_suite.errors import UserError, same_command
+from cifar10_suite.commands import same_command
+from cifar10_suite.errors import UserError
 from cifar10_suite.tf_config import Addresses, Task
 from cifar10_suite.updates import Gradients
 

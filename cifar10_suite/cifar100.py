@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 
+from cifar10_suite import commands
 from cifar10_suite.conversion import Examples, check_class_names
 from cifar10_suite.dataset import BATCHES_DIR, RECORD_BYTES
 from cifar10_suite.errors import UserError
@@ -191,13 +192,13 @@ def _damaged(path: str, what: str) -> UserError:
 def _pickled(path: str) -> UserError:
   return UserError(
     f'{path} is a version for Python. Use the binary version instead: '
-    'cifar-100-binary.tar.gz for CIFAR-100; for CIFAR-10, python download.py '
-    'fetches it.'
+    'cifar-100-binary.tar.gz for CIFAR-100. To fetch CIFAR-10: '
+    + commands.of('download.py')
   )
 
 
 def _converted(path: str) -> UserError:
   return UserError(
     f"{path} is already in CIFAR-10's binary format and needs no conversion. "
-    'To fetch CIFAR-10: python download.py'
+    f'To fetch CIFAR-10: {commands.of("download.py")}'
   )

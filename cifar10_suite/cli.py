@@ -8,7 +8,8 @@ from collections.abc import Callable
 from absl import app, flags
 
 from cifar10_suite import dataset, files, loading, usage
-from cifar10_suite.errors import UserError, same_command
+from cifar10_suite.commands import same_command
+from cifar10_suite.errors import UserError
 
 DEFAULT_EVAL_DIR = os.path.join(
   os.path.dirname(dataset.DEFAULT_DATA_DIR), 'cifar10_eval'
@@ -201,12 +202,3 @@ def prepare_dir(flag: str, path: str) -> None:
     raise UserError(
       f'Cannot write to {flag} {path}: {error.strerror}'
     ) from error
-
-
-def short_path(path: str) -> str:
-  """Return a path for messages: relative if in the working directory."""
-  try:
-    relative = os.path.relpath(path)
-  except (ValueError, FileNotFoundError):  # on another drive; deleted
-    return path
-  return path if relative.startswith(os.pardir) else relative

@@ -6,12 +6,11 @@ import hashlib
 import itertools
 import os
 import re
-import shlex
 import shutil
 import tempfile
 from typing import IO
 
-from cifar10_suite import cifar100, dataset
+from cifar10_suite import cifar100, commands, dataset
 from cifar10_suite.errors import UserError
 
 CHUNK_BYTES = 1 << 20
@@ -91,6 +90,11 @@ def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
   Raises:
     DownloadError: if there is such a file; the message says what to do.
   """
+  data_dir = os.path.dirname(batches_dir) or '.'
+  download = commands.of('download.py', '--data_dir', data_dir, '--repair')
+  convert = commands.of(
+    'cifar10_convert.py', 'cifar-100-binary.tar.gz', '--data_dir', 'my_data'
+  )
   names = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
   is_other = os.path.lexists(names) and not has_class_names(batches_dir)
   all_missing = set(states.values()) == {State.MISSING}
@@ -101,9 +105,7 @@ def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
       raise DownloadError(
         f"{path} is {problem}, and {names} does not have CIFAR-10's classes. "
         'If this is a data set of yours, make it again, for example with '
-        f'cifar10_convert.py. To get CIFAR-10 here: python download.py '
-        f'--data_dir {shlex.quote(os.path.dirname(batches_dir) or ".")} '
-        '--repair'
+        f'cifar10_convert.py. To get CIFAR-10 here: {download}'
       )
     if state is not State.DAMAGED or not os.path.isfile(path):
       continue
@@ -117,8 +119,7 @@ def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
     if cifar100.is_data_file(path):
       raise DownloadError(
         f"{path} has CIFAR-100's records of 3,074 bytes. Move it away, and "
-        'convert the archive: python cifar10_convert.py '
-        'cifar-100-binary.tar.gz --data_dir my_data'
+        f'convert the archive: {convert}'
       )
 
 

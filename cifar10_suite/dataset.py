@@ -8,10 +8,10 @@ import contextlib
 import dataclasses
 import os
 import re
-import shlex
 
 import numpy as np
 
+from cifar10_suite import commands
 from cifar10_suite.errors import UserError
 
 HEIGHT, WIDTH, DEPTH = 32, 32, 3
@@ -203,8 +203,8 @@ def _remedy(batches_dir: str) -> str:
         'another one with --data_dir.'
       )
   data_dir = os.path.dirname(os.path.normpath(batches_dir)) or '.'
-  where = shlex.quote(data_dir)
-  return f'To fetch CIFAR-10: python download.py --data_dir {where}'
+  command = commands.of('download.py', '--data_dir', data_dir)
+  return f'To fetch CIFAR-10: {command}'
 
 
 def evaluation_files(eval_data: bool, batches_dir: str) -> list[str]:

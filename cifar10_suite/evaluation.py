@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, cli, runs
+from cifar10_suite import checkpoints, commands, runs
 from cifar10_suite.scores import Scores
 
 _POLL_SECS = 1
@@ -92,7 +92,7 @@ def checkpoints_to_score(
   else:
     found = _newest_good(settings, variables)
   if not found and not checkpoints.saved_in(directory):
-    print(f'No checkpoint file found in {cli.short_path(directory)}')
+    print(f'No checkpoint file found in {commands.short_path(directory)}')
   yield from found
   if settings.waits:
     yield from _later_checkpoints(settings, seen, scores)
@@ -124,7 +124,7 @@ def wait_for_held_out(settings: EvalSettings) -> int:
     if not settings.waits or time.monotonic() > deadline:
       break
     if not is_told:
-      where = cli.short_path(directory)
+      where = commands.short_path(directory)
       print(f'Waiting for a run in {where} that holds out images.')
       is_told = True
     time.sleep(_POLL_SECS)
@@ -159,7 +159,7 @@ def _later_checkpoints(
   # `tf.train.checkpoints_iterator` would follow the paths in the state file,
   # which lead out of a directory that was copied.
   directory = settings.checkpoint_dir
-  where = cli.short_path(directory)
+  where = commands.short_path(directory)
   last_time = time.monotonic()  # of a new checkpoint, or of its score
   next_time = last_time  # of a check
   if seen[0]:
@@ -178,7 +178,7 @@ def _later_checkpoints(
         next_time = last_time + settings.eval_interval_secs
         continue
     elif latest and is_final and _is_scored(latest, scores):
-      print(f'Evaluation ends: {cli.short_path(latest)} is the last step.')
+      print(f'Evaluation ends: {commands.short_path(latest)} is the last step.')
       return
     elif settings.timeout_secs and now > last_time + settings.timeout_secs:
       print(

@@ -13,7 +13,8 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from cifar10_suite import dataset, loading
-from cifar10_suite.errors import UserError, same_command
+from cifar10_suite.commands import same_command
+from cifar10_suite.errors import UserError
 
 _SAVES = 20  # checkpoints per run, unless it is short
 _SAVE_PAUSE = 100  # pause after a save, in durations of that save

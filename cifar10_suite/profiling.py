@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import tensorflow.compat.v2 as tf2
 
-from cifar10_suite import cli, files
+from cifar10_suite import commands, files
 
 TRACE = 'trace.json'
 _DIRECTORY = os.path.join('plugins', 'profile')  # where TensorBoard looks
@@ -66,7 +66,7 @@ class StepProfiler:
       try:
         tf2.profiler.experimental.stop()
         path = _write_trace(self._train_dir)
-        print(f'Wrote a profile: {cli.short_path(path)}')
+        print(f'Wrote a profile: {commands.short_path(path)}')
       except (OSError, tf2.errors.OpError) as error:  # training continues
         print(f'Cannot write a profile: {error}')
     elif not self._is_finished:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import stop_signals
-from cifar10_suite.errors import same_command
+from cifar10_suite.commands import same_command
 
 _PATIENCE_SECS = 5  # after a signal, until another one ends the process
 

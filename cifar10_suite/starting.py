@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import cifar10_suite
-from cifar10_suite import checkpoints, cli, convolution, devices, runs
+from cifar10_suite import checkpoints, commands, convolution, devices, runs
 from cifar10_suite.errors import UserError
 from cifar10_suite.training import TrainSettings
 
@@ -181,7 +181,7 @@ def announce(
   print(
     f'Training with {devices.describe(num_gpus, num_threads)} in '
     f'{settings.dtype.name}: recipe {settings.recipe.name}, results in '
-    f'{cli.short_path(settings.train_dir)}.'
+    f'{commands.short_path(settings.train_dir)}.'
   )
   if hint := devices.hint(num_gpus, there):
     print(hint)

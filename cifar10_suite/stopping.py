@@ -6,6 +6,7 @@ import os
 import time
 
 import tensorflow.compat.v1 as tf
+from tqdm import tqdm
 
 from cifar10_suite import checkpoints, files
 from cifar10_suite.errors import UserError
@@ -17,7 +18,8 @@ _USED = ('digest', 'step', 'precision', 'eval_data')  # of a `scores.Record`
 class StopByScore(tf.train.CheckpointSaverListener):
   """Listener that knows the checkpoints of this run and reads their scores.
 
-  Scores of other checkpoints, such as those of an earlier run, do not count.
+  Scores of other checkpoints, such as those of an earlier run, and of other
+  images do not count.
 
   Attributes:
     reason: why to stop training, one sentence; '' to continue.
@@ -27,6 +29,7 @@ class StopByScore(tf.train.CheckpointSaverListener):
     self,
     train_dir: str,
     eval_dir: str,
+    eval_data: str,
     precision: float | None,
     patience: int | None,
   ):
@@ -35,13 +38,18 @@ class StopByScore(tf.train.CheckpointSaverListener):
     Args:
       train_dir: directory of the checkpoints; those that are there count.
       eval_dir: directory of the scores.
+      eval_data: images whose scores count, 'test' or 'held_out'.
       precision: precision at which to stop, or None.
       patience: number of scores without a new best after which to stop, or
         None.
+
+    Raises:
+      UserError: if there are unreadable scores.
     """
     self.reason = ''
     self._train_dir = train_dir
     self._path = os.path.join(eval_dir, files.SCORES)
+    self._eval_data = eval_data
     self._precision = precision
     self._patience = patience
     self._begin = time.monotonic()
@@ -52,6 +60,14 @@ class StopByScore(tf.train.CheckpointSaverListener):
         self._saved[checkpoints.digest(path)] = None
     self._next_look = self._begin
     self._seen: tuple[int, int] | None = None  # size and time of the file
+    self._is_told = False  # that the scores cannot be read
+    try:
+      self._scores()
+    except OSError as error:
+      raise UserError(
+        f'Cannot read {self._path}: {error.strerror}. Choose the --eval_dir of '
+        'the evaluator.'
+      ) from error
 
   def after_save(self, session: tf.Session, global_step_value: int) -> None:
     path = os.path.join(self._train_dir, f'model.ckpt-{global_step_value}')
@@ -65,19 +81,22 @@ class StopByScore(tf.train.CheckpointSaverListener):
     if now >= self._next_look and not self.reason:
       self._next_look = now + _LOOK_SECS
       try:
-        status = os.stat(self._path)
-        seen = status.st_size, status.st_mtime_ns
-        if seen != self._seen:
-          self._seen = seen
-          self.reason = self._find_reason()
-      except FileNotFoundError:
-        pass  # nothing is scored yet
+        self._look()
       except OSError as error:
-        raise UserError(
-          f'Cannot read {self._path}: {error.strerror}. Choose the --eval_dir '
-          'of the evaluator.'
-        ) from error
+        if not self._is_told:
+          tqdm.write(
+            f'Cannot read {self._path}: {error.strerror}. Training continues.'
+          )
+        self._is_told = True
     return bool(self.reason)
+
+  def _look(self) -> None:
+    with contextlib.suppress(FileNotFoundError):  # nothing is scored yet
+      status = os.stat(self._path)
+      seen = status.st_size, status.st_mtime_ns
+      if seen != self._seen:
+        self.reason = self._find_reason()
+        self._seen = seen
 
   def _find_reason(self) -> str:
     scores = self._scores()
@@ -102,20 +121,19 @@ class StopByScore(tf.train.CheckpointSaverListener):
     return ''
 
   def _scores(self) -> list[dict]:
-    """Return the scores that count, sorted by step.
-
-    These are scores of held-out images if there are any, otherwise of the test
-    images.
-    """
+    """Return the scores that count, sorted by step."""
     scores = []
-    with open(self._path, errors='replace') as file:
+    with (
+      contextlib.suppress(FileNotFoundError),
+      open(self._path, errors='replace') as file,
+    ):
       for line in file:
         # The last line may be incomplete.
         with contextlib.suppress(ValueError, KeyError, TypeError):
-          record = json.loads(line)
-          if record['digest'] in self._saved:
-            scores.append({name: record[name] for name in _USED})
-    for images in ('held_out', 'test'):
-      if chosen := [it for it in scores if it['eval_data'] == images]:
-        return sorted(chosen, key=lambda score: score['step'])
-    return []
+          score = json.loads(line)
+          if (
+            score['digest'] in self._saved
+            and score['eval_data'] == self._eval_data
+          ):
+            scores.append({name: score[name] for name in _USED})
+    return sorted(scores, key=lambda score: score['step'])

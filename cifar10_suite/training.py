@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import shlex
-import shutil
 import signal
 import sys
 import time
@@ -15,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from cifar10_suite import (
   checkpoints,
   cli,
+  commands,
   hooks,
   loading,
   profiling,
@@ -23,8 +22,9 @@ from cifar10_suite import (
   stopping,
 )
 from cifar10_suite.cluster import ALONE, Cluster
+from cifar10_suite.commands import same_command
 from cifar10_suite.dataset import CIFAR10, DEFAULT_DATA_DIR, DataSet
-from cifar10_suite.errors import UserError, same_command
+from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import Recipe
 
 _NO_PROFILE = contextlib.nullcontext()
@@ -119,7 +119,7 @@ def run_training(
   found = _find_start(settings) if cluster.is_chief else None
   start = found or 0
   if start >= max_steps:
-    where = cli.short_path(settings.train_dir)
+    where = commands.short_path(settings.train_dir)
     print(
       f'{where} is already at step {start}: nothing left to train. To '
       'continue, raise --max_steps.'
@@ -164,7 +164,7 @@ def run_training(
     # stop while another one waits for it.
     if cluster.is_alone or not cluster.signals:
       cluster.recover(error)
-      where = cli.short_path(settings.train_dir)
+      where = commands.short_path(settings.train_dir)
       hooks.explain(error, log_hook.step, where)
   finally:
     log_hook.close()
@@ -253,7 +253,7 @@ def _end(
     step: last step that this process knows of.
     seconds: duration of training.
   """
-  where = cli.short_path(settings.train_dir)
+  where = commands.short_path(settings.train_dir)
   max_steps = settings.recipe.max_steps
   if cluster.is_chief and (latest := checkpoints.latest(settings.train_dir)):
     step = checkpoints.step_of(latest)
@@ -276,7 +276,8 @@ def _end(
     saved = f', which is saved in {where}' if cluster.is_chief else ''
     print(f'Trained to step {step}{saved}.')
     if cluster.is_alone:
-      print(f'It took {_duration(seconds)}. {_next(settings)}')
+      score = _scoring(settings, '--run_once')
+      print(f'It took {_duration(seconds)}. To score it: {score}')
 
 
 def _duration(seconds: float) -> str:
@@ -288,41 +289,42 @@ def _duration(seconds: float) -> str:
   return f'{minutes} min {rest} s' if minutes else f'{rest} s'
 
 
-def _next(settings: TrainSettings) -> str:
-  """Say how to score the last checkpoint."""
-  is_python = shutil.which('python') == sys.executable
-  python = 'python' if is_python else cli.short_path(sys.executable)
-  command = [python, 'cifar10_eval.py', '--run_once']
+def _scoring(settings: TrainSettings, *flags: str) -> str:
+  """Return a command that scores checkpoints of the run, with more flags."""
   train_dir, eval_dir = os.path.abspath(settings.train_dir), settings.eval_dir
-  if eval_dir in ('', cli.DEFAULT_EVAL_DIR):
+  is_default = eval_dir in ('', cli.DEFAULT_EVAL_DIR)
+  if is_default and not settings.stops_by_score:
     # Scores of another run belong elsewhere: cifar10_train has cifar10_eval,
     # the default, and runs/1/train has runs/1/eval.
     is_named = train_dir.endswith('train')
     eval_dir = f'{train_dir[:-5]}eval' if is_named else f'{train_dir}_eval'
-  command += ['--checkpoint_dir', cli.short_path(train_dir)]
+  arguments = [*flags, '--checkpoint_dir', commands.short_path(train_dir)]
   if os.path.abspath(eval_dir) != cli.DEFAULT_EVAL_DIR:
-    command += ['--eval_dir', cli.short_path(eval_dir)]
+    arguments += ['--eval_dir', commands.short_path(eval_dir)]
   if settings.data_dir != DEFAULT_DATA_DIR:
-    command += ['--data_dir', cli.short_path(settings.data_dir)]
+    arguments += ['--data_dir', commands.short_path(settings.data_dir)]
   if settings.hold_out:
-    command += ['--eval_data', 'held_out']
-  return f'To score it: {shlex.join(command)}'
+    arguments += ['--eval_data', 'held_out']
+  return commands.of('cifar10_eval.py', *arguments)
 
 
 def _watch_scores(settings: TrainSettings) -> stopping.StopByScore | None:
   """Return what ends training by score, if the settings ask for it."""
   if not settings.stops_by_score:
     return None
-  print(
-    f'Training may stop by the scores in {cli.short_path(settings.eval_dir)}: '
-    'run cifar10_eval.py beside it.'
-  )
-  return stopping.StopByScore(
+  watch = stopping.StopByScore(
     settings.train_dir,
     settings.eval_dir,
+    'held_out' if settings.hold_out else 'test',
     settings.stop_at_precision,
     settings.patience,
   )
+  where = commands.short_path(settings.eval_dir)
+  print(
+    f'Training may stop by the scores in {where}. Beside it, run: '
+    + _scoring(settings, '--until_trained')
+  )
+  return watch
 
 
 def _session(

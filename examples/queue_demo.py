@@ -17,7 +17,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
-from cifar10_suite import loading
+from cifar10_suite import commands, loading
 
 loading.load_tensorflow()
 
@@ -69,7 +69,9 @@ def main() -> None:
         path = os.path.join(FLAGS.output_dir, f'test_{count}.jpg')
         # A copy of another picture, from an earlier run, may be replaced.
         files.write_unless_taken(path, content, contents.__contains__)
-        print(f'{os.path.basename(name.decode())} -> {cli.short_path(path)}')
+        print(
+          f'{os.path.basename(name.decode())} -> {commands.short_path(path)}'
+        )
     except tf.errors.OutOfRangeError:
       # The queue is closed and empty.
       print(

@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
-from cifar10_suite import loading
+from cifar10_suite import commands, loading
 
 loading.load_tensorflow()
 
@@ -63,7 +63,7 @@ def main() -> None:
     name = f'{number}.{FLAGS.format}'
     path = os.path.join(output_dir, name)
     save(path, PIL.Image.fromarray(image))
-  print(f'Saved {len(images)} images in {cli.short_path(output_dir)}.')
+  print(f'Saved {len(images)} images in {commands.short_path(output_dir)}.')
   captions = [names[label] for label in labels]
   if FLAGS.contact_sheet:
     path = os.path.join(output_dir, 'contact_sheet.png')
@@ -158,7 +158,7 @@ def save_sheet(
     sheet.paste(picture, (centre - size // 2, row * height + 2 * _SCALE))
     draw.text((centre, (row + 1) * height - 4), caption, 'black', anchor='ms')
   save(path, sheet, is_sheet=True)
-  print(f'Wrote {cli.short_path(path)}.')
+  print(f'Wrote {commands.short_path(path)}.')
 
 
 if __name__ == '__main__':

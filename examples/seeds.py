@@ -21,7 +21,8 @@ from cifar10_suite import loading
 loading.load_tensorflow()
 
 from cifar10_suite import files, runs, subprograms
-from cifar10_suite.errors import UserError, same_command
+from cifar10_suite.commands import same_command
+from cifar10_suite.errors import UserError
 
 # Flags of the programs that differ between seeds.
 _OWN_FLAGS = ('--seed', '--train_dir', '--eval_dir', '--checkpoint_dir')

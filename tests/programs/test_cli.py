@@ -27,7 +27,7 @@ from support.programs import (
   summaries,
 )
 
-from cifar10_suite import cli, dataset
+from cifar10_suite import commands, dataset
 
 LINE = re.compile(
   r'(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): step (?P<step>\d+), '
@@ -191,9 +191,9 @@ def test_rates_are_true(train_flags, tmp_path):
     f'in {tmp_path}/train.'
   ) in lines
   assert 'The network has 1,068,298 parameters.' in lines
-  python = re.escape(cli.short_path(sys.executable))  # is not in the PATH
+  program = re.escape(commands.of('cifar10_eval.py'))
   assert re.fullmatch(
-    rf'It took \d+ s\. To score it: {python} cifar10_eval\.py --run_once '
+    rf'It took \d+ s\. To score it: {program} --run_once '
     rf'--checkpoint_dir {tmp_path}/train --eval_dir {tmp_path}/eval '
     r'--data_dir \S+',
     lines[-1],

@@ -27,6 +27,8 @@ from support.conversion import (
 )
 from support.programs import ROOT, TIMEOUT
 
+from cifar10_suite import commands
+
 MANY = 1000  # pictures that take far longer to read than a test waits
 
 
@@ -69,10 +71,10 @@ def test_round_trip(source, data_dir):
     '  23 pictures for testing in test_batch.bin\n'
     '  the names of the classes in batches.meta.txt\n'
     'Next:\n'
-    f"  python cifar10_train.py --data_dir '{data_dir}' --train_dir my_train "
-    '--recipe fast\n'
-    f"  python cifar10_eval.py --data_dir '{data_dir}' --checkpoint_dir "
-    'my_train --eval_dir my_eval\n'
+    f"  {commands.of('cifar10_train.py')} --data_dir '{data_dir}' "
+    '--train_dir my_train --recipe fast\n'
+    f"  {commands.of('cifar10_eval.py')} --data_dir '{data_dir}' "
+    '--checkpoint_dir my_train --eval_dir my_eval --run_once\n'
   )
   names, training, test = parts(data_dir)
   assert names == ['ant', 'bee', 'cat']

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import download
-from cifar10_suite import archive, dataset, npm
+from cifar10_suite import archive, commands, dataset, npm
 from cifar10_suite.errors import UserError
 
 RECORDS = 4  # per data file
@@ -617,8 +617,8 @@ class TestOwnData:
     assert not world.fetch()
     line = (
       f"{world.batches_dir}/data_batch_1.bin is not CIFAR-10's; it is used as "
-      'it is. To get the original back: python download.py --data_dir '
-      f'{world.data_dir} --repair\n'
+      f'it is. To get the original back: {commands.of("download.py")} '
+      f'--data_dir {world.data_dir} --repair\n'
     )
     assert capsys.readouterr().out == line
     status, output, errors = world.run_program()
@@ -641,8 +641,8 @@ class TestOwnData:
     assert capsys.readouterr().out == (
       'The content of data_batch_2.bin and test_batch.bin in '
       f"{world.batches_dir} is not CIFAR-10's; it is used as it is. To get the "
-      f'originals back: python download.py --data_dir {world.data_dir} '
-      '--repair\n'
+      f'originals back: {commands.of("download.py")} --data_dir '
+      f'{world.data_dir} --repair\n'
     )
     assert world.contents() == before
 
@@ -770,7 +770,7 @@ class TestOwnData:
     assert not world.fetch()
     assert capsys.readouterr().out == (
       f"{world.path('data_batch_6.bin')} is not CIFAR-10's; it is used as it "
-      'is. To set it aside: python download.py --data_dir '
+      f'is. To set it aside: {commands.of("download.py")} --data_dir '
       f'{world.data_dir} --repair\n'
     )
     assert world.contents() == before

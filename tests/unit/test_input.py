@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf
 from support.data import random_images, write_records
 
 import cifar10_input
-from cifar10_suite import dataset, distortion, views, whitening
+from cifar10_suite import commands, dataset, distortion, views, whitening
 
 # Seeds are fixed, so a distribution test fails always or never.
 P_VALUE = 1e-3
@@ -397,7 +397,8 @@ class TestInputs:
     assert str(caught.value).startswith(
       f'Failed to find file: {directory}/test_batch.bin'
     )
-    assert f'python download.py --data_dir {tmp_path}' in str(caught.value)
+    remedy = f'To fetch CIFAR-10: {commands.of("download.py")}'
+    assert f'{remedy} --data_dir {tmp_path}' in str(caught.value)
 
 
 class TestHeldOut:

@@ -19,9 +19,9 @@ class Run:
     self._dir = tmp_path
     self._digests = {}
 
-  def watch(self, precision=None, patience=None):
+  def watch(self, precision=None, patience=None, eval_data='test'):
     self._watch = stopping.StopByScore(
-      str(self._dir), str(self._dir), precision, patience
+      str(self._dir), str(self._dir), eval_data, precision, patience
     )
     return self._watch
 
@@ -86,15 +86,16 @@ def test_stops_when_the_best_is_some_scores_ago(run):
   )
 
 
-def test_prefers_held_out_images_and_ignores_training_images(run):
-  run.watch(precision=0.5)
+@pytest.mark.parametrize('counts', ['test', 'held_out'])
+def test_scores_of_other_images_do_not_count(run, counts):
+  run.watch(precision=0.5, eval_data=counts)
   run.save(1, 'one')
-  run.save(2, 'two')
-  run.score(1, 0.9, 'train_eval')
-  run.score(1, 0.4, 'held_out')
-  run.score(2, 0.9, 'test')
+  for images in {'train_eval', 'held_out', 'test'} - {counts}:
+    run.score(1, 0.9, images)
+  run.score(1, 0.4, counts)
   assert not run.stops()
-  run.score(2, 0.5, 'held_out')
+  run.save(2, 'two')
+  run.score(2, 0.5, counts)
   assert run.stops()
 
 
@@ -108,11 +109,26 @@ def test_looks_at_most_once_per_second(run):
   assert watch.stops()
 
 
-def test_a_file_instead_of_a_directory_is_named(tmp_path):
+def test_scores_that_cannot_be_read_at_the_start_are_an_error(tmp_path):
   (tmp_path / 'eval').touch()
-  watch = stopping.StopByScore(str(tmp_path), f'{tmp_path}/eval', 0.5, None)
   with pytest.raises(UserError, match=f'Cannot read {tmp_path}/eval/'):
-    watch.stops()
+    stopping.StopByScore(str(tmp_path), f'{tmp_path}/eval', 'test', 0.5, None)
+
+
+def test_scores_that_cannot_be_read_later_do_not_end_training(
+  run, tmp_path, capsys
+):
+  run.watch(precision=0.5)
+  run.save(1, 'one')
+  scores = tmp_path / 'metrics.jsonl'
+  scores.mkdir()
+  assert not run.stops() and not run.stops()
+  assert capsys.readouterr().out == (
+    f'Cannot read {scores}: Is a directory. Training continues.\n'
+  )
+  scores.rmdir()
+  run.score(1, 0.9)
+  assert run.stops()
 
 
 @pytest.mark.parametrize('flag', [{'stop_at_precision': 0.5}, {'patience': 3}])

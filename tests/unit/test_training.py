@@ -12,7 +12,6 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import (
-  errors,
   hooks,
   ownership,
   profiling,
@@ -225,22 +224,6 @@ def test_a_profile_that_cannot_be_written_costs_nothing_else(tmp_path, capsys):
   output = capsys.readouterr().out
   assert 'Cannot write a profile: ' in output
   assert 'Trained to step 8, ' in output
-
-
-@pytest.mark.parametrize(
-  ('arguments', 'expected'),
-  [
-    (['--max_steps=5'], 'the same command'),
-    (['--restart'], 'the same command without --restart'),
-    (['--restart=true'], 'the same command without --restart'),
-    (['--norestart'], 'the same command'),
-  ],
-)
-def test_the_command_that_resumes_does_not_delete(
-  monkeypatch, arguments, expected
-):
-  monkeypatch.setattr('sys.argv', ['cifar10_train.py', *arguments])
-  assert errors.same_command() == expected
 
 
 def test_a_profile_ends_if_other_workers_do_its_last_step(
