@@ -225,7 +225,7 @@ def main() -> None:
   loading.prepare_output()
   try:
     files.refuse_remote(sys.argv[1:])
-    files.refuse_other_encodings('--data_dir', args.data_dir)
+    files.refuse_unusable('--data_dir', args.data_dir)
     convert(
       args.pictures,
       args.data_dir,

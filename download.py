@@ -168,7 +168,7 @@ def main() -> None:
   loading.prepare_output()
   try:
     files.refuse_remote(sys.argv[1:])
-    files.refuse_other_encodings('--data_dir', args.data_dir)
+    files.refuse_unusable('--data_dir', args.data_dir)
     is_cifar10 = maybe_download_and_extract(args.data_dir, repair=args.repair)
   except UserError as error:
     sys.exit(f'{error}')

@@ -312,6 +312,9 @@ def find_start(train_dir: str, keep: int, max_steps: int) -> int | None:
     surplus = []
   for name in itertools.chain(*map(files_of, surplus)):
     os.remove(name)
+  if surplus:
+    number = f'{len(surplus)} older checkpoint{"s" * (len(surplus) > 1)}'
+    print(f'Deleted {number}, to keep --keep_checkpoint_max={keep}.')
   write_state(train_dir, [*own[len(surplus) :], path])
   return step
 

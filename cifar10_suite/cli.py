@@ -100,14 +100,15 @@ def _refuse_values() -> None:
   """Refuse values of flags that TensorFlow could not use.
 
   Raises:
-    UserError: if there is a large number, or text that is not UTF-8.
+    UserError: if there is a large number, text that is not UTF-8, or a ~ that
+      the shell did not expand.
   """
   for name, value in flags.FLAGS.flag_values_dict().items():
     bits = 63 if name == 'seed' else 31
     if isinstance(value, int) and abs(value) >= 1 << bits:
       raise UserError(f'--{name} {value} is too large: at most 2^{bits} - 1.')
     if isinstance(value, str):
-      files.refuse_other_encodings(f'--{name}', value)
+      files.refuse_unusable(f'--{name}', value)
 
 
 def _what_is_full(path: str | None, reason: str) -> str:

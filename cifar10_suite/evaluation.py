@@ -13,6 +13,7 @@ from cifar10_suite import checkpoints, commands, runs
 from cifar10_suite.scores import Scores
 
 _POLL_SECS = 1
+_START_SECS = 15  # a trainer that is started beside needs less to begin its run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,7 @@ def checkpoints_to_score(
   Raises:
     CheckpointError: with `run_once`, if all checkpoints are unusable.
   """
+  begin = time.monotonic()
   directory = settings.checkpoint_dir
   if named := checkpoints.named(directory):
     yield named
@@ -95,7 +97,7 @@ def checkpoints_to_score(
     print(f'No checkpoint file found in {commands.short_path(directory)}')
   yield from found
   if settings.waits:
-    yield from _later_checkpoints(settings, seen, scores)
+    yield from _later_checkpoints(settings, seen, scores, begin)
 
 
 def _identity(checkpoint: str | None) -> tuple[str | None, str | None]:
@@ -148,6 +150,7 @@ def _later_checkpoints(
   settings: EvalSettings,
   seen: tuple[str | None, str | None],
   scores: Scores,
+  begin: float,
 ) -> Iterator[str]:
   """Yield new checkpoints until the settings end this.
 
@@ -155,6 +158,7 @@ def _later_checkpoints(
     settings: the directory to watch, how often and for how long.
     seen: path and digest of its latest checkpoint so far, if there is one.
     scores: scores of the checkpoints.
+    begin: monotonic time in seconds at which this program began to look.
   """
   # `tf.train.checkpoints_iterator` would follow the paths in the state file,
   # which lead out of a directory that was copied.
@@ -164,33 +168,41 @@ def _later_checkpoints(
   next_time = last_time  # of a check
   if seen[0]:
     next_time += settings.eval_interval_secs
-  is_told = False
+  told: set[str] = set()
+
+  def tell(line: str) -> None:
+    if line not in told:
+      print(line)
+      told.add(line)
+
   while True:
     latest = checkpoints.latest(directory)
     is_final = latest and settings.until_trained and _is_last_step(latest)
     now = time.monotonic()
     identity = _identity(latest)
-    if latest and identity != seen:
-      if is_final or now >= next_time:
-        seen = identity
-        yield latest
-        last_time = time.monotonic()
-        next_time = last_time + settings.eval_interval_secs
-        continue
-    elif latest and is_final and _is_scored(latest, scores):
-      print(f'Evaluation ends: {commands.short_path(latest)} is the last step.')
-      return
-    elif settings.timeout_secs and now > last_time + settings.timeout_secs:
+    is_new = latest and identity != seen
+    if is_new and (is_final or now >= next_time):
+      seen = identity
+      yield latest
+      last_time = time.monotonic()
+      next_time = last_time + settings.eval_interval_secs
+      continue
+    if not is_new and is_final and _is_scored(latest, scores):
+      name = commands.short_path(latest)
+      if now >= begin + _START_SECS:
+        print(f'Evaluation ends: {name} is the last step.')
+        return
+      tell(f'{name} is the last step. Waiting in case training goes on.')
+    elif not is_new and now > last_time + (settings.timeout_secs or math.inf):
       print(
         f'Evaluation ends: no new checkpoint in {where} for '
         f'{settings.timeout_secs} s.'
       )
       return
-    if not is_told:
-      print(f'Waiting for a checkpoint in {where}.')
-      if settings.until_trained and latest and not runs.read(directory):
-        print(f'{where} has no run.json: the last step of training is unknown.')
-      is_told = True
+    else:
+      tell(f'Waiting for a checkpoint in {where}.')
+    if settings.until_trained and latest and not runs.read(directory):
+      tell(f'{where} has no run.json: the last step of training is unknown.')
     time.sleep(_POLL_SECS)
 
 

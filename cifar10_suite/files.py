@@ -60,12 +60,18 @@ def refuse_remote(arguments: list[str]) -> None:
       )
 
 
-def refuse_other_encodings(flag: str, value: str) -> None:
-  """Refuse the value of a flag if it is not UTF-8, which TensorFlow needs.
+def refuse_unusable(flag: str, value: str) -> None:
+  """Refuse the text of a flag if it is not UTF-8, or begins with ~.
 
   Raises:
-    UserError: if it is not.
+    UserError: if TensorFlow could not use it, or if it would create a directory
+      called ~, which is dangerous to remove.
   """
+  if value.startswith('~'):
+    raise UserError(
+      f'{flag}={value}: the shell does not expand ~ here. Write a space '
+      'instead of =, or the whole path.'
+    )
   try:
     value.encode()
   except UnicodeEncodeError as error:
@@ -80,6 +86,8 @@ def write_whole(path: str, content: bytes) -> None:
   try:
     with open(beside, 'xb') as file:
       file.write(content)
+      file.flush()
+      os.fsync(file.fileno())  # or a power failure may leave an empty file
     os.replace(beside, path)
   finally:
     if os.path.exists(beside):

@@ -168,10 +168,14 @@ class SaveCheckpoints(tf.train.CheckpointSaverHook):
 
 
 class _SaveTimer(tf.train.SecondOrStepTimer):
-  """Timer that triggers after `secs`, or after `steps` and a pause."""
+  """Timer that triggers after `secs`, or after `steps` and a pause.
+
+  That of TensorFlow stands still while the clock is set back.
+  """
 
   def __init__(self, secs: float, steps: int):
     super().__init__(every_secs=secs)
+    self._secs = secs
     self._steps = steps
     self.rest(0)
 
@@ -180,10 +184,19 @@ class _SaveTimer(tf.train.SecondOrStepTimer):
     self._next_time = time.monotonic() + max(secs, _MIN_SAVE_PAUSE_SECS)
 
   def should_trigger_for_step(self, step: int) -> bool:
-    return super().should_trigger_for_step(step) or (
-      step >= self.last_triggered_step() + self._steps
-      and time.monotonic() >= self._next_time
+    last, now = self.last_triggered_step(), time.monotonic()
+    if last is None:
+      return True
+    return step != last and (
+      now >= self._last_time + self._secs
+      or (step >= last + self._steps and now >= self._next_time)
     )
+
+  def update_last_triggered_step(
+    self, step: int
+  ) -> tuple[float | None, int | None]:
+    self._last_time = time.monotonic()
+    return super().update_last_triggered_step(step)
 
 
 class RefuseToSaveNan(tf.train.CheckpointSaverListener):

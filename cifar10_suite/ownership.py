@@ -27,7 +27,12 @@ _NAMES = re.compile(
 )
 _FOLDER = re.compile(f'{_CHECKPOINT}_temp')
 _IN_FOLDER = re.compile(r'part-\d+-of-\d+\..*')
-_PROFILE = re.compile(rf'profile/[\d_]+/([^/]+\.xplane\.pb|{TRACE})')
+_PROFILE = re.compile(
+  r'profile/[\d_]+/'
+  rf'(([^/]+\.xplane\.pb|{TRACE})(\.[0-9a-f]{{8}}\.tmp)?'
+  # Files in which a viewer of the profile keeps what it has computed.
+  r'|cache_version\.txt|[^/]+\.(\w+\.)?SSTABLE|[^/]+\.op_stats\w*\.pb)'
+)
 _EMPTY_EVENTS = 100  # bytes; such an event file contains only a header
 
 
@@ -207,10 +212,10 @@ def _is_ours(path: str) -> bool | None:
 def _is_profile(path: str) -> bool:
   """Return whether a directory contains only files like those of a profile.
 
-  Other programs write no trace beside a profile.
+  Other programs write no trace beside a profile; of ours, it is the first file.
   """
   return os.path.basename(path) == 'plugins' and all(
-    TRACE in names
+    any(other.startswith(TRACE) for other in names)
     and _PROFILE.fullmatch(os.path.relpath(os.path.join(folder, name), path))
     for folder, _, names in os.walk(path)
     for name in names

@@ -10,7 +10,6 @@ kernels that XLA compiles, and of the input pipeline.
 import contextlib
 import glob
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -19,7 +18,8 @@ import tensorflow.compat.v2 as tf2
 from cifar10_suite import commands, files
 
 TRACE = 'trace.json'
-_DIRECTORY = os.path.join('plugins', 'profile')  # where TensorBoard looks
+# Where TensorBoard looks, too.
+_PROFILES = os.path.join('plugins', 'profile', '*', '*.xplane.pb')
 
 
 class StepProfiler:
@@ -36,7 +36,8 @@ class StepProfiler:
     self._train_dir = train_dir
     self._first = first
     self._last = last
-    self._is_running = False
+    # Where TensorFlow writes while it profiles.
+    self._scratch: tempfile.TemporaryDirectory | None = None
     self._is_finished = False
 
   @contextlib.contextmanager
@@ -46,49 +47,65 @@ class StepProfiler:
     Args:
       number: number of the step, from 0.
     """
-    if self._is_running and number > self._last:  # steps of other workers
+    if self._scratch and number > self._last:  # steps of other workers
       self.stop()
-    is_wanted = self._first <= number <= self._last and not self._is_finished
-    if not is_wanted:
+    if self._first <= number <= self._last and not self._is_finished:
+      self._start()
+    if not self._scratch:
       yield
       return
-    if not self._is_running:
-      tf2.profiler.experimental.start(self._train_dir)
-      self._is_running = True
     with tf2.profiler.experimental.Trace('step', step_num=number, _r=1):
       yield
     if number >= self._last:
       self.stop()
 
+  def _start(self) -> None:
+    if not self._scratch:
+      with self._reported_errors():
+        scratch = tempfile.TemporaryDirectory()
+        tf2.profiler.experimental.start(scratch.name)
+        self._scratch = scratch
+
   def stop(self) -> None:
     """Write the profile unless that is done, and print where it is."""
-    if self._is_running:
-      try:
+    if self._scratch:
+      with self._reported_errors(), self._scratch as scratch:
         tf2.profiler.experimental.stop()
-        path = _write_trace(self._train_dir)
+        path = _write(scratch, self._train_dir)
         print(f'Wrote a profile: {commands.short_path(path)}')
-      except (OSError, tf2.errors.OpError) as error:  # training continues
-        print(f'Cannot write a profile: {error}')
     elif not self._is_finished:
       print(
         f'--profile_steps {self._first},{self._last}: no profile, as training '
         'did not run these steps.'
       )
-    self._is_running, self._is_finished = False, True
+    self._scratch, self._is_finished = None, True
+
+  @contextlib.contextmanager
+  def _reported_errors(self) -> Iterator[None]:
+    """Report any error instead of raising it, so that training continues."""
+    try:
+      yield
+    except Exception as error:
+      print(f'Cannot write a profile: {error}')
+      self._is_finished = True
 
 
-def _write_trace(train_dir: str) -> str:
-  """Convert the latest profile to Chrome's trace format; return the path."""
+def _write(scratch: str, train_dir: str) -> str:
+  """Write the profile in `scratch`, and its trace; return the trace's path."""
   # TensorFlow offers the conversion only here.
   from tensorflow.python.profiler.internal import _pywrap_profiler_plugin
 
-  pattern = os.path.join(glob.escape(train_dir), _DIRECTORY, '*', '*.xplane.pb')
-  profile = max(glob.glob(pattern))  # directories are named by the time
-  with tempfile.TemporaryDirectory() as folder:  # for files of the conversion
-    copy = shutil.copy(profile, folder)
-    trace, _ = _pywrap_profiler_plugin.xspace_to_tools_data(
-      [copy], 'trace_viewer@', {}
-    )
-  path = os.path.join(os.path.dirname(profile), TRACE)
-  files.write_whole(path, trace)
+  (profile,) = glob.glob(os.path.join(glob.escape(scratch), _PROFILES))
+  trace, _ = _pywrap_profiler_plugin.xspace_to_tools_data(
+    [profile], 'trace_viewer@', {}
+  )
+  directory = os.path.join(
+    train_dir, os.path.relpath(os.path.dirname(profile), scratch)
+  )
+  os.makedirs(directory, exist_ok=True)
+  path = os.path.join(directory, TRACE)
+  files.write_whole(path, trace)  # first: it tells that the profile is ours
+  with open(profile, 'rb') as file:
+    content = file.read()
+  files.write_whole(os.path.join(directory, os.path.basename(profile)), content)
   return path

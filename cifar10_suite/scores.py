@@ -24,7 +24,7 @@ from cifar10_suite.errors import UserError
 from cifar10_suite.metrics import Measures
 
 PRECISION_TAG = 'Precision @ 1'
-_BEGINNING = '{"step": 0, "wall_time": '  # of a record of step 0
+_BEGINNING = b'{"step": 0, "wall_time": '  # of a record of step 0
 
 
 class Settings(TypedDict):
@@ -200,8 +200,8 @@ class Scores:
       raise UserError(
         f'{self._path} is not a file. Move it, or choose another --eval_dir.'
       )
-    with open(self._path, errors='replace') as file:
-      *lines, part = file.read().split('\n')
+    with open(self._path, 'rb') as file:
+      *lines, part = file.read().split(b'\n')
     records = [
       self._parse(line, number) for number, line in enumerate(lines, start=1)
     ]
@@ -209,25 +209,25 @@ class Scores:
       records += self._mend_end(part, len(lines) + 1)
     return records
 
-  def _mend_end(self, part: str, number: int) -> list[Record]:
+  def _mend_end(self, part: bytes, number: int) -> list[Record]:
     """Mend a last line that does not end; return its record, if it has one.
 
     An editor may have removed the end of the line. An incomplete record, which
     a killed evaluation left, is removed.
     """
-    with contextlib.suppress(json.JSONDecodeError):
+    with contextlib.suppress(ValueError):
       json.loads(part)
       record = self._parse(part, number)
       with open(self._path, 'a') as file:
         file.write('\n')
       return [record]
-    beginning = re.sub(r'\d+', '0', part, count=1)[: len(_BEGINNING)]
+    beginning = re.sub(rb'\d+', b'0', part, count=1)[: len(_BEGINNING)]
     if not _BEGINNING.startswith(beginning):
       self._refuse_line(number)
-    os.truncate(self._path, os.path.getsize(self._path) - len(part.encode()))
+    os.truncate(self._path, os.path.getsize(self._path) - len(part))
     return []
 
-  def _parse(self, line: str, number: int) -> Record:
+  def _parse(self, line: bytes, number: int) -> Record:
     try:
       record = json.loads(line)
       settings = {key: record[key] for key in self._settings}

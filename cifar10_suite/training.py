@@ -124,6 +124,9 @@ def run_training(
       f'{where} is already at step {start}: nothing left to train. To '
       'continue, raise --max_steps.'
     )
+    run = runs.read(settings.train_dir)
+    if cluster.is_chief and run and runs.last_step(run) > start:
+      runs.record_stop(settings.train_dir, start)  # for --until_trained
     if cluster.is_alone:
       return
     # In a cluster, the chief continues: the workers wait for it to restore the

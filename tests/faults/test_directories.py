@@ -192,7 +192,9 @@ def test_another_runs_state_file_is_not_followed(tmp_path, train, record_fault):
   write_run(other, [2, 4])
   shutil.copy(original / 'checkpoint', other / 'checkpoint')
   before = contents(original)
-  assert 'Resuming from step 4' in train(other, 5, '--keep_checkpoint_max=1')
+  lines = train(other, 5, '--keep_checkpoint_max=1')
+  assert 'Resuming from step 4' in lines
+  assert 'Deleted 1 older checkpoint, to keep --keep_checkpoint_max=1.' in lines
   assert contents(original) == before
   assert steps_in(other) == [5]
   record_fault('the state file of another run')

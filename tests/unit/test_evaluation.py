@@ -1,5 +1,6 @@
 """Test which checkpoints are scored, and when."""
 
+import dataclasses
 import types
 
 import pytest
@@ -53,12 +54,13 @@ def now(monkeypatch):
   return now
 
 
-def start_run(directory, hold_out=0):
+def start_run(directory, hold_out=0, **changes):
+  recipe = dataclasses.replace(TUTORIAL, **changes)
   runs.record_start(
     str(directory),
     NAMES,
     None,
-    {**runs.describe(TUTORIAL, tf.float32), 'hold_out': hold_out},
+    {**runs.describe(recipe, tf.float32), 'hold_out': hold_out},
   )
 
 
@@ -100,6 +102,70 @@ def test_an_unknown_last_step_is_named(tmp_path, now, monkeypatch, capsys):
   start_run(tmp_path)
   assert list(evaluation.checkpoints_to_score(settings, {}, None)) == [path]
   assert 'run.json' not in capsys.readouterr().out
+
+
+def test_an_unknown_last_step_is_named_when_a_run_appears(
+  tmp_path, now, monkeypatch, capsys
+):
+  path = str(tmp_path / 'model.ckpt-5')
+  monkeypatch.setattr(
+    checkpoints, 'latest', lambda directory: path if now[0] > 3 else None
+  )
+  monkeypatch.setattr(
+    checkpoints, 'newest_good', lambda directory, variables: None
+  )
+  settings = settings_of(tmp_path, until_trained=True, timeout_secs=9)
+  assert list(evaluation.checkpoints_to_score(settings, {}, None)) == [path]
+  output = capsys.readouterr().out
+  assert output.count('has no run.json: the last step of') == 1
+
+
+class TestUntilTrained:
+  @pytest.fixture
+  def found(self, tmp_path, now, monkeypatch):
+    """Checkpoints to score; all have a score, and step 5 is the last one."""
+    start_run(tmp_path, max_steps=5)
+    self.directory = tmp_path
+    self.latest = 5
+    monkeypatch.setattr(checkpoints, 'latest', self.path)
+    monkeypatch.setattr(checkpoints, 'digest', str)
+    scores = types.SimpleNamespace(find=str)
+    settings = settings_of(tmp_path, until_trained=True, timeout_secs=100)
+    return evaluation.checkpoints_to_score(settings, {}, scores)
+
+  def path(self, directory=None):
+    return str(self.directory / f'model.ckpt-{self.latest}')
+
+  def test_a_finished_run_ends_soon(self, found, now, capsys):
+    assert list(found) == [self.path()]
+    assert now[0] <= 20
+    waiting, end = capsys.readouterr().out.splitlines()
+    assert waiting.endswith('Waiting in case training goes on.')
+    assert end.endswith('model.ckpt-5 is the last step.')
+
+  def test_the_trainer_may_start_later(self, found, now, monkeypatch):
+    sleep = evaluation.time.sleep
+
+    def sleep_until_it_resumes(seconds):
+      sleep(seconds)
+      if now[0] == 7:
+        start_run(self.directory, max_steps=6)
+      elif now[0] == 30:
+        self.latest = 6
+
+    monkeypatch.setattr(evaluation.time, 'sleep', sleep_until_it_resumes)
+    assert [path[-1] for path in found] == ['5', '6']
+    assert now[0] < 40
+
+  def test_a_run_that_was_watched_ends_at_once(self, found, now):
+    self.latest = 4
+    assert next(found).endswith('-4')
+    now[0] += 100
+    self.latest = 5
+    assert next(found).endswith('-5')
+    now[0] += 2
+    assert next(found, None) is None
+    assert now[0] == 102
 
 
 def test_held_out_images_wait_for_a_run(tmp_path, now, monkeypatch, capsys):

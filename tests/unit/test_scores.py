@@ -204,6 +204,9 @@ class TestScores:
       path.write_text(whole[:end])
       scores = make_scores(tmp_path)
       assert [r['step'] for r in scores.records] == [10]
+    path.write_bytes(whole[:-20].encode() + b'\xff\xff')  # by a damaged disk
+    scores = make_scores(tmp_path)
+    assert path.read_text() == whole[: whole.index('\n') + 1]
     add_score(scores, tmp_path, 20)
     points = [step for step, _, _ in summaries(str(tmp_path))]
     assert points == [10, 20]

@@ -110,6 +110,15 @@ def test_a_run_that_resumes_from_step_0_keeps_its_history(tmp_path, capsys):
   assert 'Resuming' not in capsys.readouterr().out
 
 
+def test_a_run_ends_where_nothing_is_left_to_train(tmp_path):
+  train(tmp_path, max_steps=7)
+  run = runs.read(str(tmp_path))
+  run['starts'][0]['recipe']['max_steps'] = 100  # it was interrupted
+  (tmp_path / 'run.json').write_text(json.dumps(run))
+  train(tmp_path, max_steps=5)
+  assert runs.last_step(runs.read(str(tmp_path))) == 7
+
+
 def test_a_resumed_run_says_what_changed(tmp_path, capsys):
   lines = []
   for max_steps, changes in enumerate(
@@ -153,7 +162,7 @@ def test_checkpoints_are_spread(
 ):
   clock = Clock(secs_per_save)
   monkeypatch.setattr(hooks.time, 'monotonic', lambda: clock.now)
-  monkeypatch.setattr(hooks.time, 'time', lambda: clock.now)
+  monkeypatch.setattr(hooks.time, 'time', lambda: -clock.now)  # is set back
   step = tf.train.get_or_create_global_step()
   train_op = tf.assign_add(step, 1).op
   scaffold = tf.train.Scaffold(saver=tf.train.Saver(max_to_keep=1))
@@ -217,9 +226,23 @@ def test_the_global_step_is_read_by_the_step_itself(
     assert len(calls) == 20
 
 
-def test_a_profile_that_cannot_be_written_costs_nothing_else(tmp_path, capsys):
+@pytest.mark.parametrize('fails', ['start', 'stop', 'write'])
+def test_a_profile_that_fails_costs_nothing_else(
+  tmp_path, monkeypatch, capsys, fails
+):
+  profiler = profiling.tf2.profiler.experimental
+  stop = profiler.stop
+
+  def fail(*_):
+    if fails == 'stop':
+      stop()  # or other tests could not profile
+    raise RuntimeError('no profile today')
+
   (tmp_path / 'run').mkdir()
-  (tmp_path / 'run' / 'plugins').write_text('mine')
+  if fails == 'write':
+    (tmp_path / 'run' / 'plugins').write_text('mine')
+  else:
+    monkeypatch.setattr(profiler, fails, fail)
   train(tmp_path / 'run', 8, profile_steps=(3, 5))
   output = capsys.readouterr().out
   assert 'Cannot write a profile: ' in output
@@ -236,7 +259,7 @@ def test_a_profile_ends_if_other_workers_do_its_last_step(
       profiler, name, lambda *_, name=name: calls.append(name)
     )
   monkeypatch.setattr(profiler, 'Trace', lambda *_, **__: nullcontext())
-  monkeypatch.setattr(profiling, '_write_trace', lambda directory: directory)
+  monkeypatch.setattr(profiling, '_write', lambda scratch, directory: directory)
   profile = profiling.StepProfiler(str(tmp_path), 10, 12)
   for number in (8, 11, 14, 17):
     with profile.step(number):
@@ -272,5 +295,17 @@ def test_profiles_steps(tmp_path, capsys):
   with pytest.raises(UserError, match='also contains plugins'):
     ownership.remove_earlier_run(str(tmp_path / 'other'))
   shutil.rmtree(of_others)
+  # What xprof leaves beside a profile, and a trainer that is killed.
+  (copy,) = (tmp_path / 'other').glob('plugins/profile/*')
+  for name in (
+    'ALL_HOSTS.op_stats_v2.pb',
+    'cache_version.txt',
+    'vm.SSTABLE',
+    'vm.metadata.SSTABLE',
+    f'{path.name}.0123abcd.tmp',
+  ):
+    (copy / name).touch()
+  path = copy / path.name
+  path.unlink()
   ownership.remove_earlier_run(str(tmp_path / 'other'))
   assert os.listdir(tmp_path / 'other') == []
