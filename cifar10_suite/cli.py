@@ -121,12 +121,14 @@ def _what_is_full(path: str | None, reason: str) -> str:
 def _answer_early(arguments: list[str]) -> None:
   """Print help, or what to use instead of a flag that does not exist."""
   for argument in arguments:
-    name = argument.lstrip('-').partition('=')[0]
-    if not argument.startswith('-') or name in flags.FLAGS and name != 'help':
+    if not argument.startswith('-'):
       continue
+    name = argument.lstrip('-').partition('=')[0]
     if name in ('h', 'help'):
       print(usage.text())
       sys.exit(0)
+    if name in flags.FLAGS:
+      continue
     if name in _REMOVED_FLAGS:
       sys.exit(f'Remove --{name}: it no longer exists. {_REMOVED_FLAGS[name]}')
     if name in _OTHER_NAMES:

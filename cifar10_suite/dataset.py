@@ -6,6 +6,7 @@ image, each with 32x32 pixels in row order.
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
 
@@ -218,8 +219,9 @@ def evaluation_files(eval_data: bool, batches_dir: str) -> list[str]:
   if eval_data:
     return data_files(batches_dir, [TEST_FILE])
   numbers = training_file_numbers(batches_dir) or [1]
-  # Up to the first one that is missing, which is an error.
-  wanted = range(1, min(max(numbers), len(numbers) + 1) + 1)
+  missing = next(k for k in itertools.count(1) if k not in numbers)
+  # If there are later ones, up to the missing one, which is an error.
+  wanted = range(1, min(missing, max(numbers)) + 1)
   return data_files(
     batches_dir, [f'data_batch_{number}.bin' for number in wanted]
   )
@@ -285,11 +287,10 @@ def read_images(
     np.memmap(path, np.uint8, 'r').reshape(-1, RECORD_BYTES)
     for path in evaluation_files(eval_data, batches_dir)
   ]
-  ends = np.cumsum([len(batch) for batch in batches])
-  which = np.searchsorted(ends, positions, side='right')
-  # Counted from the end of its file, the record has a negative index.
+  starts = np.cumsum([0, *map(len, batches)])
+  which = np.searchsorted(starts, positions, side='right') - 1
   records = [
-    batches[k][position - ends[k]]
+    batches[k][position - starts[k]]
     for k, position in zip(which, positions, strict=True)
   ]
   planes = np.array(records, np.uint8).reshape(-1, RECORD_BYTES)[:, 1:]
