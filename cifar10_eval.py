@@ -297,7 +297,7 @@ def score(
     UserError: if it was trained on other classes, or on the held-out images,
       or if the data files are gone.
   """
-  known = scores.find(checkpoints.digest(checkpoint))
+  known = scores.find(checkpoint)
   if known and not settings.run_once:
     print(f'{commands.short_path(checkpoint)} has already been scored.')
     return False

@@ -220,5 +220,5 @@ def _is_last_step(checkpoint: str) -> bool:
 def _is_scored(checkpoint: str, scores: Scores) -> bool:
   """Return whether a checkpoint has a score; False if it is unreadable."""
   with contextlib.suppress(checkpoints.CheckpointError):
-    return scores.find(checkpoints.digest(checkpoint)) is not None
+    return scores.find(checkpoint) is not None
   return False

@@ -19,7 +19,7 @@ from typing import NoReturn, TypedDict
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, dataset, files, ownership
+from cifar10_suite import checkpoints, dataset, files, ownership, runs
 from cifar10_suite.errors import UserError
 from cifar10_suite.metrics import Measures
 
@@ -109,9 +109,21 @@ class Scores:
     self._step_without_record = self._find_step_without_record()
     self._writer = tf.summary.FileWriter(eval_dir)  # creates no file yet
 
-  def find(self, digest: str) -> Record | None:
-    """Return the record of a checkpoint, or None if it has no score."""
-    return next((r for r in self.records if r['digest'] == digest), None)
+  def find(self, checkpoint: str) -> Record | None:
+    """Return the record of a checkpoint, or None if it has no score.
+
+    Runs of the same seed may begin with equal checkpoints.
+
+    Raises:
+      CheckpointError: if the checkpoint is unreadable.
+    """
+    digest = checkpoints.digest(checkpoint)
+    started = runs.started(runs.read(os.path.dirname(checkpoint)))
+    for record in self.records:
+      known = {started, record.get('started')} - {None}
+      if record['digest'] == digest and len(known) < 2:
+        return record
+    return None
 
   def curve(self) -> list[Record]:
     """Return the records of the last run, sorted by step.

@@ -128,7 +128,6 @@ class TestUntilTrained:
     self.directory = tmp_path
     self.latest = 5
     monkeypatch.setattr(checkpoints, 'latest', self.path)
-    monkeypatch.setattr(checkpoints, 'digest', str)
     scores = types.SimpleNamespace(find=str)
     settings = settings_of(tmp_path, until_trained=True, timeout_secs=100)
     return evaluation.checkpoints_to_score(settings, {}, scores)

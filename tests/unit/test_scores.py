@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -170,6 +171,18 @@ class TestScores:
       start_run(tmp_path, start)
       add_score(scores, tmp_path, step)
     assert [r['step'] for r in scores.curve()] == [30, 40]
+
+  def test_equal_checkpoints_of_two_runs_have_two_scores(self, tmp_path):
+    scores = make_scores(tmp_path)
+    start_run(tmp_path, 'a')
+    checkpoint = str(tmp_path / 'model.ckpt-0')
+    record = add_score(scores, tmp_path, 0)
+    shutil.copytree(tmp_path / 'best', tmp_path, dirs_exist_ok=True)
+    assert scores.find(checkpoint) is record
+    start_run(tmp_path, 'b')
+    assert scores.find(checkpoint) is None
+    os.remove(tmp_path / 'run.json')  # unknown
+    assert scores.find(checkpoint) is record
 
   def test_a_run_continues_after_another_or_from_an_earlier_step(
     self, tmp_path
