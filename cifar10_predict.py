@@ -104,8 +104,10 @@ def main(arguments: list[str]) -> None:
     network, names = exports.load_saved_model(FLAGS.saved_model)
   else:
     network, names, _ = load_checkpoint(checkpoint_dir(), int(FLAGS.num_views))
-  failed = False
-  found, skipped = pictures.find(arguments, FLAGS.recursive)
+  found, skipped, problems = pictures.find(arguments, FLAGS.recursive)
+  failed = bool(problems)
+  for problem in problems:
+    print(problem, file=sys.stderr)
   for paths, images, problems in pictures.batches(found):
     for problem in problems:
       failed = True

@@ -17,6 +17,7 @@ from cifar10_suite import pictures
 from cifar10_suite.conversion import Examples, check_class_names
 from cifar10_suite.dataset import RECORD_BYTES
 from cifar10_suite.errors import UserError
+from cifar10_suite.pictures import list_folder
 
 _TRAIN, _TEST = 'train', 'test'
 # Words in the names of folders with the same classes as that for training.
@@ -58,7 +59,7 @@ def find(root: str) -> Pictures:
     UserError: if there are no such folders, or one has no pictures.
   """
   try:
-    folders, others = _list(root)
+    folders, others = list_folder(root)
     if _TRAIN in folders and _TEST in folders:
       found = _find_parts(root)
       found.ignored += [
@@ -95,8 +96,8 @@ def _refuse_parts_as_classes(root: str, folders: list[str]) -> None:
     for words in (_TRAINING, _OTHER_PARTS)
   )
   for train, other in itertools.product(train_like, other_parts):
-    folders_of, _ = _list(os.path.join(root, train))
-    if set(folders_of) & set(_list(os.path.join(root, other))[0]):
+    folders_of, _ = list_folder(os.path.join(root, train))
+    if set(folders_of) & set(list_folder(os.path.join(root, other))[0]):
       raise UserError(
         f'{train} and {other} in {root} have the same sub-folders. If these '
         f'are the classes, name the folders {_TRAIN} and {_TEST}.'
@@ -106,7 +107,9 @@ def _refuse_parts_as_classes(root: str, folders: list[str]) -> None:
 def _refuse_parts_of_classes(root: str, folders: list[str]) -> None:
   """Refuse classes of which each has folders `train` and `test`."""
   parts = {_TRAIN, _TEST}
-  if all(parts <= set(_list(os.path.join(root, it))[0]) for it in folders):
+  if all(
+    parts <= set(list_folder(os.path.join(root, it))[0]) for it in folders
+  ):
     raise UserError(
       f'Each class in {root} has the sub-folders {_TRAIN} and {_TEST}. Make '
       f'these the outer folders: {_TRAIN}/{folders[0]}, {_TEST}/{folders[0]} '
@@ -159,8 +162,8 @@ def read(
 
 def _find_parts(root: str) -> Pictures:
   """Find the pictures in `train` and `test`."""
-  names, others = _list(os.path.join(root, _TRAIN))
-  test_names, test_others = _list(os.path.join(root, _TEST))
+  names, others = list_folder(os.path.join(root, _TRAIN))
+  test_names, test_others = list_folder(os.path.join(root, _TEST))
   differences = [
     f'only {part} has {", ".join(map(repr, sorted(only)[:5]))}'
     f'{", ..." * (len(only) > 5)}'
@@ -186,64 +189,17 @@ def _find_parts(root: str) -> Pictures:
 
 def _add_pictures(found: Pictures, root: str) -> None:
   """Add the pictures in the sub-folders of `root` to `found`."""
-  extensions = pictures.extensions()
   for label, name in enumerate(found.class_names):
     folder = os.path.join(root, name)
-    ignored: list[str] = []
-    paths = list(_walk(folder, extensions, ignored, ()))
+    paths, ignored, errors = pictures.in_folder(folder)
+    if errors:
+      raise errors[0]
     if not paths:
       such = f', only files such as {ignored[0]}' if ignored else ''
       raise UserError(f'Class {name} has no pictures in {folder}{such}.')
     found.paths += paths
     found.labels += [label] * len(paths)
     found.ignored += ignored
-
-
-def _walk(
-  folder: str,
-  extensions: frozenset[str],
-  ignored: list[str],
-  outer: tuple[tuple[int, int], ...],
-) -> Iterator[str]:
-  """Yield the paths of the pictures in a folder and its sub-folders.
-
-  Args:
-    folder: path of the folder.
-    extensions: extensions of pictures.
-    ignored: list to which the paths of other files are added.
-    outer: devices and inodes of the folders around this one.
-  """
-  status = os.stat(folder)
-  inode = (status.st_dev, status.st_ino)
-  if inode in outer:  # a link to a folder around it
-    return
-  folders, others = _list(folder)
-  for path in others:
-    # A broken link is an unreadable picture. A pipe would block.
-    if os.path.splitext(path)[1].lower() in extensions and (
-      os.path.isfile(path) or not os.path.exists(path)
-    ):
-      yield path
-    else:
-      ignored.append(path)
-  for name in folders:
-    yield from _walk(
-      os.path.join(folder, name), extensions, ignored, (*outer, inode)
-    )
-
-
-def _list(folder: str) -> tuple[list[str], list[str]]:
-  """Return the names of a folder's sub-folders and the paths of its files."""
-  folders, others = [], []
-  for name in sorted(os.listdir(folder)):
-    if name.startswith('.'):
-      continue
-    path = os.path.join(folder, name)
-    if os.path.isdir(path):
-      folders.append(name)
-    else:
-      others.append(path)
-  return folders, others
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Conversion of pictures of any format and size to network inputs."""
 
 import contextlib
-import errno
+import functools
 import glob
 import os
 import warnings
@@ -28,6 +28,7 @@ class PictureError(UserError):
 _UNREADABLE = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
 
 
+@functools.cache
 def extensions() -> frozenset[str]:
   """Return the extensions of the formats that Pillow reads, such as '.png'."""
   formats = PIL.Image.registered_extensions()  # also those that it only writes
@@ -37,10 +38,8 @@ def extensions() -> frozenset[str]:
 
 def find(
   arguments: list[str], recursive: bool = False
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str]]:
   """Find the files that are specified by files, folders and glob patterns.
-
-  In folders, only files with the extension of a format that Pillow reads count.
 
   Args:
     arguments: paths and patterns.
@@ -48,37 +47,89 @@ def find(
 
   Returns:
     paths: each file once, in the order of the arguments; also arguments that
-      are missing, and folders without pictures.
-    skipped: the other files in the folders, without hidden ones.
+      are missing.
+    skipped: the files in the folders that are not pictures.
+    problems: one error message for each folder that cannot be read or has no
+      pictures.
   """
-  known = extensions()
   paths: dict[str, str] = {}  # by absolute path
-  skipped = []
+  skipped, problems = [], []
   for argument in arguments:
-    found = []
     matches = [argument]
     if not os.path.lexists(argument):
       matches = sorted(glob.glob(argument)) or matches
     for match in matches:
-      files = list(_files_in(match, recursive)) if os.path.isdir(match) else []
-      images = [
-        path for path in files if os.path.splitext(path)[1].lower() in known
-      ]
-      skipped += sorted(set(files) - set(images))
-      found += images or [match]
-    for path in found:
-      paths.setdefault(os.path.abspath(path), path)
-  return list(paths.values()), skipped
+      found = [match]
+      if os.path.isdir(match):
+        found, others, errors = in_folder(match, recursive)
+        skipped += others
+        problems += [
+          f'Cannot read {it.filename}: {it.strerror}.' for it in errors
+        ]
+        if not found and not errors:
+          problems.append(
+            f'Cannot read {match}: there are no pictures in this folder. '
+            'Without --recursive, its sub-folders do not count.'
+          )
+      for path in found:
+        paths.setdefault(os.path.abspath(path), path)
+  return list(paths.values()), skipped, list(dict.fromkeys(problems))
 
 
-def _files_in(folder: str, recursive: bool) -> Iterator[str]:
-  """Yield the paths of files in a folder, without hidden files and folders."""
-  for root, folders, names in os.walk(folder):
-    visible = [name for name in folders if not name.startswith('.')]
-    folders[:] = sorted(visible) if recursive else []
-    for name in sorted(names):
-      if not name.startswith('.'):
-        yield os.path.join(root, name)
+def in_folder(
+  folder: str, recursive: bool = True, outer: tuple[str, ...] = ()
+) -> tuple[list[str], list[str], list[OSError]]:
+  """Find the files with the extension of a picture in a folder.
+
+  Args:
+    folder: path of the folder.
+    recursive: whether to look into its sub-folders, also into linked ones.
+    outer: real paths of the folders around it.
+
+  Returns:
+    paths: paths of the pictures.
+    others: paths of the other files, and of links that lead back to `outer`.
+    errors: a reason for each folder that cannot be listed.
+  """
+  real = os.path.realpath(folder)
+  if real in outer:
+    return [], [folder], []
+  try:
+    folders, files = list_folder(folder)
+  except OSError as error:
+    return [], [], [error]
+  paths: list[str] = []
+  others: list[str] = []
+  errors: list[OSError] = []
+  for path in files:
+    # A broken link is an unreadable picture. A pipe would block.
+    is_picture = os.path.splitext(path)[1].lower() in extensions() and (
+      os.path.isfile(path) or not os.path.exists(path)
+    )
+    (paths if is_picture else others).append(path)
+  for name in folders if recursive else []:
+    more = in_folder(os.path.join(folder, name), True, (*outer, real))
+    paths += more[0]
+    others += more[1]
+    errors += more[2]
+  return paths, others, errors
+
+
+def list_folder(folder: str) -> tuple[list[str], list[str]]:
+  """Return the names of a folder's sub-folders and the paths of its files.
+
+  Hidden files and folders do not count.
+  """
+  folders, files = [], []
+  for name in sorted(os.listdir(folder)):
+    if name.startswith('.'):
+      continue
+    path = os.path.join(folder, name)
+    if os.path.isdir(path):
+      folders.append(name)
+    else:
+      files.append(path)
+  return folders, files
 
 
 def batches(
@@ -115,13 +166,6 @@ def read_picture(path: str) -> np.ndarray:
   Raises:
     PictureError: if the picture is unreadable.
   """
-  if os.path.isdir(path):
-    if not os.access(path, os.R_OK | os.X_OK):
-      raise PictureError(f'{os.strerror(errno.EACCES)}.')
-    raise PictureError(
-      'there are no pictures in this folder. Without --recursive, its '
-      'sub-folders do not count.'
-    )
   if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
     raise PictureError('it is not a file.')
   image: PIL.Image.Image  # as opened, then converted to 8 bits

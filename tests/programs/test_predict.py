@@ -89,7 +89,7 @@ def test_pictures_of_any_kind(tmp_path, train_dir):
   )
   assert [line.split(': ')[0] for line in errors.splitlines()[1:]] == [
     f'Cannot read {tmp_path}/{name}'
-    for name in ('text.jpg', 'empty', 'missing.png')
+    for name in ('empty', 'text.jpg', 'missing.png')
   ]
   assert lines[0] == f'{folder}/a.png' and len(lines) == 3
   name, percent = lines[1].split()
@@ -229,6 +229,17 @@ def test_a_model_of_another_program(tmp_path):
   _, errors = run('cifar10_predict.py', *flags, status=1)
   assert errors.startswith(f'{tmp_path}/x is not an export of this network, ')
   assert len(errors.splitlines()) == 1
+
+
+def test_sub_folders(tmp_path, train_dir):
+  for name in ('photos/b', 'more', 'photos/empty'):
+    (tmp_path / name).mkdir(parents=True)
+  for name in ('photos/a.png', 'photos/b/b.png', 'more/c.png'):
+    colour_image((1, 0, 0)).save(tmp_path / name)
+  (tmp_path / 'photos' / 'more').symlink_to('../more')
+  flags = [f'--checkpoint_dir={train_dir}', '--recursive', '--json']
+  lines, _ = run('cifar10_predict.py', *flags, f'{tmp_path}/photos')
+  assert list(predictions(lines)) == ['a.png', 'b.png', 'c.png']
 
 
 def test_a_reader_may_have_enough(tmp_path, train_dir):

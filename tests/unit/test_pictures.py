@@ -1,5 +1,6 @@
 """Test the reading of pictures."""
 
+import errno
 import os
 import struct
 
@@ -159,12 +160,15 @@ def test_finds_each_picture_once(tmp_path, monkeypatch):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-  assert pictures.find(['a']) == (['a/1.png'], [])
+  assert pictures.find(['a']) == (['a/1.png'], [], [])
   paths = ['a/1.png', 'a/b/2.JPG']
-  assert pictures.find(['a'], recursive=True) == (paths, ['a/b/x.txt'])
+  assert pictures.find(['a'], recursive=True) == (paths, ['a/b/x.txt'], [])
   twice = ['./a/b/2.JPG', 'a', 'a/*.png', f'{tmp_path}/a/1.png', 'none.png']
-  assert pictures.find(twice) == (['./a/b/2.JPG', 'a/1.png', 'none.png'], [])
-  assert pictures.find(['c']) == (['c'], [])  # to be named as empty
+  paths = ['./a/b/2.JPG', 'a/1.png', 'none.png']
+  assert pictures.find(twice) == (paths, [], [])
+  paths, skipped, (problem,) = pictures.find(['c', 'c'])
+  assert (paths, skipped) == ([], [])
+  assert problem.startswith('Cannot read c: there are no pictures in this')
 
 
 class TestFind:
@@ -177,9 +181,44 @@ class TestFind:
     for name in ('photos/cats/a.png', 'photos/dogs/b.png', 'photos/c.txt'):
       (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
       (tmp_path / name).touch()
-    found, skipped = pictures.find([f'{tmp_path}/photos/*s'])
+    found, skipped, problems = pictures.find([f'{tmp_path}/photos/*s'])
     assert found == [
       f'{tmp_path}/photos/cats/a.png',
       f'{tmp_path}/photos/dogs/b.png',
     ]
-    assert skipped == []
+    assert skipped == problems == []
+
+  def test_links_to_folders_are_followed(self, tmp_path):
+    for name in ('photos/a.png', 'photos/b/c.png', 'more/d.png'):
+      (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / name).touch()
+    (tmp_path / 'photos' / 'more').symlink_to(tmp_path / 'more')
+    (tmp_path / 'photos' / 'b' / 'all').symlink_to('..')
+    found, skipped, problems = pictures.find([f'{tmp_path}/photos'], True)
+    assert [os.path.relpath(path, f'{tmp_path}/photos') for path in found] == [
+      'a.png',
+      'b/c.png',
+      'more/d.png',
+    ]
+    assert skipped == [f'{tmp_path}/photos/b/all']
+    assert problems == []
+
+  @pytest.mark.parametrize('inner', ['', '/b'])
+  def test_unreadable_folders_are_named(self, tmp_path, monkeypatch, inner):
+    for name in ('photos/a.png', 'photos/b/c.png', 'd.png'):
+      (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / name).touch()
+    unreadable = f'{tmp_path}/photos{inner}'
+    listdir = os.listdir
+
+    def refuse(folder):
+      if folder == unreadable:
+        raise PermissionError(errno.EACCES, 'Permission denied', folder)
+      return listdir(folder)
+
+    monkeypatch.setattr(os, 'listdir', refuse)
+    arguments = [f'{tmp_path}/photos', f'{tmp_path}/d.png']
+    found, _, problems = pictures.find(arguments, True)
+    first = [f'{tmp_path}/photos/a.png'] if inner else []
+    assert found == [*first, f'{tmp_path}/d.png']
+    assert problems == [f'Cannot read {unreadable}: Permission denied.']
