@@ -81,7 +81,7 @@ def find(root: str) -> Pictures:
     _refuse_parts_as_classes(root, folders)
     _refuse_parts_of_classes(root, folders)
     found = Pictures(folders, ignored=others)
-    _add_pictures(found, root)
+    _add_pictures(found, root, [root])
     return found
   except OSError as error:
     raise UserError(
@@ -180,18 +180,23 @@ def _find_parts(root: str) -> Pictures:
     )
   check_class_names(names, os.path.join(root, _TRAIN))
   found = Pictures(names, ignored=others + test_others)
-  _add_pictures(found, os.path.join(root, _TRAIN))
+  train, test = (os.path.join(root, part) for part in (_TRAIN, _TEST))
+  _add_pictures(found, train, [root, train, test])
   num_training = len(found.paths)
-  _add_pictures(found, os.path.join(root, _TEST))
+  _add_pictures(found, test, [root, train, test])
   found.is_test = [i >= num_training for i in range(len(found.paths))]
   return found
 
 
-def _add_pictures(found: Pictures, root: str) -> None:
-  """Add the pictures in the sub-folders of `root` to `found`."""
+def _add_pictures(found: Pictures, root: str, outer: list[str]) -> None:
+  """Add the pictures in the sub-folders of `root` to `found`.
+
+  Links to the folders in `outer` are ignored, which have all classes.
+  """
+  real = tuple(map(os.path.realpath, outer))
   for label, name in enumerate(found.class_names):
     folder = os.path.join(root, name)
-    paths, ignored, errors = pictures.in_folder(folder)
+    paths, ignored, errors = pictures.in_folder(folder, outer=real)
     if errors:
       raise errors[0]
     if not paths:

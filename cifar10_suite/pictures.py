@@ -88,11 +88,12 @@ def in_folder(
 
   Returns:
     paths: paths of the pictures.
-    others: paths of the other files, and of links that lead back to `outer`.
+    others: paths of the other files, and of links that lead out of the folder
+      to one around it.
     errors: a reason for each folder that cannot be listed.
   """
   real = os.path.realpath(folder)
-  if real in outer:
+  if any(os.path.commonpath([real, it]) == real for it in outer):
     return [], [folder], []
   try:
     folders, files = list_folder(folder)

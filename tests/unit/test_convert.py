@@ -153,6 +153,31 @@ class TestPictures:
     os.symlink('.', f'{source}/a/loop')
     assert len(class_folders.find(source).paths) == 5
 
+  @pytest.mark.parametrize(
+    'parts, outer',
+    [
+      ([''], ''),
+      ([''], '/..'),
+      (['/train', '/test'], ''),
+      (['/train', '/test'], '/train'),
+    ],
+  )
+  def test_links_to_outer_folders_are_ignored(
+    self, tmp_path, source, parts, outer
+  ):
+    """Such a folder has the pictures of the other classes."""
+    write_pictures(tmp_path / 'elsewhere', random_images(4))
+    for part in parts:
+      write_classes(source + part, {'a': 2, 'b': 3})
+      os.symlink(tmp_path / 'elsewhere', f'{source}{part}/c')
+    links = [f'{source}{parts[0]}/{name}/all' for name in ('a', 'c')]
+    for link in links:
+      os.symlink(source + outer, link)
+    found = class_folders.find(source)
+    sizes = [size * len(parts) for size in (2, 3, 4)]
+    assert np.bincount(found.labels).tolist() == sizes
+    assert set(found.ignored) >= set(links)
+
 
 class TestSplit:
   @pytest.mark.parametrize(
