@@ -98,6 +98,7 @@ def convert(
       _warn(f'--test_fraction has no effect: {source} has a test part.')
     conversion.check_parts(examples)
     _name_repeated(examples)
+  _name_contradictions(examples)
   _compare_sizes(examples)
   counts = conversion.write(examples, data_dir, seed)
   print(_describe(examples, data_dir, counts))
@@ -130,14 +131,34 @@ def _read_folders(source: str, skip_unreadable: bool) -> Examples:
 
 def _name_repeated(examples: Examples) -> None:
   """Warn about images that are in both parts."""
-  pairs = conversion.repeated(examples)
-  for test, training in pairs[:_MAX_LINES]:
-    _warn(
+  _warn_of_some(
+    [
       f'The same picture is for testing and for training: {short_path(test)} '
       f'and {short_path(training)}'
-    )
-  if more := pairs[_MAX_LINES:]:
-    _warn(f'{_count(len(more), "further test picture")} are also for training.')
+      for test, training in conversion.repeated(examples)
+    ]
+  )
+
+
+def _name_contradictions(examples: Examples) -> None:
+  """Warn about images that are in two classes."""
+  labels, names = examples.records[:, 0], examples.class_names
+  _warn_of_some(
+    [
+      f'The same picture is in class {names[labels[first]]} and in class '
+      f'{names[labels[second]]}: {short_path(examples.sources[first])} and '
+      f'{short_path(examples.sources[second])}'
+      for first, second in conversion.in_two_classes(examples)
+    ]
+  )
+
+
+def _warn_of_some(messages: list[str]) -> None:
+  """Print warnings of a kind, but not too many."""
+  for message in messages[:_MAX_LINES]:
+    _warn(message)
+  if more := messages[_MAX_LINES:]:
+    _warn(f'The same holds for {_count(len(more), "further picture")}.')
 
 
 def _compare_sizes(examples: Examples) -> None:

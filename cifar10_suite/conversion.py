@@ -160,6 +160,17 @@ def repeated(examples: Examples) -> list[tuple[str, str]]:
   return pairs
 
 
+def in_two_classes(examples: Examples) -> list[tuple[int, int]]:
+  """Return the positions of equal images of different classes."""
+  labels = examples.records[:, 0]
+  return [
+    (group[0], position)
+    for group in _equal_images(examples.records)
+    for position in group
+    if labels[position] != labels[group[0]]
+  ]
+
+
 def check_destination(data_dir: str) -> None:
   """Check that `write` may and can write to a directory, which stays as it is.
 

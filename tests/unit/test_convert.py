@@ -512,6 +512,23 @@ class TestParts:
     )
 
 
+@pytest.mark.parametrize('parts', [[''], ['/train', '/test']])
+def test_pictures_in_two_classes_are_named(source, data_dir, capsys, parts):
+  for seed, part in enumerate(parts):
+    images = write_classes(source + part, {'cat': 30, 'dog': 30}, seed)
+  more = f'{source}{parts[-1]}/dog/more'
+  write_pictures(more, images['cat'][:23])
+  cifar10_convert.convert(source, data_dir)
+  *lines, last = capsys.readouterr().err.splitlines()
+  cats = sorted(f'{source}{parts[-1]}/cat/{k}.png' for k in range(23))
+  assert lines == [
+    'The same picture is in class cat and in class dog: '
+    f'{path} and {more}/{os.path.basename(path)}'
+    for path in cats[:20]
+  ]
+  assert last == 'The same holds for 3 further pictures.'
+
+
 class TestCifar100:
   @pytest.fixture
   def files(self):
