@@ -223,6 +223,8 @@ def _has_8_or_16_bits(image: PIL.Image.Image) -> bool:
     return image.format == 'PPM'  # other formats have 32 bits, or signs
   if image.mode == 'I;16' and isinstance(image, TiffImageFile):
     return image.tag_v2[BITSPERSAMPLE] == (16,)
+  if image.mode == 'I;16' and image.format == 'FITS':  # its bytes are swapped
+    return False
   return image.mode != 'F'
 
 

@@ -110,6 +110,22 @@ class TestReadPicture:
     else:
       assert (pictures.read_picture(str(path)) == 100).all()
 
+  @pytest.mark.parametrize(('bits', 'refused'), [(8, False), (16, True)])
+  def test_bits_of_fits(self, tmp_path, bits, refused):
+    """Pillow swaps the bytes of FITS pictures with 16 bits, and their sign."""
+    cards = ['SIMPLE  = T', f'BITPIX  = {bits}', 'NAXIS   = 2']
+    cards += ['NAXIS1  = 40', 'NAXIS2  = 40', 'END']
+    head = ''.join(card.ljust(80) for card in cards).ljust(2880).encode()
+    path = tmp_path / 'x.fits'
+    path.write_bytes(head + bytes([100] * (40 * 40 * bits // 8)))
+    if refused:
+      with pytest.raises(
+        pictures.PictureError, match='of 8 or 16 bits, without'
+      ):
+        pictures.read_picture(str(path))
+    else:
+      assert (pictures.read_picture(str(path)) == 100).all()
+
   def test_a_damaged_part_is_not_read_as_black(self, tmp_path):
     rng = np.random.RandomState(1)
     image = PIL.Image.fromarray(rng.randint(0, 256, [50, 60, 3], np.uint8))
