@@ -184,8 +184,8 @@ def read_picture(path: str) -> np.ndarray:
         raise PictureError(
           'only pixels of 8 or 16 bits, without a sign, are supported.'
         )
-      if image.mode.startswith('I'):  # 16 bits
-        image = PIL.Image.fromarray((np.array(image) // 256).astype(np.uint8))
+      if image.mode.startswith('I'):
+        image = _from_16_bits(image)
       mode = 'RGBA' if image.has_transparency_data else 'RGB'
       layer = PIL.ImageOps.fit(
         image.convert(mode), (SIZE, SIZE), PIL.Image.Resampling.LANCZOS
@@ -226,6 +226,16 @@ def _has_8_or_16_bits(image: PIL.Image.Image) -> bool:
   if image.mode == 'I;16' and image.format == 'FITS':  # its bytes are swapped
     return False
   return image.mode != 'F'
+
+
+def _from_16_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Convert a grey picture with 16 bits to 8, with its transparent value."""
+  values = np.array(image)
+  grey = PIL.Image.fromarray((values // 256).astype(np.uint8))
+  if 'transparency' in image.info:
+    opaque = values != image.info['transparency']
+    grey.putalpha(PIL.Image.fromarray(opaque))
+  return grey
 
 
 @contextlib.contextmanager

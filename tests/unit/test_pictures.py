@@ -3,6 +3,7 @@
 import errno
 import os
 import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -33,6 +34,28 @@ class TestReadPicture:
   def test_transparency_is_white(self, tmp_path):
     image = PIL.Image.new('RGBA', (40, 40), (0, 0, 0, 0))
     np.testing.assert_array_equal(self.read(tmp_path, image), 255)
+
+  @pytest.mark.parametrize('channels', [1, 3])
+  def test_transparent_colour_of_16_bits(self, tmp_path, channels):
+    def chunk(name, data):
+      check = zlib.crc32(name + data)
+      return (
+        struct.pack('>I', len(data)) + name + data + struct.pack('>I', check)
+      )
+
+    rows = np.full([32, 1 + 64 * channels], 100, np.uint8)  # values 0x6464
+    rows[:, 0] = 0  # no filter
+    rows[16:, 1:] = 50
+    head = struct.pack('>IIBBBBB', 32, 32, 16, channels - 1, 0, 0, 0)
+    (tmp_path / 'x.png').write_bytes(
+      b'\x89PNG\r\n\x1a\n'
+      + chunk(b'IHDR', head)
+      + chunk(b'tRNS', b'dd' * channels)
+      + chunk(b'IDAT', zlib.compress(rows.tobytes()))
+      + chunk(b'IEND', b'')
+    )
+    got = pictures.read_picture(str(tmp_path / 'x.png'))
+    assert (got[:16] == 255).all() and (got[16:] == 50).all()
 
   def test_camera_rotation(self, tmp_path):
     pixels = np.zeros([64, 64, 3], np.uint8)
