@@ -27,13 +27,22 @@ class PictureError(UserError):
 # all, and that are hardly ever pictures.
 _UNREADABLE = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
 
+# Extensions of pictures that Pillow does not read, or only a preview of them.
+_FOREIGN = frozenset({
+  '.arw', '.cr2', '.dng', '.heic', '.heif', '.jxl', '.nef', '.orf', '.raf',
+  '.svg',
+})  # fmt: skip
+
 
 @functools.cache
 def extensions() -> frozenset[str]:
-  """Return the extensions of the formats that Pillow reads, such as '.png'."""
+  """Return the extensions of pictures, such as '.png'.
+
+  Those that Pillow does not read are among them, so that they are named.
+  """
   formats = PIL.Image.registered_extensions()  # also those that it only writes
   readable = PIL.Image.OPEN.keys() - _UNREADABLE | {'MPO'}  # read as JPEG
-  return frozenset(it for it, format_ in formats.items() if format_ in readable)
+  return _FOREIGN.union(it for it, name in formats.items() if name in readable)
 
 
 def find(
@@ -104,7 +113,7 @@ def in_folder(
   errors: list[OSError] = []
   for path in files:
     # A broken link is an unreadable picture. A pipe would block.
-    is_picture = os.path.splitext(path)[1].lower() in extensions() and (
+    is_picture = _extension(path) in extensions() and (
       os.path.isfile(path) or not os.path.exists(path)
     )
     (paths if is_picture else others).append(path)
@@ -131,6 +140,10 @@ def list_folder(folder: str) -> tuple[list[str], list[str]]:
     else:
       files.append(path)
   return folders, files
+
+
+def _extension(path: str) -> str:
+  return os.path.splitext(path)[1].lower()
 
 
 def batches(
@@ -167,8 +180,13 @@ def read_picture(path: str) -> np.ndarray:
   Raises:
     PictureError: if the picture is unreadable.
   """
-  if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
-    raise PictureError('it is not a file.')
+  if os.path.exists(path):
+    if not os.path.isfile(path):  # a pipe would block
+      raise PictureError('it is not a file.')
+    if _extension(path) in _FOREIGN:
+      raise PictureError(
+        'Pillow cannot read this format. Save it as JPEG or PNG.'
+      )
   image: PIL.Image.Image  # as opened, then converted to 8 bits
   try:
     with _quiet_decoders(), _open(path) as image:

@@ -122,6 +122,21 @@ class TestPictures:
         got = images_of(examples.records[examples.records[:, 0] == label])
         assert as_set(got) == as_set(left)
 
+  def test_of_unknown_formats_are_not_left_out_silently(
+    self, source, data_dir, capsys
+  ):
+    write_classes(source, {'a': 2, 'b': 2})
+    os.rename(f'{source}/a/0.png', f'{source}/a/0.heic')
+    write_pictures(f'{source}/a/more', random_images(2, seed=1))
+    with pytest.raises(UserError, match='Cannot read 1 of 6 pictures; nothing'):
+      cifar10_convert.convert(source, data_dir)
+    assert capsys.readouterr().err == (
+      f'Cannot read {source}/a/0.heic: Pillow cannot read this format. Save it '
+      'as JPEG or PNG.\n'
+    )
+    cifar10_convert.convert(source, data_dir, skip_unreadable=True)
+    assert sum(map(len, parts(data_dir)[1:])) == 5
+
   def test_other_files_are_ignored(self, source):
     write_classes(source, {'a': 2, 'b': 2, '.hidden': 2})
     write_pictures(f'{source}/a/.thumbnails', random_images(1))

@@ -216,6 +216,24 @@ class TestFind:
     assert {'.png', '.jpg', '.jpeg', '.mpo', '.gif', '.webp'} <= known
     assert not known & {'.pdf', '.palm', '.mpg', '.h5', '.grib', '.txt'}
 
+  def test_formats_that_pillow_cannot_read_are_named(self, tmp_path):
+    names = ['a.HEIC', 'b.svg', 'c.dng']
+    for name in names:  # DNG is a kind of TIFF, in which Pillow finds a preview
+      PIL.Image.new('RGB', (40, 40)).save(tmp_path / name, 'TIFF')
+    found, skipped, problems = pictures.find([str(tmp_path)])
+    assert found == [f'{tmp_path}/{name}' for name in names]
+    assert skipped == problems == []
+    ((good, _, problems),) = pictures.batches([*found, f'{tmp_path}/no.heic'])
+    assert good == []
+    assert problems == [
+      *(
+        f'Cannot read {path}: Pillow cannot read this format. Save it as JPEG '
+        'or PNG.'
+        for path in found
+      ),
+      f'Cannot read {tmp_path}/no.heic: No such file or directory.',
+    ]
+
   def test_patterns_match_folders(self, tmp_path):
     for name in ('photos/cats/a.png', 'photos/dogs/b.png', 'photos/c.txt'):
       (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
