@@ -1,6 +1,7 @@
 """Conversion of pictures of any format and size to network inputs."""
 
 import contextlib
+import errno
 import functools
 import glob
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from PIL.EpsImagePlugin import has_ghostscript
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from cifar10_suite.errors import UserError
@@ -76,10 +78,10 @@ def find(
           f'Cannot read {it.filename}: {it.strerror}.' for it in errors
         ]
         if not found and not errors:
-          problems.append(
-            f'Cannot read {match}: there are no pictures in this folder. '
-            'Without --recursive, its sub-folders do not count.'
-          )
+          why = 'there are no pictures in this folder.'
+          if not recursive:
+            why += ' Without --recursive, its sub-folders do not count.'
+          problems.append(f'Cannot read {match}: {why}')
       for path in found:
         paths.setdefault(os.path.abspath(path), path)
   return list(paths.values()), skipped, list(dict.fromkeys(problems))
@@ -128,11 +130,11 @@ def in_folder(
 def list_folder(folder: str) -> tuple[list[str], list[str]]:
   """Return the names of a folder's sub-folders and the paths of its files.
 
-  Hidden files and folders do not count.
+  Hidden files and folders do not count, nor those that macOS adds to archives.
   """
   folders, files = [], []
   for name in sorted(os.listdir(folder)):
-    if name.startswith('.'):
+    if name.startswith('.') or name == '__MACOSX':
       continue
     path = os.path.join(folder, name)
     if os.path.isdir(path):
@@ -194,6 +196,8 @@ def read_picture(path: str) -> np.ndarray:
         image.draft('RGB', (4 * SIZE, 4 * SIZE))  # decode JPEGs at low size
       if image.width * image.height > _MAX_PIXELS:
         raise PIL.Image.DecompressionBombError
+      if image.format == 'EPS' and not has_ghostscript():
+        raise PictureError('it needs Ghostscript, which is not installed.')
       image.draft('RGB', (4 * SIZE, 4 * SIZE))
       image.load()
       with contextlib.suppress(Exception):  # damaged EXIF data do not matter
@@ -212,8 +216,6 @@ def read_picture(path: str) -> np.ndarray:
     return np.array(PIL.Image.alpha_composite(white, layer).convert('RGB'))
   except PictureError:
     raise
-  except (FileNotFoundError, PermissionError) as error:
-    raise PictureError(f'{error.strerror}.') from error
   except PIL.UnidentifiedImageError as error:
     raise PictureError('it is not a picture in a known format.') from error
   except (
@@ -224,6 +226,8 @@ def read_picture(path: str) -> np.ndarray:
       f'it has more than {_MAX_PIXELS // 10**6} million pixels.'
     ) from error
   except Exception as error:  # decoders raise anything for damaged files
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+      raise PictureError(f'{error.strerror}.') from error
     raise PictureError(f'it is damaged ({error}).') from error
 
 

@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL.EpsImagePlugin
 import PIL.Image
 import pytest
 
@@ -173,6 +174,18 @@ class TestReadPicture:
     with pytest.raises(pictures.PictureError, match='not a file'):
       pictures.read_picture(str(tmp_path / 'x.png'))
 
+  def test_other_errors_are_not_called_damage(self, tmp_path, monkeypatch):
+    (tmp_path / 'loop.png').symlink_to('loop.png')
+    PIL.Image.new('L', (40, 40)).save(tmp_path / 'x.eps')
+    monkeypatch.setattr(PIL.EpsImagePlugin, 'gs_binary', False)
+    for name, says in (
+      ('loop.png', 'Too many levels of symbolic links.'),
+      ('x.eps', 'it needs Ghostscript, which is not installed.'),
+    ):
+      with pytest.raises(pictures.PictureError) as error:
+        pictures.read_picture(str(tmp_path / name))
+      assert f'{error.value}' == says
+
   @pytest.mark.parametrize('name', ['x.png', 'x.jpg', 'x.gif', 'x.webp'])
   def test_damaged(self, tmp_path, name):
     rng = np.random.RandomState(1)
@@ -215,6 +228,18 @@ class TestFind:
     known = pictures.extensions()
     assert {'.png', '.jpg', '.jpeg', '.mpo', '.gif', '.webp'} <= known
     assert not known & {'.pdf', '.palm', '.mpg', '.h5', '.grib', '.txt'}
+
+  @pytest.mark.parametrize('recursive', [False, True])
+  def test_folders_without_pictures(self, tmp_path, recursive):
+    (tmp_path / '__MACOSX').mkdir()
+    (tmp_path / '__MACOSX' / 'x.png').touch()
+    found, skipped, (problem,) = pictures.find([str(tmp_path)], recursive)
+    assert found == skipped == []
+    hint = ' Without --recursive, its sub-folders do not count.'
+    assert problem == (
+      f'Cannot read {tmp_path}: there are no pictures in this folder.'
+      + ('' if recursive else hint)
+    )
 
   def test_formats_that_pillow_cannot_read_are_named(self, tmp_path):
     names = ['a.HEIC', 'b.svg', 'c.dng']
