@@ -77,6 +77,8 @@ def convert(
     raise UserError(f'--seed {seed} is not between 0 and {(1 << 32) - 1}.')
   if not os.path.exists(source):
     raise UserError(f'PICTURES {source} does not exist.')
+  if not data_dir:
+    raise UserError('--data_dir is empty. Name a new or empty directory.')
   inside = os.path.join(os.path.realpath(source), '')
   if os.path.realpath(data_dir).startswith(inside):
     raise UserError(
@@ -90,6 +92,7 @@ def convert(
     examples = cifar100.read(official)
   else:
     examples = _read_folders(source, skip_unreadable)
+  _compare_names(examples.class_names)
   if examples.is_test is None:
     fraction = _TEST_FRACTION if test_fraction is None else test_fraction
     examples.is_test = conversion.split(examples, fraction, seed)
@@ -127,6 +130,15 @@ def _read_folders(source: str, skip_unreadable: bool) -> Examples:
       )
     _warn(f'Left out {unreadable}.')
   return examples
+
+
+def _compare_names(names: list[str]) -> None:
+  """Warn about classes that may be meant to be one."""
+  by_key: dict[str, str] = {}
+  for name in names:
+    first = by_key.setdefault(name.lower(), name)
+    if first != name:
+      _warn(f'The classes {first} and {name} differ only in case.')
 
 
 def _name_repeated(examples: Examples) -> None:

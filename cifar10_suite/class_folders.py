@@ -1,5 +1,6 @@
 """Pictures in folders, one for each class."""
 
+import collections
 import concurrent.futures.process
 import contextlib
 import dataclasses
@@ -9,6 +10,7 @@ import os
 import re
 import signal
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -81,7 +83,7 @@ def find(root: str) -> Pictures:
     _refuse_parts_as_classes(root, folders)
     _refuse_parts_of_classes(root, folders)
     found = Pictures(folders, ignored=others)
-    _add_pictures(found, root, [root])
+    _add_pictures(found, root, folders, [root])
     return found
   except OSError as error:
     raise UserError(
@@ -162,14 +164,20 @@ def read(
 
 def _find_parts(root: str) -> Pictures:
   """Find the pictures in `train` and `test`."""
-  names, others = list_folder(os.path.join(root, _TRAIN))
-  test_names, test_others = list_folder(os.path.join(root, _TEST))
+  train, test = (os.path.join(root, part) for part in (_TRAIN, _TEST))
+  names, others = list_folder(train)
+  test_names, test_others = list_folder(test)
+  names.sort(key=_composed)
+  test_names.sort(key=_composed)
+  counts, test_counts = (
+    collections.Counter(map(_composed, some)) for some in (names, test_names)
+  )
   differences = [
     f'only {part} has {", ".join(map(repr, sorted(only)[:5]))}'
     f'{", ..." * (len(only) > 5)}'
     for part, only in (
-      (_TRAIN, set(names) - set(test_names)),
-      (_TEST, set(test_names) - set(names)),
+      (_TRAIN, counts - test_counts),
+      (_TEST, test_counts - counts),
     )
     if only
   ]
@@ -178,23 +186,33 @@ def _find_parts(root: str) -> Pictures:
       f'{_TRAIN} and {_TEST} in {root} differ in their classes: '
       f'{"; ".join(differences)}.'
     )
-  check_class_names(names, os.path.join(root, _TRAIN))
+  check_class_names(names, train)
   found = Pictures(names, ignored=others + test_others)
-  train, test = (os.path.join(root, part) for part in (_TRAIN, _TEST))
-  _add_pictures(found, train, [root, train, test])
+  _add_pictures(found, train, names, [root, train, test])
   num_training = len(found.paths)
-  _add_pictures(found, test, [root, train, test])
+  _add_pictures(found, test, test_names, [root, train, test])
   found.is_test = [i >= num_training for i in range(len(found.paths))]
   return found
 
 
-def _add_pictures(found: Pictures, root: str, outer: list[str]) -> None:
-  """Add the pictures in the sub-folders of `root` to `found`.
+def _composed(name: str) -> str:
+  """Return a name in the normal form NFC; macOS may write another one."""
+  return unicodedata.normalize('NFC', name)
 
-  Links to the folders in `outer` are ignored, which have all classes.
+
+def _add_pictures(
+  found: Pictures, root: str, folders: list[str], outer: list[str]
+) -> None:
+  """Add pictures to `found`.
+
+  Args:
+    found: the pictures of other parts.
+    root: folder of the classes.
+    folders: name of each class's folder.
+    outer: folders with all classes; links to them are ignored.
   """
   real = tuple(map(os.path.realpath, outer))
-  for label, name in enumerate(found.class_names):
+  for label, name in enumerate(folders):
     folder = os.path.join(root, name)
     paths, ignored, errors = pictures.in_folder(folder, outer=real)
     if errors:

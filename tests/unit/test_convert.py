@@ -1,6 +1,7 @@
 """Test the conversion of pictures to data sets."""
 
 import os
+import unicodedata
 
 import numpy as np
 import PIL.Image
@@ -138,7 +139,7 @@ class TestPictures:
     assert sum(map(len, parts(data_dir)[1:])) == 5
 
   def test_other_files_are_ignored(self, source):
-    write_classes(source, {'a': 2, 'b': 2, '.hidden': 2})
+    write_classes(source, {'a': 2, 'b': 2, '.hidden': 2, '__MACOSX': 2})
     write_pictures(f'{source}/a/.thumbnails', random_images(1))
     for name in ('a/notes.txt', 'loose.png', 'b/.x.png'):
       with open(os.path.join(source, name), 'w') as file:
@@ -389,6 +390,14 @@ class TestClassNames:
       assert as_set(images_of(np.concatenate(both))) == as_set(images[name])
     assert f'Wrote {count} classes to' in capsys.readouterr().out
 
+  def test_names_that_differ_only_in_case(self, source, data_dir, capsys):
+    write_classes(source, dict.fromkeys(['Cat', 'cat', 'dog'], 2))
+    cifar10_convert.convert(source, data_dir)
+    assert capsys.readouterr().err == (
+      'The classes Cat and cat differ only in case.\n'
+    )
+    assert len(parts(data_dir)[0]) == 3
+
   def test_order_and_characters(self, source, data_dir):
     names = ['Zebra', 'a b', 'ape', 'çà', '猫']
     write_classes(source, dict.fromkeys(reversed(names), 2))
@@ -457,6 +466,16 @@ class TestParts:
       f'{source}/test/b/0.png and {source}/train/b/0.png\n'
     )
     assert len(parts(data_dir)[2]) == 2
+
+  def test_accents_may_be_encoded_in_two_ways(self, source, data_dir):
+    for part, form in (('train', 'NFC'), ('test', 'NFD')):
+      name = unicodedata.normalize(form, 'café')
+      write_classes(f'{source}/{part}', {name: 2, 'caff': 3})
+    cifar10_convert.convert(source, data_dir)
+    names, *both = parts(data_dir)
+    assert names == ['caff', unicodedata.normalize('NFC', 'café')]
+    for records in both:
+      np.testing.assert_array_equal(np.bincount(records[:, 0]), [3, 2])
 
   def test_classes_differ(self, source, data_dir):
     write_classes(f'{source}/train', {'a': 1, 'b': 1, 'c': 1})
@@ -688,6 +707,12 @@ class TestArguments:
     write_classes(source, {'a': 2, 'b': 2})
     with pytest.raises(UserError, match='--test_fraction .* is not between'):
       cifar10_convert.convert(source, data_dir, test_fraction=fraction)
+
+  def test_empty_data_dir(self, source, monkeypatch):
+    write_classes(source, {'a': 2, 'b': 0})
+    monkeypatch.chdir(source)
+    with pytest.raises(UserError, match='--data_dir is empty. Name a new'):
+      cifar10_convert.convert(source, '')
 
   @pytest.mark.parametrize('seed', [-1, 1 << 32])
   def test_seed(self, source, data_dir, seed):
