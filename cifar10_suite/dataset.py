@@ -103,11 +103,15 @@ def load(data_dir: str, hold_out: int = 0) -> DataSet:
   labels = all_labels[: len(all_labels) - hold_out]
   counts = np.bincount(labels, minlength=len(names))
   if not counts.all():
-    name = names[int(np.argmin(counts))]
+    label = int(np.argmin(counts))
+    if label in all_labels:
+      problem = ' before those held out. Choose a smaller --hold_out.'
+    elif all_labels.max() < label:
+      problem = f'. Remove it from {CLASS_NAMES_FILE}, or add some.'
+    else:  # without the name, later labels would be those of other classes
+      problem = '. Add some, or make the data set again without this class.'
     raise DataError(
-      f'{batches_dir} has no training images of class {name!r}'
-      f'{" before those held out" if hold_out else ""}. Remove it from '
-      f'{CLASS_NAMES_FILE}, or add some.'
+      f'{batches_dir} has no training images of class {names[label]!r}{problem}'
     )
   return DataSet(names, int(counts.sum()))
 

@@ -80,8 +80,23 @@ class TestLoad:
     data_dir = make(tmp_path, ['a', 'b'], [0, 1], [0, 1])
     with pytest.raises(dataset.DataError, match='--hold_out=4 must be less'):
       dataset.load(data_dir, hold_out=4)
-    with pytest.raises(dataset.DataError, match='before those held out'):
-      dataset.load(data_dir, hold_out=3)
+
+  @pytest.mark.parametrize(
+    ('labels', 'hold_out', 'says'),
+    [
+      ([0, 2, 2], 0, "of class 'b'. Add some, or make the data set again with"),
+      ([0, 1, 1], 0, "of class 'c'. Remove it from batches.meta.txt, or add"),
+      ([0, 0, 0], 0, "of class 'b'. Remove it from batches.meta.txt, or add"),
+      ([0, 1, 2], 1, "of class 'c' before those held out. Choose a smaller"),
+      ([0, 1, 1], 1, "of class 'c'. Remove it from batches.meta.txt, or add"),
+      ([2, 0, 1], 2, "of class 'a' before those held out. Choose a smaller"),
+    ],
+  )
+  def test_a_class_without_images(self, tmp_path, labels, hold_out, says):
+    data_dir = make(tmp_path, ['a', 'b', 'c'], labels)
+    with pytest.raises(dataset.DataError) as error:
+      dataset.load(data_dir, hold_out)
+    assert f'has no training images {says}' in f'{error.value}'
 
 
 @pytest.fixture
