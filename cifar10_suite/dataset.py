@@ -120,7 +120,7 @@ def class_names(batches_dir: str) -> tuple[str, ...]:
   """Return the names in the directory's `batches.meta.txt`, one per line.
 
   Raises:
-    DataError: if the file is missing, or does not have 2 to 256 names.
+    DataError: if the file cannot be read, or does not have 2 to 256 names.
   """
   path = os.path.join(batches_dir, CLASS_NAMES_FILE)
   try:
@@ -132,6 +132,8 @@ def class_names(batches_dir: str) -> tuple[str, ...]:
       f'Failed to find file: {path}. Write the name of each class into it, one '
       'per line, in the order of the labels.'
     ) from error
+  except OSError as error:
+    raise DataError(f'Cannot read {path}: {error.strerror}.') from error
   except UnicodeDecodeError as error:
     raise DataError(f'Damaged file: {path} is not text in UTF-8.') from error
   if not 2 <= len(names) <= MAX_CLASSES or len(set(names)) < len(names):

@@ -69,6 +69,16 @@ class TestLoad:
     with pytest.raises(dataset.DataError, match='name of each class'):
       dataset.load(data_dir)
 
+  def test_an_unreadable_list_of_names(self, tmp_path):
+    data_dir = make(tmp_path, ['a', 'b'], [0, 1])
+    path = f'{data_dir}/{dataset.BATCHES_DIR}/batches.meta.txt'
+    os.remove(path)
+    os.mkdir(path)
+    with pytest.raises(
+      dataset.DataError, match=f'^Cannot read {path}: Is a directory.$'
+    ):
+      dataset.load(data_dir)
+
   def test_a_gap_between_files(self, tmp_path):
     data_dir = make(tmp_path, ['a', 'b'], [0, 1], [0, 1], [0, 1])
     path = f'{data_dir}/{dataset.BATCHES_DIR}/data_batch_2.bin'
