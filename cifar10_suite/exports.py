@@ -27,7 +27,7 @@ Network = Callable[[np.ndarray], np.ndarray]
 _CLASS_NAMES = 'all_class_names'  # tensor in a SavedModel
 _BATCH_SIZE = 100
 _TOLERANCE = 1e-3  # of probabilities, without quantization
-_MAX_LOSS = 0.01  # of precision, with quantization
+_MAX_LOST = 0.01  # of the images, with quantization
 
 
 class Model(NamedTuple):
@@ -119,18 +119,20 @@ def _compare(
   """
   probabilities = in_batches(network, reference.images)
   difference = np.abs(probabilities - reference.probabilities).max()
-  before, after = (
-    np.mean(np.argmax(values, axis=1) == reference.labels)
+  before, after = (  # numbers of images
+    np.count_nonzero(np.argmax(values, axis=1) == reference.labels)
     for values in (reference.probabilities, probabilities)
   )
+  count = len(reference.labels)
   comparison = (
-    f'precision {after:.4f} on {len(reference.labels)} test images (checkpoint '
-    f'{before:.4f}), probabilities within {difference:.1e}'
+    f'precision {after / count:.4f} on {count} test images (checkpoint '
+    f'{before / count:.4f}), probabilities within {difference:.1e}'
   )
-  is_good = (
-    before - after <= _MAX_LOSS if is_quantized else difference <= _TOLERANCE
-  )
-  if not is_good:  # also if the difference is not a number
+  if is_quantized:
+    is_good = before - after <= max(1, _MAX_LOST * count)
+  else:
+    is_good = difference <= _TOLERANCE
+  if not (is_good and np.isfinite(difference)):
     raise UserError(
       f'{flag}: the model was not kept, because it differs too much from the '
       f'checkpoint: {comparison}.'

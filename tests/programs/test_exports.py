@@ -1,5 +1,6 @@
 """Test exported models with the runtimes that people use for them."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -149,11 +150,37 @@ class TestComparison:
     assert os.listdir(tmp_path) == []
 
   def test_quantized_models_are_compared_by_precision(self, tmp_path):
-    self.export(tmp_path / 'good', 0.05, is_quantized=True)
-    change = [[0, 0], [0, 0], [-0.9, 0], [0, 0]]
-    with pytest.raises(UserError, match='precision 0.7500 on 4 test images'):
+    """One image of a few may be lost."""
+    change = np.zeros([4, 2])
+    change[2] = [-0.9, 0]
+    line = self.export(tmp_path / 'good', change, is_quantized=True)
+    assert line.startswith('precision 0.7500 on 4 test images')
+    change[0] = [-0.9, 0]
+    with pytest.raises(UserError, match='precision 0.5000 on 4 test images'):
       self.export(tmp_path / 'bad', change, is_quantized=True)
     assert os.listdir(tmp_path) == ['good']
+
+  @pytest.mark.parametrize(('lost', 'is_good'), [(3, True), (4, False)])
+  def test_quantized_models_may_lose_one_percent(
+    self, tmp_path, monkeypatch, lost, is_good
+  ):
+    reference = exports.Reference(
+      *(np.repeat(values, 75, axis=0) for values in self.reference)
+    )
+    monkeypatch.setattr(self, 'reference', reference)
+    change = np.zeros([300, 2])
+    change[:lost, 0] = -0.9
+    monkeypatch.setattr(exports, '_BATCH_SIZE', 300)
+    with contextlib.nullcontext() if is_good else pytest.raises(UserError):
+      self.export(tmp_path / 'model', change, is_quantized=True)
+    assert os.listdir(tmp_path) == ['model'] * is_good
+
+  def test_quantized_models_are_finite(self, tmp_path):
+    change = np.zeros([4, 2])
+    change[1, 1] = np.nan  # the largest value for argmax, and the right class
+    with pytest.raises(UserError, match='--flag: the model was not kept'):
+      self.export(tmp_path / 'model', change, is_quantized=True)
+    assert os.listdir(tmp_path) == []
 
   def test_nothing_is_overwritten(self, tmp_path):
     (tmp_path / 'model').write_text('of somebody')
