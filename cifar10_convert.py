@@ -256,6 +256,8 @@ def main() -> None:
   )
   args = parser.parse_args()
   loading.prepare_output()
+  target = os.path.join(args.data_dir, BATCHES_DIR)
+  existed = os.path.lexists(target)
   try:
     files.refuse_remote(sys.argv[1:])
     files.refuse_unusable('--data_dir', args.data_dir)
@@ -269,6 +271,8 @@ def main() -> None:
   except UserError as error:
     sys.exit(f'{error}')
   except KeyboardInterrupt:
+    if os.path.lexists(target) and not existed:
+      sys.exit(f'Interrupted, but the data set in {args.data_dir} is complete.')
     sys.exit('Interrupted; nothing was written.')
   except BrokenPipeError as error:
     loading.discard_output(error)

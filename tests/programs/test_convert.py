@@ -288,6 +288,49 @@ def test_full_disk(tmp_path, source, data_dir, exists):
   assert run(*command)[0] == 0
 
 
+# The program receives a signal before or after the data set gets its name.
+AT_THE_RENAME = """
+import os, sys
+when, number, *sys.argv[1:] = sys.argv[1:]
+rename = os.rename
+def signalled(old, new):
+  if when == 'after':
+    rename(old, new)
+  os.kill(os.getpid(), int(number))
+os.rename = signalled
+import cifar10_convert
+cifar10_convert.main()
+"""
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+@pytest.mark.parametrize(
+  ('number', 'status'),
+  [(signal.SIGINT, 1)],
+)
+def test_signals_at_the_rename(
+  tmp_path, source, data_dir, when, number, status
+):
+  write_classes(source, {'a': 4, 'b': 4})
+  result = subprocess.run(
+    [sys.executable, '-c', AT_THE_RENAME, when, f'{int(number)}', source]
+    + [f'--data_dir={data_dir}'],
+    env={**os.environ, 'PYTHONPATH': ROOT},
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+  )
+  assert (result.returncode, result.stdout) == (status, '')
+  if when == 'before':
+    assert result.stderr == 'Interrupted; nothing was written.\n'
+    assert os.listdir(tmp_path) == ['pictures']
+  else:
+    assert result.stderr == (
+      f'Interrupted, but the data set in {data_dir} is complete.\n'
+    )
+    assert len(read_data_set(data_dir)) == 3
+
+
 needs_readers = pytest.mark.skipif(
   len(os.sched_getaffinity(0)) < 2, reason='one core: no further processes'
 )
