@@ -15,6 +15,7 @@ The data set is written completely or not at all.
 
 import argparse
 import os
+import signal
 import sys
 
 from cifar10_suite import loading
@@ -31,6 +32,7 @@ from cifar10_suite import (
   conversion,
   files,
   processor,
+  stop_signals,
 )
 from cifar10_suite.commands import short_path
 from cifar10_suite.conversion import Examples
@@ -258,22 +260,32 @@ def main() -> None:
   loading.prepare_output()
   target = os.path.join(args.data_dir, BATCHES_DIR)
   existed = os.path.lexists(target)
+  received: list[int] = []
+
+  def interrupt(number: int) -> None:
+    received.append(number)
+    if len(received) == 1:  # others would interrupt the removal of files
+      raise KeyboardInterrupt
+
   try:
-    files.refuse_remote(sys.argv[1:])
-    files.refuse_unusable('--data_dir', args.data_dir)
-    convert(
-      args.pictures,
-      args.data_dir,
-      test_fraction=args.test_fraction,
-      seed=args.seed,
-      skip_unreadable=args.skip_unreadable,
-    )
+    with stop_signals.handled(interrupt):
+      files.refuse_remote(sys.argv[1:])
+      files.refuse_unusable('--data_dir', args.data_dir)
+      convert(
+        args.pictures,
+        args.data_dir,
+        test_fraction=args.test_fraction,
+        seed=args.seed,
+        skip_unreadable=args.skip_unreadable,
+      )
   except UserError as error:
     sys.exit(f'{error}')
   except KeyboardInterrupt:
     if os.path.lexists(target) and not existed:
-      sys.exit(f'Interrupted, but the data set in {args.data_dir} is complete.')
-    sys.exit('Interrupted; nothing was written.')
+      _warn(f'Interrupted, but the data set in {args.data_dir} is complete.')
+    else:
+      _warn('Interrupted; nothing was written.')
+    sys.exit(1 if received[0] == signal.SIGINT else 128 + received[0])
   except BrokenPipeError as error:
     loading.discard_output(error)
     sys.exit(1)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from cifar10_suite import pictures
+from cifar10_suite import pictures, stop_signals
 from cifar10_suite.conversion import Examples, check_class_names
 from cifar10_suite.dataset import RECORD_BYTES
 from cifar10_suite.errors import UserError
@@ -235,14 +235,15 @@ def _readings(
   if processes < 2:
     yield map(_read_chunk, chunks)
     return
-  executor = concurrent.futures.ProcessPoolExecutor(
-    processes,
-    # TensorFlow and other libraries with threads do not survive a fork.
-    multiprocessing.get_context('spawn'),
-    initializer=_end_with_parent,
-  )
+  with _delayed_signals():  # starts a process that tracks shared resources
+    executor = concurrent.futures.ProcessPoolExecutor(
+      processes,
+      # TensorFlow and other libraries with threads do not survive a fork.
+      multiprocessing.get_context('spawn'),
+      initializer=_end_with_parent,
+    )
   try:
-    with _delayed_interrupt():
+    with _delayed_signals():
       futures = [executor.submit(_read_chunk, chunk) for chunk in chunks]
     yield _results(futures)
   except concurrent.futures.process.BrokenProcessPool as error:
@@ -254,25 +255,24 @@ def _readings(
 
 
 @contextlib.contextmanager
-def _delayed_interrupt() -> Iterator[None]:
-  """Delay Ctrl-C until the end of the block, in which processes are started.
+def _delayed_signals() -> Iterator[None]:
+  """Delay signals to stop until the end of the block, which starts processes.
 
-  Ctrl-C reaches all processes of a terminal. The others inherit the mask, and
-  this process tells them to end. The mask does not cover the threads of
-  libraries, which may receive the signal for this process.
+  Ctrl-C and the end of a terminal reach all its processes. The others inherit
+  the mask, and this process tells them to end. The mask does not cover the
+  threads of libraries, which may receive the signal for this process.
   """
   received: list[int] = []
-  handler = signal.signal(
-    signal.SIGINT, lambda number, _: received.append(number)
-  )
-  mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    signal.signal(signal.SIGINT, handler)
+  with stop_signals.handled(received.append):
+    mask = signal.pthread_sigmask(
+      signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP]
+    )
+    try:
+      yield
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
   if received:
-    raise KeyboardInterrupt
+    signal.raise_signal(received[0])
 
 
 def _results(

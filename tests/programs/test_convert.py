@@ -306,7 +306,7 @@ cifar10_convert.main()
 @pytest.mark.parametrize('when', ['before', 'after'])
 @pytest.mark.parametrize(
   ('number', 'status'),
-  [(signal.SIGINT, 1)],
+  [(signal.SIGINT, 1), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
 def test_signals_at_the_rename(
   tmp_path, source, data_dir, when, number, status
@@ -422,6 +422,18 @@ class TestInterruption:
     started = time.monotonic()
     assert self.finish() == 1
     assert time.monotonic() - started < TIMEOUT / 4
+    assert self.errors.endswith('Interrupted; nothing was written.\r\n')
+    assert 'Traceback' not in self.errors
+    assert sorted(os.listdir(tmp_path)) == ['noise.png', 'pictures']
+
+  @pytest.mark.parametrize(
+    ('number', 'status'), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+  )
+  @pytest.mark.parametrize('kill', [os.kill, os.killpg])
+  def test_other_signals(self, tmp_path, number, status, kill):
+    self.wait_for_progress()
+    kill(self.process.pid, number)
+    assert self.finish() == status
     assert self.errors.endswith('Interrupted; nothing was written.\r\n')
     assert 'Traceback' not in self.errors
     assert sorted(os.listdir(tmp_path)) == ['noise.png', 'pictures']
