@@ -244,8 +244,8 @@ def _readings(
     )
   try:
     with _delayed_signals():
-      futures = [executor.submit(_read_chunk, chunk) for chunk in chunks]
-    yield _results(futures)
+      readings = executor.map(_read_chunk, chunks)
+    yield readings
   except concurrent.futures.process.BrokenProcessPool as error:
     raise UserError(
       'A process that reads pictures was killed, perhaps for lack of memory.'
@@ -273,15 +273,6 @@ def _delayed_signals() -> Iterator[None]:
       signal.pthread_sigmask(signal.SIG_SETMASK, mask)
   if received:
     signal.raise_signal(received[0])
-
-
-def _results(
-  futures: list[concurrent.futures.Future],
-) -> Iterator[tuple[np.ndarray, list[str | None]]]:
-  """Yield the results in order, and forget them."""
-  futures.reverse()
-  while futures:
-    yield futures.pop().result()
 
 
 def _end_with_parent() -> None:
