@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -101,30 +101,60 @@ def split(examples: Examples, test_fraction: float, seed: int) -> np.ndarray:
   groups = _equal_images(examples.records)
   # Unlike Generator, RandomState is the same in all versions of NumPy.
   order = np.random.RandomState(seed).permutation(len(groups))
-  is_test = np.zeros(len(labels), bool)
-  chosen = np.zeros_like(sizes)  # number of test images per class
-
-  def choose(group: list[int], limits: np.ndarray) -> bool:
-    more = np.bincount(labels[group], minlength=num_classes)
-    if fits := bool(np.all(chosen + more <= limits)):
-      chosen[:] += more
-      is_test[group] = True
-    return fits
-
+  groups = [groups[index] for index in order]
   rounded = np.floor(test_fraction * sizes + 0.5).astype(int)
-  for index in order:
-    choose(groups[index], np.clip(rounded, 1, sizes - 1))
+  chosen = np.zeros_like(sizes)  # number of test images per class
+  test = list(_fill(groups, labels, np.clip(rounded, 1, sizes - 1), chosen))
   for label in np.flatnonzero(chosen == 0):  # each group was too large
-    own = [groups[i] for i in order if label in labels[groups[i]]]
-    if not chosen[label] and not any(
-      choose(group, sizes - 1) for group in sorted(own, key=len)
-    ):
-      raise UserError(
-        f'Class {examples.class_names[label]} cannot be split: all its '
-        f'{sizes[label]} pictures are the same, or the same as those of '
-        'another class.'
-      )
+    if not chosen[label]:  # even now
+      test.append(_smallest(groups, label, examples, chosen))
+  is_test = np.zeros(len(labels), bool)
+  is_test[np.concatenate(test)] = True
   return is_test
+
+
+def _fill(
+  groups: list[list[int]],
+  labels: np.ndarray,
+  limits: np.ndarray,
+  chosen: np.ndarray,
+) -> Iterator[list[int]]:
+  """Choose groups of images as long as no class exceeds its limit.
+
+  Args:
+    groups: positions of images.
+    labels: the class of each image.
+    limits: largest number of chosen images per class.
+    chosen: number of chosen images per class, which is updated.
+
+  Yields:
+    The chosen groups.
+  """
+  for group in groups:
+    more = np.bincount(labels[group], minlength=len(limits))
+    if np.all(chosen + more <= limits):
+      chosen += more
+      yield group
+
+
+def _smallest(
+  groups: list[list[int]], label: int, examples: Examples, chosen: np.ndarray
+) -> list[int]:
+  """Choose the smallest group of a class that leaves some of each class.
+
+  Raises:
+    UserError: if there is none.
+  """
+  labels = examples.records[:, 0]
+  sizes = np.bincount(labels, minlength=len(chosen))
+  own = sorted((it for it in groups if label in labels[it]), key=len)
+  for group in _fill(own, labels, sizes - 1, chosen):
+    return group
+  raise UserError(
+    f'Class {examples.class_names[label]} cannot be split: all its '
+    f'{sizes[label]} pictures are the same, or the same as those of another '
+    'class.'
+  )
 
 
 def check_parts(examples: Examples) -> None:
