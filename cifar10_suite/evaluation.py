@@ -180,14 +180,14 @@ def _later_checkpoints(
     is_final = latest and settings.until_trained and _is_last_step(latest)
     now = time.monotonic()
     identity = _identity(latest)
-    is_new = latest and identity != seen
-    if is_new and (is_final or now >= next_time):
+    is_new = latest is not None and identity != seen
+    if latest and is_new and (is_final or now >= next_time):
       seen = identity
       yield latest
       last_time = time.monotonic()
       next_time = last_time + settings.eval_interval_secs
       continue
-    if not is_new and is_final and _is_scored(latest, scores):
+    if latest and is_final and not is_new and _is_scored(latest, scores):
       name = commands.short_path(latest)
       if now >= begin + _START_SECS:
         print(f'Evaluation ends: {name} is the last step.')
