@@ -1,6 +1,11 @@
 """Errors that the user can correct."""
 
+import re
 import sys
+
+# TensorFlow's lines before the reason, in errors of a session. Before them, it
+# says where each operation is defined, and ends that with "Node: '...'".
+_HEADER = re.compile(r'|Graph execution error:|=+|.*From /job:\S+:')
 
 
 class UserError(Exception):
@@ -14,3 +19,9 @@ def same_command() -> str:
   """Return 'the same command', without what would delete the run."""
   names = {argument.lstrip('-').partition('=')[0] for argument in sys.argv[1:]}
   return f'the same command{" without --restart" * ("restart" in names)}'
+
+
+def first_line(message: str) -> str:
+  """Return the first line of an error's message, after TensorFlow's header."""
+  lines = re.split(r"\nNode: '.*'\n", message)[-1].splitlines()
+  return next((it for it in lines if not _HEADER.fullmatch(it)), message)

@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from cifar10_suite import dataset, loading
-from cifar10_suite.errors import UserError, same_command
+from cifar10_suite.errors import UserError, first_line, same_command
 
 _SAVES = 20  # checkpoints per run, unless it is short
 _SAVE_PAUSE = 100  # pause after a save, in durations of that save
@@ -242,26 +242,24 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
   """
   if ' histogram for: ' in error.message.lower():  # NaN or infinity
     _stop_at_nan('a summarized value is not finite', step)
+  what = first_line(error.message)
   if _is_of_writing(error):
-    reason = re.search(r'; (.*)', error.message)
+    reason = re.search(r'; (.*)', what)
     is_full = not isinstance(error, tf.errors.PermissionDeniedError)
     remedy = 'Free some space' if is_full else 'Make it writable'
     raise UserError(
-      f'Cannot write to {where}: {reason[1] if reason else error.message}. '
+      f'Cannot write to {where}: {reason[1] if reason else what}. '
       f'Training stopped at step {step}. {remedy}; {same_command()} then '
       'resumes from the last checkpoint.'
     )
   if isinstance(error, tf.errors.ResourceExhaustedError):
-    reason = error.message.splitlines()[0]
     raise UserError(
-      f'Training stopped at step {step}: {reason}. Choose a smaller '
-      '--batch_size.'
+      f'Training stopped at step {step}: {what}. Choose a smaller --batch_size.'
     )
   # Errors of queue runners have no node_def.
   if isinstance(error, tf.errors.NotFoundError) and error.node_def is None:
-    reason = error.message.splitlines()[0]
     raise UserError(
-      f'Training stopped at step {step}: {reason}. Restore the '
+      f'Training stopped at step {step}: {what}. Restore the '
       f'file; {same_command()} then resumes from the last checkpoint.'
     )
   raise error

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import PIL.Image
 import pytest
-from support.data import random_images, write_records
+from support.data import make_data_set, random_images, write_records
 from support.programs import ROOT, load, run
 
 from cifar10_suite import dataset
@@ -110,6 +110,18 @@ def test_save_images_of_many_classes(tmp_path):
     '--contact_sheet',
   )
   assert errors == '' and any('Saved 20 images' in line for line in lines)
+
+
+def test_save_images_names_a_bad_label(tmp_path):
+  data_dir = make_data_set(str(tmp_path))
+  path = os.path.join(data_dir, dataset.BATCHES_DIR, 'data_batch_1.bin')
+  with open(path, 'r+b') as file:
+    file.seek(3073 * 4)
+    file.write(bytes([200]))
+  flags = [f'--data_dir={data_dir}', f'--output_dir={tmp_path}/pictures']
+  _, errors = run('examples/save_images.py', *flags, status=1)
+  assert errors.startswith('[Damaged file: a label is above 9')
+  assert errors.endswith(f'[{path}:4] [200]\n'), errors
 
 
 class Task:

@@ -170,12 +170,19 @@ def test_checkpoints_are_spread(
   assert clock.saved == saved
 
 
-def test_exhausted_memory_is_named():
-  error = tf.errors.ResourceExhaustedError(
-    tf.NodeDef(op='Conv2D'), None, 'OOM when allocating tensor\nAnd more'
-  )
-  with pytest.raises(UserError, match=r'step 7: OOM .* tensor. Choose a small'):
-    hooks.explain(error, 7, 'here')
+@pytest.mark.parametrize('is_served', [False, True])
+def test_exhausted_memory_is_named(graph, is_served):
+  def exhaust():  # at once; TensorFlow would try again for ten seconds
+    raise MemoryError('OOM when allocating tensor')
+
+  target = tf.train.Server.create_local_server().target if is_served else ''
+  with (
+    tf.Session(target) as session,
+    pytest.raises(tf.errors.ResourceExhaustedError) as caught,
+  ):
+    session.run(tf.py_func(exhaust, [], []))
+  with pytest.raises(UserError, match=r'step 7: .*OOM .* tensor. Choose a sma'):
+    hooks.explain(caught.value, 7, 'here')
 
 
 def test_a_directory_that_is_not_writable_is_named():
