@@ -8,7 +8,7 @@ same update.
 
 The ring breaks when a worker is lost. All others then start over: each replaces
 its process with a new one, which waits for the others and resumes from the
-chief's last checkpoint.
+chief's last checkpoint. An error that repeats at the same step ends a task.
 """
 
 import itertools
@@ -19,12 +19,14 @@ import time
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite.cluster import MEASURED, Cluster
-from cifar10_suite.errors import UserError, same_command
+from cifar10_suite.errors import UserError, first_line, same_command
 from cifar10_suite.tf_config import Addresses, Task
 from cifar10_suite.updates import Gradients
 
 _LARGE = 1 << 18  # elements from which a gradient is sent by itself
 _STOP_SECS = 10  # after a signal, for the chief to stop first
+_RESTARTS = 'CIFAR10_RESTARTS'  # environment variable: '<step>:<count>'
+_MAX_RESTARTS = 3  # because of errors at the same step
 _CONNECTION_ERRORS = (
   tf.errors.AbortedError,
   tf.errors.CancelledError,
@@ -96,9 +98,16 @@ class AllReduce(Cluster):
       if status and known and status['process'] != known:
         self._start_over(f'{task} has restarted')
 
-  def recover(self, error: tf.errors.OpError) -> None:
-    if isinstance(error, _CONNECTION_ERRORS):
-      self._start_over(error.message.partition('\n')[0])
+  def recover(self, error: tf.errors.OpError, step: int) -> None:
+    if not isinstance(error, _CONNECTION_ERRORS):
+      return
+    last, _, count = os.environ.get(_RESTARTS, '').partition(':')
+    restarts = int(count) if last == str(step) else 0
+    if restarts == _MAX_RESTARTS:
+      print(f'Started over {restarts} times at step {step} without progress.')
+      return
+    os.environ[_RESTARTS] = f'{step}:{restarts + 1}'
+    self._start_over(f'{type(error).__name__}: {first_line(error.message)}')
 
   def _start_over(self, reason: str) -> None:
     """Replace this process with a new one, unless it is to stop."""

@@ -163,7 +163,7 @@ def run_training(
     # After a signal in a cluster, an error is expected, and ignored: a task may
     # stop while another one waits for it.
     if cluster.is_alone or not cluster.signals:
-      cluster.recover(error)
+      cluster.recover(error, log_hook.step)
       where = cli.short_path(settings.train_dir)
       hooks.explain(error, log_hook.step, where)
   finally:

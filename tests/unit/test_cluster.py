@@ -373,6 +373,29 @@ def test_different_variables_are_not_saved(log_level, tmp_path, bfloat16):
   assert tf.train.load_variable(path, 'x') == -1
 
 
+def test_an_error_that_repeats_is_not_recovered_from_forever(
+  graph, monkeypatch, capsys
+):
+  def fail():
+    raise OSError('no more files')
+
+  with tf.Session() as session, pytest.raises(tf.errors.UnknownError) as caught:
+    session.run(tf.py_func(fail, [], []))
+  # `execv` keeps the environment.
+  monkeypatch.setenv('CIFAR10_RESTARTS', '')
+  starts = []
+  monkeypatch.setattr(all_reduce.os, 'execv', lambda *it: starts.append(it))
+  cluster = all_reduce.AllReduce(Task('chief', 0), addresses_of())
+  counts = []
+  for step in (5, 7, 7, 7, 7, 7, 8):
+    cluster.recover(caught.value, step)
+    counts.append(len(starts))
+  assert counts == [1, 2, 3, 4, 4, 4, 5]
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith('Starting over: UnknownError: OSError: no more f')
+  assert lines[4] == 'Started over 3 times at step 7 without progress.'
+
+
 @pytest.mark.skipif(
   not hasattr(os, 'sched_setaffinity'), reason='not on this system'
 )
