@@ -92,15 +92,24 @@ class LogHook(tf.train.SessionRunHook):
     # The number of this step: that of the completed steps before its update.
     step = run_values.results.get('step', self.step)
     self._bar.update(step + 1 - self.step)
+    is_back = step + 1 < self.step
     self.step = step + 1
-    # With parameter servers, two runs may read the same global step.
-    if 'loss' in run_values.results and step >= self._next:
-      try:
+    try:
+      if is_back:  # the chief has restored a checkpoint
+        self._go_back()
+      # With parameter servers, two runs may read the same global step.
+      elif 'loss' in run_values.results and step >= self._next:
+        self._next = step - step % self._log_frequency + self._log_frequency
         self._log(step, run_values.results['loss'])
-      except OSError as error:
-        loading.discard_output(error)
-        signal.raise_signal(signal.SIGTERM)  # save, and stop
-      self._next = step - step % self._log_frequency + self._log_frequency
+    except OSError as error:
+      loading.discard_output(error)
+      signal.raise_signal(signal.SIGTERM)  # save, and stop
+
+  def _go_back(self) -> None:
+    """Log from an earlier step on."""
+    self._next = self._last_step = self.step
+    self._last_time = time.perf_counter()
+    tqdm.write(f'Going back to step {self.step}')
 
   def _log(self, step: int, loss: float) -> None:
     """Print the loss before the update of `step`, and the throughput."""

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 from contextlib import nullcontext
@@ -69,6 +70,31 @@ def test_lines_cover_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
     # After resuming: the first step, then two to the next multiple of five.
     'step 13, loss = 2.50 (8.0 examples/sec; 1.000 sec/batch)',
     'step 15, loss = 2.50 (16.0 examples/sec; 0.500 sec/batch)',
+  ]
+
+
+def test_a_worker_says_that_the_chief_went_back(graph, capsys):
+  """A chief that returns to parameter servers restores a checkpoint."""
+  step = tf.train.get_or_create_global_step()
+  train_op = tf.no_op()
+  hook = hooks.LogHook(tf.constant(2.5), 8, 0, 100, 5, counts=False)
+  numbers = iter([*range(12), *range(4, 12)])
+
+  def move(step_context):
+    step.load(next(numbers), step_context.session)
+
+  with tf.train.MonitoredSession(hooks=[hook]) as session:
+    for _ in range(20):
+      session.run_step_fn(move)
+      session.run(train_op)
+  lines = re.findall('Going .*|step .*(?=, loss)', capsys.readouterr().out)
+  assert lines == [
+    'step 0',
+    'step 5',
+    'step 10',
+    'Going back to step 5',
+    'step 5',
+    'step 10',
   ]
 
 
