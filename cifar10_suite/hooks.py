@@ -252,7 +252,7 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
   if ' histogram for: ' in error.message.lower():  # NaN or infinity
     _stop_at_nan('a summarized value is not finite', step)
   what = first_line(error.message)
-  if _is_of_writing(error):
+  if is_of_writing(error):
     reason = re.search(r'; (.*)', what)
     is_full = not isinstance(error, tf.errors.PermissionDeniedError)
     remedy = 'Free some space' if is_full else 'Make it writable'
@@ -274,7 +274,7 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
   raise error
 
 
-def _is_of_writing(error: tf.errors.OpError) -> bool:
+def is_of_writing(error: tf.errors.OpError) -> bool:
   """Return whether writing failed: a full disk, a size limit, no permission.
 
   The same error types occur for exhausted memory, closed queues and unreadable

@@ -161,8 +161,9 @@ def run_training(
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
     # After a signal in a cluster, an error is expected, and ignored: a task may
-    # stop while another one waits for it.
-    if cluster.is_alone or not cluster.signals:
+    # stop while another one waits for it. That does not make writing fail.
+    is_expected = cluster.signals and not cluster.is_alone
+    if not is_expected or hooks.is_of_writing(error):
       cluster.recover(error, log_hook.step)
       where = cli.short_path(settings.train_dir)
       hooks.explain(error, log_hook.step, where)
@@ -255,12 +256,17 @@ def _end(
   """
   where = cli.short_path(settings.train_dir)
   max_steps = settings.recipe.max_steps
-  if cluster.is_chief and (latest := checkpoints.latest(settings.train_dir)):
-    step = checkpoints.step_of(latest)
-  is_stopped = bool(watch and watch.reason and step < max_steps)
-  if cluster.signals and step < max_steps and not is_stopped:
+  saved, is_over = 'is not saved here', step >= max_steps
+  if cluster.is_chief:
+    latest = checkpoints.latest(settings.train_dir)
+    last = checkpoints.step_of(latest) if latest else -1
+    saved = f'is saved in {where}'
+    if last < step:  # an error after a signal
+      saved = 'is not saved' + (f', only step {last}' if latest else '')
+    step, is_over = max(step, last), last >= max_steps
+  is_stopped = bool(watch and watch.reason and not is_over)
+  if cluster.signals and not (is_over or is_stopped):
     name = signal.Signals(cluster.signals[0]).name
-    saved = f'is saved in {where}' if cluster.is_chief else 'is not saved here'
     again = same_command().capitalize()
     try:
       print(
@@ -273,7 +279,7 @@ def _end(
     runs.record_stop(settings.train_dir, step)
     print(watch.reason)
   if start < max_steps:
-    saved = f', which is saved in {where}' if cluster.is_chief else ''
+    saved = f', which {saved}' if cluster.is_chief else ''
     print(f'Trained to step {step}{saved}.')
     if cluster.is_alone:
       print(f'It took {_duration(seconds)}. {_next(settings)}')

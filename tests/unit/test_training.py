@@ -20,12 +20,21 @@ from cifar10_suite import (
   runs,
   training,
 )
+from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
+from cifar10_suite.tf_config import Task
+
+IN_CLUSTER = Cluster(Task('chief', 0), {'chief': ['a:1'], 'worker': ['b:1']})
 
 
 def train(
-  train_dir, max_steps, profile_steps=None, during_step=None, **changes
+  train_dir,
+  max_steps,
+  profile_steps=None,
+  during_step=None,
+  cluster=ALONE,
+  **changes,
 ):
   """Train nothing; call `during_step`, if given, with the number of each."""
   with tf.Graph().as_default():
@@ -47,6 +56,7 @@ def train(
         profile_steps=profile_steps,
         eval_dir=f'{train_dir}/scores',
       ),
+      cluster=cluster,
     )
 
 
@@ -114,7 +124,8 @@ def test_a_signal_during_the_last_step_does_not_matter(tmp_path, capsys):
   assert 'step 5 is saved' in capsys.readouterr().out
 
 
-def test_a_full_disk_after_a_signal_is_an_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize('cluster', [ALONE, IN_CLUSTER])
+def test_a_full_disk_after_a_signal_is_an_error(tmp_path, monkeypatch, cluster):
   def before_save(self, session, step):
     if step:
       raise tf.errors.ResourceExhaustedError(
@@ -123,7 +134,26 @@ def test_a_full_disk_after_a_signal_is_an_error(tmp_path, monkeypatch):
 
   monkeypatch.setattr(hooks.RefuseToSaveNan, 'before_save', before_save)
   with pytest.raises(UserError, match='Cannot write to .*: No space left'):
-    train(tmp_path, 9, during_step=interrupt_in(1))
+    train(tmp_path, 9, during_step=interrupt_in(1), cluster=cluster)
+
+
+@pytest.mark.parametrize(
+  ('max_steps', 'saved', 'says'),
+  [(9, True, ', only step 0'), (2, True, ', only step 0'), (9, False, '')],
+)
+def test_a_worker_lost_after_a_signal_may_cost_the_save(
+  tmp_path, monkeypatch, capsys, max_steps, saved, says
+):
+  def before_save(self, session, step):
+    if step or not saved:
+      signal.raise_signal(signal.SIGINT)
+      raise tf.errors.InternalError(None, None, 'Lost')
+
+  monkeypatch.setattr(hooks.RefuseToSaveNan, 'before_save', before_save)
+  with pytest.raises(SystemExit, match='130'):
+    train(tmp_path, max_steps, during_step=interrupt_in(1), cluster=IN_CLUSTER)
+  step = 2 if saved else 0
+  assert f'step {step} is not saved{says}. The' in capsys.readouterr().out
 
 
 def test_a_run_that_resumes_from_step_0_keeps_its_history(tmp_path, capsys):
