@@ -20,6 +20,8 @@ import time
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _POLL_SECS = 0.2
 _KILLED = (signal.SIGKILL, signal.SIGTERM)  # a task that they end starts again
+_MAX_RESTARTS = 5  # of a task, within the following time
+_RESTART_SECS = 60
 _PATIENCE_SECS = 60  # grace period for tasks after the chief has finished
 
 
@@ -98,6 +100,7 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
     return process
 
   tasks: dict[str, subprocess.Popen] = {}
+  restarts: dict[str, list[float]] = {name: [] for name in names}
   with open(log_path(arguments.log_dir, 'chief 0'), 'a+') as lines:
     try:
       for name in names:
@@ -107,15 +110,26 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
         sys.stdout.write(lines.read())
         sys.stdout.flush()
         for name, process in tasks.items():
-          status = process.poll()
-          if status and -status in _KILLED:
-            print(f'{name}: {signal.Signals(-status).name}; restarted.')
-            tasks[name] = start(name, '--norestart')
-          elif status:
+          if not (status := process.poll()):
+            continue
+          if status < 0:  # as of a task that exits after a signal
+            status = 128 - status
+          if status - 128 not in _KILLED:
             print(f'{name} ended with status {status}:')
             with open(log_path(arguments.log_dir, name)) as log:
               print(*log.read().rstrip().split('\n')[-3:], sep='\n')
-            return abs(status)
+            return status
+          killed = f'{name}: {signal.Signals(status - 128).name}'
+          now = time.monotonic()
+          times = [it for it in restarts[name] if now - it < _RESTART_SECS]
+          if len(times) == _MAX_RESTARTS:
+            print(
+              f'{killed}, after {len(times)} restarts in {_RESTART_SECS} s.'
+            )
+            return status
+          restarts[name] = [*times, now]
+          print(f'{killed}; restarted.')
+          tasks[name] = start(name, '--norestart')
         time.sleep(_POLL_SECS)
       wait_for_all(tasks)
       return 0

@@ -1,6 +1,8 @@
-"""Test the queue and data lessons."""
+"""Test the queue and data lessons, and the cluster of processes."""
 
+import argparse
 import os
+import sys
 
 import numpy as np
 import PIL.Image
@@ -122,6 +124,64 @@ def test_save_images_names_a_bad_label(tmp_path):
   _, errors = run('examples/save_images.py', *flags, status=1)
   assert errors.startswith('[Damaged file: a label is above 9')
   assert errors.endswith(f'[{path}:4] [200]\n'), errors
+
+
+# A program for the tasks of a cluster. The chief ends with the other task.
+_TASK = """
+import json, os, pathlib, signal, sys, time
+kind = json.loads(os.environ['TF_CONFIG'])['task']['type']
+is_restarted = '--norestart' in sys.argv
+ended = pathlib.Path('{ended}')
+if kind == 'chief':
+  deadline = time.monotonic() + 60
+  while not ended.exists() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  sys.exit(not ended.exists())
+{other}
+ended.touch()
+"""
+
+
+def run_cluster(tmp_path, other, evaluator=False):
+  """Run a cluster whose chief waits for the end of one other task.
+
+  Args:
+    tmp_path: directory for logs.
+    other: program of the other task.
+    evaluator: whether the other task is an evaluator, not a worker.
+  """
+  program = _TASK.format(ended=tmp_path / 'ended', other=other)
+  return load('examples/cluster.py').run(
+    argparse.Namespace(
+      workers=2 - evaluator,
+      ps=0,
+      evaluator=evaluator,
+      log_dir=str(tmp_path),
+    ),
+    [sys.executable, '-c', program],
+  )
+
+
+@pytest.mark.parametrize(
+  'ending', ['os.kill(os.getpid(), 9)', 'os.kill(os.getpid(), 15)', 'exit(143)']
+)
+def test_a_killed_task_of_a_cluster_is_restarted(tmp_path, ending):
+  other = f'if not is_restarted: {ending}'
+  assert run_cluster(tmp_path, other) == 0
+
+
+@pytest.mark.parametrize(
+  ('ending', 'status'), [('os.kill(os.getpid(), 11)', 139), ('exit(3)', 3)]
+)
+def test_a_task_of_a_cluster_that_fails_ends_it(tmp_path, ending, status):
+  assert run_cluster(tmp_path, ending) == status
+
+
+def test_a_task_of_a_cluster_is_not_restarted_forever(tmp_path, capfd):
+  assert run_cluster(tmp_path, 'os.kill(os.getpid(), 9)') == 137
+  lines = capfd.readouterr().out.splitlines()
+  assert lines.count('worker 0: SIGKILL; restarted.') == 5
+  assert lines[-1] == 'worker 0: SIGKILL, after 5 restarts in 60 s.'
 
 
 class Task:
