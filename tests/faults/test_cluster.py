@@ -357,6 +357,7 @@ def test_an_evaluator_task_evaluates(flags, tmp_path):
   _, errors = run(
     'cifar10_train.py',
     *flags,
+    '--max_steps=2',
     environment=environment({}, 'evaluator'),
     status=1,
   )
@@ -374,6 +375,8 @@ def test_a_whole_cluster_with_one_command(flags, tmp_path, ps):
       f'--log_dir={tmp_path}/logs',
       '--workers=2',
       f'--ps={ps}',
+      '--evaluator',
+      f'--eval_dir={tmp_path}/eval',
       *flags,
       '--max_steps=12',
     ],
@@ -383,9 +386,14 @@ def test_a_whole_cluster_with_one_command(flags, tmp_path, ps):
   )
   assert result.returncode == 0, result.stdout
   assert ', loss = ' in result.stdout
-  assert 'Trained to step 1' in result.stdout.splitlines()[-1]
-  logs = {'chief-0.log', 'worker-0.log'} | ({'ps-0.log'} if ps else set())
+  assert 'Trained to step 1' in result.stdout
+  logs = {'chief-0.log', 'worker-0.log', 'evaluator-0.log'}
+  logs |= {'ps-0.log'} if ps else set()
   assert set(os.listdir(tmp_path / 'logs')) == logs
+  lines = (tmp_path / 'logs' / 'evaluator-0.log').read_text().splitlines()
+  assert re.fullmatch(
+    r'Evaluation ends: .*/model.ckpt-1\d is the last step.', lines[-1]
+  )
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -182,6 +183,30 @@ def test_a_task_of_a_cluster_is_not_restarted_forever(tmp_path, capfd):
   lines = capfd.readouterr().out.splitlines()
   assert lines.count('worker 0: SIGKILL; restarted.') == 5
   assert lines[-1] == 'worker 0: SIGKILL, after 5 restarts in 60 s.'
+
+
+def test_an_evaluator_that_fails_does_not_end_training(tmp_path, capfd):
+  other = 'ended.touch(); print("No such directory", flush=True); exit(3)'
+  assert run_cluster(tmp_path, other, evaluator=True) == 3
+  lines = capfd.readouterr().out.splitlines()
+  assert lines[-2:] == ['evaluator 0 ended with status 3:', 'No such directory']
+
+
+def test_a_cluster_waits_for_the_last_score(tmp_path, capfd):
+  other = 'ended.touch(); time.sleep(1); print("Scored.")'
+  assert run_cluster(tmp_path, other, evaluator=True) == 0
+  assert (tmp_path / 'evaluator-0.log').read_text() == 'Scored.\n'
+  assert 'Waiting for the last score, 300 s at most.' in capfd.readouterr().out
+
+
+def test_a_cluster_does_not_wait_forever_for_the_last_score(capfd):
+  module = load('examples/cluster.py')
+  with subprocess.Popen(
+    [sys.executable, '-c', 'input()'], stdin=subprocess.PIPE
+  ) as process:
+    assert module.wait_for_evaluator(process, '', 0.1) == 1
+    process.kill()
+  assert 'The last step has no score.' in capfd.readouterr().out
 
 
 class Task:

@@ -17,7 +17,14 @@ from support.programs import TIMEOUT
 
 import cifar10
 import cifar10_train
-from cifar10_suite import all_reduce, parameter_servers, tf_config, updates
+from cifar10_suite import (
+  all_reduce,
+  checkpoints,
+  parameter_servers,
+  runs,
+  tf_config,
+  updates,
+)
 from cifar10_suite.cluster import Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES
@@ -41,10 +48,57 @@ def test_an_evaluator_scores_what_training_holds_out(
     cifar10_train.FLAGS(
       ['program', '--train_dir=run', '--num_threads=3', *flags]
     )
-    cifar10_train.become_evaluator()
+    cifar10_train.become_evaluator(10)
   ((_, (_, program, *passed)),) = commands
   assert os.path.basename(program) == 'cifar10_eval.py'
-  assert passed == ['--checkpoint_dir=run', '--num_threads=3', *images]
+  assert passed == [
+    '--checkpoint_dir=run',
+    '--until_trained',
+    '--num_threads=3',
+    *images,
+  ]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'last_step', 'waits'),
+  [
+    (['--restart'], 10, True),
+    (['--norestart'], 10, False),
+    ([], 10, False),
+    ([], 5, False),
+    ([], 20, True),
+  ],
+)
+def test_an_evaluator_does_not_end_with_an_earlier_run(
+  monkeypatch, tmp_path, flags, last_step, waits
+):
+  """It waits for the chief to delete or continue a run that has ended."""
+
+  def record(last_step, before):
+    recipe = dataclasses.replace(RECIPES['tutorial'], max_steps=last_step)
+    start = runs.describe(recipe, tf.float32)
+    runs.record_start(str(tmp_path), ('a', 'b'), before, start)
+
+  def wait_until(condition, timeout_secs):
+    assert timeout_secs == 600
+    assert condition() is not waits
+    record(last_step, 10)
+    if '--restart' in flags:
+      (tmp_path / 'checkpoint').unlink()
+    assert condition()
+
+  record(10, None)
+  (tmp_path / 'model.ckpt-10.index').touch()
+  checkpoints.write_state(str(tmp_path), ['model.ckpt-10'])
+  monkeypatch.setattr(cifar10_train, 'wait_until', wait_until)
+  commands = []
+  monkeypatch.setattr(
+    cifar10_train.os, 'execv', lambda *it: commands.append(it)
+  )
+  with flagsaver.flagsaver():
+    cifar10_train.FLAGS(['program', f'--train_dir={tmp_path}', *flags])
+    cifar10_train.become_evaluator(last_step)
+  assert len(commands) == 1
 
 
 class TestTask:
