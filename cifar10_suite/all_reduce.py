@@ -236,5 +236,6 @@ def _difference(settings: dict, own: dict) -> str:
         remedy = (
           'Each worker measures what is faster. Start all with --nouse_bf16.'
         )
-      return f'{key} is {settings.get(key)}, not {own.get(key)}. {remedy}'
+      there, here = settings.get(key, 'missing'), own.get(key, 'missing')
+      return f'{key} is {there}, not {here}. {remedy}'
   return ''

@@ -156,6 +156,33 @@ def test_refuses_a_worker_with_other_flags(flags):
       assert chief.finish()[0] == 0
 
 
+def test_refuses_a_worker_with_another_network(flags, tmp_path):
+  """Such as that of an edited cifar10.py, instead of waiting forever."""
+  edited = tmp_path / 'edited'
+  edited.mkdir()
+  for name in ('cifar10_train.py', 'cifar10_input.py', 'cifar10.py'):
+    with open(os.path.join(ROOT, name)) as file:
+      (edited / name).write_text(file.read().replace('384', '380'))
+  addresses = addresses_of()
+  reason = (
+    'variable local3/weights is float32 (2304, 380), not float32 (2304, 384). '
+    'Start all workers with the same version, flags and data set.'
+  )
+  with (
+    Program(
+      'cifar10_train.py', *flags, environment=environment(addresses, 'chief')
+    ) as chief,
+    Program(
+      edited / 'cifar10_train.py',
+      *flags,
+      environment=environment(addresses, 'worker'),
+    ) as worker,
+  ):
+    assert worker.finish()[0] == 1
+    assert worker.errors() == f'chief 0 refuses worker 0: {reason}\n'
+    chief.wait_for(f'Refused worker 0: {reason}')
+
+
 @pytest.mark.parametrize(
   'flag', ['--nosync', '--sync=true', '--backup_workers']
 )
