@@ -210,7 +210,9 @@ def test_variables_are_on_parameter_servers():
   with tf.Graph().as_default(), tf.device(cluster.device):
     build_step(RECIPES['tutorial'], np.zeros([2, 24, 24, 3], 'f'), [1, 2])
     for variable in tf.global_variables():
-      assert tf.DeviceSpec.from_string(variable.device).job == 'ps'
+      device = tf.DeviceSpec.from_string(variable.device)
+      # A worker on the same machine needs all memory of the GPU.
+      assert (device.job, device.device_type) == ('ps', 'CPU')
     for tensor in tf.get_collection(tf.GraphKeys.LOCAL_VARIABLES):
       assert 'chief' in tensor.device
     # Else each step would send the moving averages to the worker.
@@ -221,6 +223,20 @@ def test_variables_are_on_parameter_servers():
     ]
     jobs = [tf.DeviceSpec.from_string(it.device).job for it in steps]
     assert jobs and set(jobs) == {'ps'}
+
+
+def test_parameter_servers_leave_gpus_alone(monkeypatch):
+  configs = []
+
+  def join(config, *_):
+    configs.append(config)
+    raise UserError('not started')
+
+  server = Cluster(Task('ps', 0), addresses_of(ps=1))
+  monkeypatch.setattr(server, 'join', join)
+  with pytest.raises(UserError):
+    parameter_servers.serve(server, TIMEOUT)
+  assert [dict(it.device_count) for it in configs] == [{'GPU': 0}]
 
 
 def build_step(recipe, images, labels, num_workers=1, **kwargs):
