@@ -30,6 +30,10 @@ class LogHook(tf.train.SessionRunHook):
 
   Without parameter servers (`counts`), the hook counts the steps itself; with
   them, it reads the global step, which all workers increment.
+
+  Attributes:
+    start: step from which this process trains.
+    step: number of completed steps.
   """
 
   def __init__(
@@ -43,7 +47,7 @@ class LogHook(tf.train.SessionRunHook):
   ):
     self._loss = loss
     self._examples_per_step = examples_per_step
-    self._next = self.step = start  # step: number of completed steps
+    self._next = self.start = self.step = start
     self._max_steps = max_steps
     self._log_frequency = log_frequency
     self._counts = counts
@@ -62,6 +66,8 @@ class LogHook(tf.train.SessionRunHook):
     if self._has_bar:  # a parameter server was lost
       self._bar.close()
       print(f'Resuming from step {self.step}')
+    else:  # only now, a worker knows the step of the chief
+      self.start = self.step
     self._has_bar = True
     self._bar = tqdm(
       initial=self.step,

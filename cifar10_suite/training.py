@@ -170,7 +170,7 @@ def run_training(
   finally:
     log_hook.close()
 
-  _end(settings, cluster, watch, start, log_hook.step, time.monotonic() - begin)
+  _end(settings, cluster, watch, log_hook, time.monotonic() - begin)
   cluster.leave()
 
 
@@ -240,8 +240,7 @@ def _end(
   settings: TrainSettings,
   cluster: Cluster,
   watch: stopping.StopByScore | None,
-  start: int,
-  step: int,
+  log_hook: hooks.LogHook,
   seconds: float,
 ) -> None:
   """Print how training ended and what is next; exit if a signal ended it.
@@ -250,12 +249,12 @@ def _end(
     settings: directories and number of steps.
     cluster: workers that train together.
     watch: what may have ended training by score.
-    start: step from which training started.
-    step: last step that this process knows of.
+    log_hook: knows the first and the last step of this process.
     seconds: duration of training.
   """
   where = cli.short_path(settings.train_dir)
   max_steps = settings.recipe.max_steps
+  step = log_hook.step
   saved, is_over = 'is not saved here', step >= max_steps
   if cluster.is_chief:
     latest = checkpoints.latest(settings.train_dir)
@@ -278,11 +277,13 @@ def _end(
   if watch and is_stopped:
     runs.record_stop(settings.train_dir, step)
     print(watch.reason)
-  if start < max_steps:
+  if log_hook.start < max_steps:
     saved = f', which {saved}' if cluster.is_chief else ''
     print(f'Trained to step {step}{saved}.')
     if cluster.is_alone:
       print(f'It took {_duration(seconds)}. {_next(settings)}')
+  elif not cluster.is_chief:
+    print('Training has ended.')
 
 
 def _duration(seconds: float) -> str:
