@@ -148,7 +148,7 @@ def run_training(
   config = config or sessions.session_config()
   try:
     with (
-      sessions.collected_signals(cluster.signals),
+      sessions.collected_signals(cluster.signals, cluster.is_chief),
       _session(settings, log_hook, watch, config, cluster, init_fn) as session,
     ):
       while not (

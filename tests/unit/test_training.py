@@ -124,6 +124,24 @@ def test_a_signal_during_the_last_step_does_not_matter(tmp_path, capsys):
   assert 'step 5 is saved' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+  ('kind', 'saves'), [('chief', True), ('worker', False)]
+)
+def test_only_the_chief_says_that_it_saves_after_a_signal(
+  tmp_path, monkeypatch, kind, saves
+):
+  calls = []
+  monkeypatch.setattr(
+    training.sessions,
+    'collected_signals',
+    lambda *arguments: calls.append(arguments) or nullcontext(),
+  )
+  cluster = Cluster(Task(kind, 0), {'chief': ['a:1'], 'worker': ['b:1']})
+  monkeypatch.setattr(cluster, 'leave', lambda: None)
+  train(tmp_path, 1, cluster=cluster)
+  assert calls == [(cluster.signals, saves)]
+
+
 @pytest.mark.parametrize('cluster', [ALONE, IN_CLUSTER])
 def test_a_full_disk_after_a_signal_is_an_error(tmp_path, monkeypatch, cluster):
   def before_save(self, session, step):
