@@ -442,7 +442,15 @@ def prepared(
 
 
 def cluster_of(task: tf_config.Task, addresses: tf_config.Addresses) -> Cluster:
-  """Return the cluster as this task sees it."""
+  """Return the cluster as this task sees it.
+
+  Raises:
+    UserError: if a flag does not work in this cluster.
+  """
+  if 'ps' in addresses and FLAGS.bfloat16_gradients:
+    raise UserError(
+      '--bfloat16_gradients does not work with parameter servers. Remove it.'
+    )
   if task.kind == 'ps' or not addresses:
     return Cluster(task, addresses)
   if 'ps' in addresses:

@@ -225,6 +225,14 @@ def test_variables_are_on_parameter_servers():
     assert jobs and set(jobs) == {'ps'}
 
 
+@pytest.mark.parametrize('kind', ['chief', 'worker', 'ps'])
+def test_bfloat16_gradients_are_refused_with_parameter_servers(kind):
+  with flagsaver.flagsaver(bfloat16_gradients=True):
+    with pytest.raises(UserError, match='--bfloat16_gradients does not work '):
+      cifar10_train.cluster_of(Task(kind, 0), addresses_of(ps=1))
+    cifar10_train.cluster_of(Task('chief', 0), addresses_of())
+
+
 def test_parameter_servers_leave_gpus_alone(monkeypatch):
   configs = []
 
