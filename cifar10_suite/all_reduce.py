@@ -11,6 +11,7 @@ its process with a new one, which waits for the others and resumes from the
 chief's last checkpoint. An error that repeats at the same step ends a task.
 """
 
+import collections
 import itertools
 import os
 import sys
@@ -205,17 +206,26 @@ class AllReduce(Cluster):
     """Compare the variables before this step.
 
     Raises:
-      UserError: if a worker has other variables than the chief.
+      UserError: if they are not the same on all workers. It names those outside
+        the majority, or all workers if there is no majority.
     """
-    prints = run_values.results
-    for worker, others in zip(self.workers, prints, strict=True):
-      if (others != prints[0]).any():
-        raise UserError(
-          f'Training stopped: the variables of {worker} differ from those of '
-          f'{self.workers[0]}. Check the memory of its machine, or use '
-          f'machines of one type. {same_command().capitalize()} resumes from '
-          'the last save.'
-        )
+    prints = [tuple(row) for row in run_values.results]
+    (most, count), *rest = collections.Counter(prints).most_common()
+    if not rest:
+      return
+    has_majority = count > len(prints) / 2
+    names = [
+      str(worker)
+      for worker, row in zip(self.workers, prints, strict=True)
+      if row != most or not has_majority
+    ]
+    others = ' from those of the others' if has_majority else ''
+    machine = 'that machine' if len(names) == 1 else 'these machines'
+    raise UserError(
+      f'Training stopped: the variables of {" and ".join(names)} differ'
+      f'{others}. Check the memory of {machine}, or use machines of one type. '
+      f'{same_command().capitalize()} resumes from the last save.'
+    )
 
 
 def _fingerprint(variables: list[tf.Variable]) -> tf.Tensor:

@@ -420,8 +420,18 @@ def test_gradients_in_bfloat16(log_level):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('bfloat16', [False, True])
-def test_different_variables_are_not_saved(log_level, tmp_path, bfloat16):
+@pytest.mark.parametrize(
+  ('count', 'changed', 'bfloat16', 'says'),
+  [
+    (3, 0, False, 'variables of chief 0 differ from those of the others'),
+    (3, 1, True, 'variables of worker 0 differ from those of the others'),
+    (3, 2, False, 'variables of worker 1 differ from those of the others'),
+    (2, 0, False, r'variables of chief 0 and worker 0 differ\.'),
+  ],
+)
+def test_different_variables_are_not_saved(
+  log_level, tmp_path, count, changed, bfloat16, says
+):
   """A difference in one worker ends the runs of all."""
 
   def work(cluster, config):
@@ -439,14 +449,14 @@ def test_different_variables_are_not_saved(log_level, tmp_path, bfloat16):
       cluster.master, is_chief=True, hooks=hooks, config=config
     ) as session:
       session.run(update)
-      if cluster.number == 1:
+      if cluster.number == changed:
         values_in(session, change)
       session.run(update)
 
-  workers = Workers(3, bfloat16=bfloat16)
-  with pytest.raises(UserError, match='variables of worker 0 differ from'):
+  workers = Workers(count, bfloat16=bfloat16)
+  with pytest.raises(UserError, match=says):
     workers.run(work)
-  assert len(workers.errors) == 3
+  assert len(workers.errors) == count
   path = tf.train.latest_checkpoint(str(tmp_path))
   assert tf.train.load_variable(path, 'x') == -1
 
