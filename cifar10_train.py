@@ -46,7 +46,7 @@ from cifar10_suite import (
   updates,
   whitening,
 )
-from cifar10_suite.cluster import Cluster
+from cifar10_suite.cluster import Cluster, wait_until
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES, Recipe
 from cifar10_suite.training import TrainSettings
@@ -363,7 +363,7 @@ def run(
   """
   task, addresses = tf_config.from_environment()
   if task.kind == 'evaluator':
-    become_evaluator()
+    become_evaluator(settings.recipe.max_steps)
   cluster = cluster_of(task, addresses)
   if settings.stops_by_score and not cluster.is_alone:
     raise UserError(
@@ -442,7 +442,15 @@ def prepared(
 
 
 def cluster_of(task: tf_config.Task, addresses: tf_config.Addresses) -> Cluster:
-  """Return the cluster as this task sees it."""
+  """Return the cluster as this task sees it.
+
+  Raises:
+    UserError: if a flag does not work in this cluster.
+  """
+  if 'ps' in addresses and FLAGS.bfloat16_gradients:
+    raise UserError(
+      '--bfloat16_gradients does not work with parameter servers. Remove it.'
+    )
   if task.kind == 'ps' or not addresses:
     return Cluster(task, addresses)
   if 'ps' in addresses:
@@ -450,11 +458,16 @@ def cluster_of(task: tf_config.Task, addresses: tf_config.Addresses) -> Cluster:
   return all_reduce.AllReduce(task, addresses, FLAGS.bfloat16_gradients)
 
 
-def become_evaluator() -> NoReturn:
+def become_evaluator(max_steps: int) -> NoReturn:
   """Replace this process by the evaluation program.
 
   Training operators start the same program for all tasks of a cluster; this
-  turns an "evaluator" into one.
+  turns an "evaluator" into one. It ends with the last step of training, and
+  therefore first waits until the chief continues or deletes a run that has
+  ended, `--cluster_timeout_secs` at most.
+
+  Args:
+    max_steps: last step of training.
   """
   flags = [
     FLAGS[name].serialize()
@@ -463,11 +476,35 @@ def become_evaluator() -> NoReturn:
   ]
   if FLAGS.hold_out:
     flags.append('--eval_data=held_out')
+  if has_earlier_run(max_steps):
+    print(f'Waiting for the chief: {FLAGS.train_dir} has a run that has ended.')
+    wait_until(
+      lambda: not has_earlier_run(max_steps), FLAGS.cluster_timeout_secs
+    )
   program = os.path.join(_HERE, 'cifar10_eval.py')
   os.execv(
     sys.executable,
-    [sys.executable, program, f'--checkpoint_dir={FLAGS.train_dir}', *flags],
+    [
+      sys.executable,
+      program,
+      f'--checkpoint_dir={FLAGS.train_dir}',
+      '--until_trained',
+      *flags,
+    ],
   )
+
+
+def has_earlier_run(max_steps: int) -> bool:
+  """Return whether `--train_dir` has a run that the chief has yet to restart.
+
+  That is one that has ended, if training is to delete it or has more steps.
+  """
+  run = runs.read(FLAGS.train_dir)
+  latest = checkpoints.latest(FLAGS.train_dir)
+  if not run or not latest:
+    return False
+  step = checkpoints.step_in_name(latest)
+  return runs.last_step(run) <= step and (FLAGS.restart or step < max_steps)
 
 
 if __name__ == '__main__':

@@ -8,9 +8,10 @@ same update.
 
 The ring breaks when a worker is lost. All others then start over: each replaces
 its process with a new one, which waits for the others and resumes from the
-chief's last checkpoint.
+chief's last checkpoint. An error that repeats at the same step ends a task.
 """
 
+import collections
 import itertools
 import os
 import sys
@@ -20,12 +21,14 @@ import tensorflow.compat.v1 as tf
 
 from cifar10_suite.cluster import MEASURED, Cluster
 from cifar10_suite.commands import same_command
-from cifar10_suite.errors import UserError
+from cifar10_suite.errors import UserError, first_line
 from cifar10_suite.tf_config import Addresses, Task
 from cifar10_suite.updates import Gradients
 
 _LARGE = 1 << 18  # elements from which a gradient is sent by itself
 _STOP_SECS = 10  # after a signal, for the chief to stop first
+_RESTARTS = 'CIFAR10_RESTARTS'  # environment variable: '<step>:<count>'
+_MAX_RESTARTS = 3  # because of errors at the same step
 _CONNECTION_ERRORS = (
   tf.errors.AbortedError,
   tf.errors.CancelledError,
@@ -97,9 +100,16 @@ class AllReduce(Cluster):
       if status and known and status['process'] != known:
         self._start_over(f'{task} has restarted')
 
-  def recover(self, error: tf.errors.OpError) -> None:
-    if isinstance(error, _CONNECTION_ERRORS):
-      self._start_over(error.message.partition('\n')[0])
+  def recover(self, error: tf.errors.OpError, step: int) -> None:
+    if not isinstance(error, _CONNECTION_ERRORS):
+      return
+    last, _, count = os.environ.get(_RESTARTS, '').partition(':')
+    restarts = int(count) if last == str(step) else 0
+    if restarts == _MAX_RESTARTS:
+      print(f'Started over {restarts} times at step {step} without progress.')
+      return
+    os.environ[_RESTARTS] = f'{step}:{restarts + 1}'
+    self._start_over(f'{type(error).__name__}: {first_line(error.message)}')
 
   def _start_over(self, reason: str) -> None:
     """Replace this process with a new one, unless it is to stop."""
@@ -197,17 +207,26 @@ class AllReduce(Cluster):
     """Compare the variables before this step.
 
     Raises:
-      UserError: if a worker has other variables than the chief.
+      UserError: if they are not the same on all workers. It names those outside
+        the majority, or all workers if there is no majority.
     """
-    prints = run_values.results
-    for worker, others in zip(self.workers, prints, strict=True):
-      if (others != prints[0]).any():
-        raise UserError(
-          f'Training stopped: the variables of {worker} differ from those of '
-          f'{self.workers[0]}. Check the memory of its machine, or use '
-          f'machines of one type. {same_command().capitalize()} resumes from '
-          'the last save.'
-        )
+    prints = [tuple(row) for row in run_values.results]
+    (most, count), *rest = collections.Counter(prints).most_common()
+    if not rest:
+      return
+    has_majority = count > len(prints) / 2
+    names = [
+      str(worker)
+      for worker, row in zip(self.workers, prints, strict=True)
+      if row != most or not has_majority
+    ]
+    others = ' from those of the others' if has_majority else ''
+    machine = 'that machine' if len(names) == 1 else 'these machines'
+    raise UserError(
+      f'Training stopped: the variables of {" and ".join(names)} differ'
+      f'{others}. Check the memory of {machine}, or use machines of one type. '
+      f'{same_command().capitalize()} resumes from the last save.'
+    )
 
 
 def _fingerprint(variables: list[tf.Variable]) -> tf.Tensor:
@@ -228,5 +247,6 @@ def _difference(settings: dict, own: dict) -> str:
         remedy = (
           'Each worker measures what is faster. Start all with --nouse_bf16.'
         )
-      return f'{key} is {settings.get(key)}, not {own.get(key)}. {remedy}'
+      there, here = settings.get(key, 'missing'), own.get(key, 'missing')
+      return f'{key} is {there}, not {here}. {remedy}'
   return ''

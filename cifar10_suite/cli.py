@@ -9,7 +9,7 @@ from absl import app, flags
 
 from cifar10_suite import dataset, files, loading, usage
 from cifar10_suite.commands import same_command
-from cifar10_suite.errors import UserError
+from cifar10_suite.errors import UserError, first_line
 
 DEFAULT_EVAL_DIR = os.path.join(
   os.path.dirname(dataset.DEFAULT_DATA_DIR), 'cifar10_eval'
@@ -70,8 +70,8 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
       # This assertion is our own; TensorFlow has no specific code for it.
       if dataset.BAD_LABEL not in error.message:
         raise
-      first_line = error.message.partition('\n')[0]
-      sys.exit(first_line.removeprefix('assertion failed: '))
+      what = first_line(error.message)
+      sys.exit(what.removeprefix('assertion failed: '))
     except BrokenPipeError as error:
       loading.discard_output(error)
       sys.exit(1)
@@ -85,7 +85,7 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
       tf.errors.ResourceExhaustedError,
       tf.errors.OutOfRangeError,
     ) as error:
-      path, _, reason = error.message.partition('; ')
+      path, _, reason = first_line(error.message).partition('; ')
       if reason not in _FULL:
         raise
       sys.exit(_what_is_full(path, reason))

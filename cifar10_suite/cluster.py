@@ -219,8 +219,13 @@ class Cluster(tf.train.SessionRunHook):
     """Return the gradients to apply: averages over the workers."""
     return gradients
 
-  def recover(self, error: tf.errors.OpError) -> None:
-    """Start over, without returning, if an error is the loss of a worker."""
+  def recover(self, error: tf.errors.OpError, step: int) -> None:
+    """Start over, without returning, if an error is the loss of a worker.
+
+    Args:
+      error: the error that ended the session.
+      step: number of completed steps.
+    """
 
   def leave(self) -> None:
     """Wait until all tasks know that the chief has finished."""

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import dataset
-from cifar10_suite.errors import UserError
+from cifar10_suite.errors import UserError, first_line
 from cifar10_suite.pictures import SIZE
 
 # Maps pictures, uint8 [n, 32, 32, 3], to probabilities, float32 [n, classes].
@@ -100,7 +100,8 @@ def export(
     refuse_existing(flag, path)
     os.replace(temporary, path)
   except (OSError, tf.errors.OpError) as error:
-    raise UserError(f'Cannot write to {flag} {path}: {error}') from error
+    reason = first_line(f'{error}')
+    raise UserError(f'Cannot write to {flag} {path}: {reason}') from error
   finally:
     if os.path.isdir(temporary):
       shutil.rmtree(temporary)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cifar10_suite import dataset, loading
 from cifar10_suite.commands import same_command
-from cifar10_suite.errors import UserError
+from cifar10_suite.errors import UserError, first_line
 
 _SAVES = 20  # checkpoints per run, unless it is short
 _SAVE_PAUSE = 100  # pause after a save, in durations of that save
@@ -31,6 +31,10 @@ class LogHook(tf.train.SessionRunHook):
 
   Without parameter servers (`counts`), the hook counts the steps itself; with
   them, it reads the global step, which all workers increment.
+
+  Attributes:
+    start: step from which this process trains.
+    step: number of completed steps.
   """
 
   def __init__(
@@ -44,7 +48,7 @@ class LogHook(tf.train.SessionRunHook):
   ):
     self._loss = loss
     self._examples_per_step = examples_per_step
-    self._next = self.step = start  # step: number of completed steps
+    self._next = self.start = self.step = start
     self._max_steps = max_steps
     self._log_frequency = log_frequency
     self._counts = counts
@@ -63,6 +67,8 @@ class LogHook(tf.train.SessionRunHook):
     if self._has_bar:  # a parameter server was lost
       self._bar.close()
       print(f'Resuming from step {self.step}')
+    else:  # only now, a worker knows the step of the chief
+      self.start = self.step
     self._has_bar = True
     self._bar = tqdm(
       initial=self.step,
@@ -93,15 +99,24 @@ class LogHook(tf.train.SessionRunHook):
     # The number of this step: that of the completed steps before its update.
     step = run_values.results.get('step', self.step)
     self._bar.update(step + 1 - self.step)
+    is_back = step + 1 < self.step
     self.step = step + 1
-    # With parameter servers, two runs may read the same global step.
-    if 'loss' in run_values.results and step >= self._next:
-      try:
+    try:
+      if is_back:  # the chief has restored a checkpoint
+        self._go_back()
+      # With parameter servers, two runs may read the same global step.
+      elif 'loss' in run_values.results and step >= self._next:
+        self._next = step - step % self._log_frequency + self._log_frequency
         self._log(step, run_values.results['loss'])
-      except OSError as error:
-        loading.discard_output(error)
-        signal.raise_signal(signal.SIGTERM)  # save, and stop
-      self._next = step - step % self._log_frequency + self._log_frequency
+    except OSError as error:
+      loading.discard_output(error)
+      signal.raise_signal(signal.SIGTERM)  # save, and stop
+
+  def _go_back(self) -> None:
+    """Log from an earlier step on."""
+    self._next = self._last_step = self.step
+    self._last_time = time.perf_counter()
+    tqdm.write(f'Going back to step {self.step}')
 
   def _log(self, step: int, loss: float) -> None:
     """Print the loss before the update of `step`, and the throughput."""
@@ -256,32 +271,30 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
   """
   if ' histogram for: ' in error.message.lower():  # NaN or infinity
     _stop_at_nan('a summarized value is not finite', step)
-  if _is_of_writing(error):
-    reason = re.search(r'; (.*)', error.message)
+  what = first_line(error.message)
+  if is_of_writing(error):
+    reason = re.search(r'; (.*)', what)
     is_full = not isinstance(error, tf.errors.PermissionDeniedError)
     remedy = 'Free some space' if is_full else 'Make it writable'
     raise UserError(
-      f'Cannot write to {where}: {reason[1] if reason else error.message}. '
+      f'Cannot write to {where}: {reason[1] if reason else what}. '
       f'Training stopped at step {step}. {remedy}; {same_command()} then '
       'resumes from the last checkpoint.'
     )
   if isinstance(error, tf.errors.ResourceExhaustedError):
-    reason = error.message.splitlines()[0]
     raise UserError(
-      f'Training stopped at step {step}: {reason}. Choose a smaller '
-      '--batch_size.'
+      f'Training stopped at step {step}: {what}. Choose a smaller --batch_size.'
     )
   # Errors of queue runners have no node_def.
   if isinstance(error, tf.errors.NotFoundError) and error.node_def is None:
-    reason = error.message.splitlines()[0]
     raise UserError(
-      f'Training stopped at step {step}: {reason}. Restore the '
+      f'Training stopped at step {step}: {what}. Restore the '
       f'file; {same_command()} then resumes from the last checkpoint.'
     )
   raise error
 
 
-def _is_of_writing(error: tf.errors.OpError) -> bool:
+def is_of_writing(error: tf.errors.OpError) -> bool:
   """Return whether writing failed: a full disk, a size limit, no permission.
 
   The same error types occur for exhausted memory, closed queues and unreadable

@@ -21,7 +21,9 @@ class ParameterServers(Cluster):
   def __init__(self, task: Task, addresses: Addresses):
     super().__init__(task, addresses)
     self.device = tf.train.replica_device_setter(
-      worker_device=task.device, cluster=tf.train.ClusterSpec(addresses)
+      ps_device='/job:ps/cpu:0',
+      worker_device=task.device,
+      cluster=tf.train.ClusterSpec(addresses),
     )
 
   def _has_met(self) -> bool:
@@ -49,7 +51,9 @@ def serve(server: Cluster, timeout_secs: int) -> None:
   exited, for at most 20 seconds.
   """
   with stop_signals.handled(server.signals.append):
-    server.join(tf.ConfigProto(), {}, timeout_secs)
+    # A GPU of this machine belongs to a worker.
+    config = tf.ConfigProto(device_count={'GPU': 0})
+    server.join(config, {}, timeout_secs)
     wait_until(lambda: server.has_ended or server.stops())
     if not server.has_ended:
       chief = server.workers[0]

@@ -34,11 +34,17 @@ def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
 
 
 @contextlib.contextmanager
-def collected_signals(received: list[int]) -> Iterator[None]:
+def collected_signals(
+  received: list[int], saves: bool = True
+) -> Iterator[None]:
   """Collect SIGINT and SIGTERM, as they arrive, in a list.
 
   The caller is expected to stop soon. Because it may be blocked in TensorFlow,
   which ignores signals, another signal some seconds later ends the process.
+
+  Args:
+    received: the list, emptied first.
+    saves: whether this process saves the step, for the message.
   """
   received.clear()
   with stop_signals.handled(received.append):
@@ -46,7 +52,7 @@ def collected_signals(received: list[int]) -> Iterator[None]:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(
-      target=_end_if_repeated, args=[reader], daemon=True
+      target=_end_if_repeated, args=[reader, saves], daemon=True
     ).start()
     try:
       yield
@@ -55,11 +61,12 @@ def collected_signals(received: list[int]) -> Iterator[None]:
       os.close(writer)
 
 
-def _end_if_repeated(reader: int) -> None:
+def _end_if_repeated(reader: int, saves: bool) -> None:
   """End the process if a signal arrives long after the first one.
 
   Args:
     reader: end of a pipe, to which Python writes the number of each signal.
+    saves: whether this process saves the step.
   """
   with open(reader, 'rb', buffering=0) as pipe:
     number = pipe.read(1)
@@ -69,11 +76,11 @@ def _end_if_repeated(reader: int) -> None:
         number = pipe.read(1)  # nothing once the pipe is closed
     if not number:
       return
-    print(
-      f'Still completing the step. Another {_name(number)} exits at once, '
-      'without saving.',
-      flush=True,
-    )
+    again = f'Another {_name(number)} exits at once'
+    if saves:
+      print(f'Still completing the step. {again}, without saving.', flush=True)
+    else:
+      print(f'Still waiting for other tasks. {again}.', flush=True)
     number = pipe.read(1)
     if not number:
       return

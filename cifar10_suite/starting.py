@@ -192,6 +192,8 @@ def settings_in_common(
 ) -> dict[str, object]:
   """Return the settings that all workers of a cluster must share.
 
+  They include the variables of the default graph, which cifar10.py defines.
+
   Args:
     settings: settings from the flags.
     num_towers: number of batches that a worker handles per step.
@@ -211,4 +213,8 @@ def settings_in_common(
     'hold_out': settings.hold_out,
     'scale_learning_rate': settings.scale_learning_rate,
     'bfloat16_gradients': bfloat16_gradients,
+    **{
+      f'variable {it.op.name}': f'{it.dtype.base_dtype.name} {it.shape}'
+      for it in tf.global_variables()
+    },
   }

@@ -56,7 +56,7 @@ class TrainSettings:
     cluster_timeout_secs: seconds without response after which to give up on a
       task of the cluster.
     scale_learning_rate: whether to multiply the learning rate by the number of
-      towers of all workers.
+      towers of all workers, or of one with parameter servers.
   """
 
   recipe: Recipe
@@ -151,7 +151,7 @@ def run_training(
   config = config or sessions.session_config()
   try:
     with (
-      sessions.collected_signals(cluster.signals),
+      sessions.collected_signals(cluster.signals, cluster.is_chief),
       _session(settings, log_hook, watch, config, cluster, init_fn) as session,
     ):
       while not (
@@ -164,15 +164,16 @@ def run_training(
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
     # After a signal in a cluster, an error is expected, and ignored: a task may
-    # stop while another one waits for it.
-    if cluster.is_alone or not cluster.signals:
-      cluster.recover(error)
+    # stop while another one waits for it. That does not make writing fail.
+    is_expected = cluster.signals and not cluster.is_alone
+    if not is_expected or hooks.is_of_writing(error):
+      cluster.recover(error, log_hook.step)
       where = commands.short_path(settings.train_dir)
       hooks.explain(error, log_hook.step, where)
   finally:
     log_hook.close()
 
-  _end(settings, cluster, watch, start, log_hook.step, time.monotonic() - begin)
+  _end(settings, cluster, watch, log_hook, time.monotonic() - begin)
   cluster.leave()
 
 
@@ -242,8 +243,7 @@ def _end(
   settings: TrainSettings,
   cluster: Cluster,
   watch: stopping.StopByScore | None,
-  start: int,
-  step: int,
+  log_hook: hooks.LogHook,
   seconds: float,
 ) -> None:
   """Print how training ended and what is next; exit if a signal ended it.
@@ -252,18 +252,23 @@ def _end(
     settings: directories and number of steps.
     cluster: workers that train together.
     watch: what may have ended training by score.
-    start: step from which training started.
-    step: last step that this process knows of.
+    log_hook: knows the first and the last step of this process.
     seconds: duration of training.
   """
   where = commands.short_path(settings.train_dir)
   max_steps = settings.recipe.max_steps
-  if cluster.is_chief and (latest := checkpoints.latest(settings.train_dir)):
-    step = checkpoints.step_of(latest)
-  is_stopped = bool(watch and watch.reason and step < max_steps)
-  if cluster.signals and step < max_steps and not is_stopped:
+  step = log_hook.step
+  saved, is_over = 'is not saved here', step >= max_steps
+  if cluster.is_chief:
+    latest = checkpoints.latest(settings.train_dir)
+    last = checkpoints.step_of(latest) if latest else -1
+    saved = f'is saved in {where}'
+    if last < step:  # an error after a signal
+      saved = 'is not saved' + (f', only step {last}' if latest else '')
+    step, is_over = max(step, last), last >= max_steps
+  is_stopped = bool(watch and watch.reason and not is_over)
+  if cluster.signals and not (is_over or is_stopped):
     name = signal.Signals(cluster.signals[0]).name
-    saved = f'is saved in {where}' if cluster.is_chief else 'is not saved here'
     again = same_command().capitalize()
     try:
       print(
@@ -275,12 +280,14 @@ def _end(
   if watch and is_stopped:
     runs.record_stop(settings.train_dir, step)
     print(watch.reason)
-  if start < max_steps:
-    saved = f', which is saved in {where}' if cluster.is_chief else ''
+  if log_hook.start < max_steps:
+    saved = f', which {saved}' if cluster.is_chief else ''
     print(f'Trained to step {step}{saved}.')
     if cluster.is_alone:
       score = _scoring(settings, '--run_once')
       print(f'It took {_duration(seconds)}. To score it: {score}')
+  elif not cluster.is_chief:
+    print('Training has ended.')
 
 
 def _duration(seconds: float) -> str:

@@ -20,7 +20,10 @@ import time
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _POLL_SECS = 0.2
 _KILLED = (signal.SIGKILL, signal.SIGTERM)  # a task that they end starts again
+_MAX_RESTARTS = 5  # of a task, within the following time
+_RESTART_SECS = 60
 _PATIENCE_SECS = 60  # grace period for tasks after the chief has finished
+_SCORE_SECS = 300  # for the evaluator to score the last step
 
 
 def main() -> None:
@@ -98,6 +101,8 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
     return process
 
   tasks: dict[str, subprocess.Popen] = {}
+  evaluation = 0  # exit status of an evaluator that has failed
+  restarts: dict[str, list[float]] = {name: [] for name in names}
   with open(log_path(arguments.log_dir, 'chief 0'), 'a+') as lines:
     try:
       for name in names:
@@ -106,19 +111,35 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
       while tasks['chief 0'].poll() != 0:
         sys.stdout.write(lines.read())
         sys.stdout.flush()
-        for name, process in tasks.items():
-          status = process.poll()
-          if status and -status in _KILLED:
-            print(f'{name}: {signal.Signals(-status).name}; restarted.')
-            tasks[name] = start(name, '--norestart')
-          elif status:
-            print(f'{name} ended with status {status}:')
-            with open(log_path(arguments.log_dir, name)) as log:
-              print(*log.read().rstrip().split('\n')[-3:], sep='\n')
-            return abs(status)
+        for name, process in list(tasks.items()):
+          if not (status := exit_status(process)):
+            continue
+          if status - 128 in _KILLED:
+            killed = f'{name}: {signal.Signals(status - 128).name}'
+            now = time.monotonic()
+            times = [it for it in restarts[name] if now - it < _RESTART_SECS]
+            if len(times) < _MAX_RESTARTS:
+              restarts[name] = [*times, now]
+              print(f'{killed}; restarted.')
+              tasks[name] = start(name, '--norestart')
+              continue
+            print(
+              f'{killed}, after {len(times)} restarts in {_RESTART_SECS} s.'
+            )
+          else:
+            report(name, status, arguments.log_dir)
+          if name != 'evaluator 0':
+            return status
+          evaluation = status  # training continues
+          del tasks[name]
         time.sleep(_POLL_SECS)
+      sys.stdout.write(lines.read())
       wait_for_all(tasks)
-      return 0
+      if evaluator := tasks.get('evaluator 0'):
+        evaluation = wait_for_evaluator(
+          evaluator, arguments.log_dir, _SCORE_SECS
+        )
+      return evaluation
     finally:
       stop(tasks)
       sys.stdout.write(lines.read())
@@ -156,6 +177,19 @@ def log_path(log_dir: str, name: str) -> str:
   return os.path.join(log_dir, f'{name.replace(" ", "-")}.log')
 
 
+def exit_status(process: subprocess.Popen) -> int | None:
+  """Return the exit status, 128 plus the number of a signal, or None."""
+  status = process.poll()
+  return 128 - status if status and status < 0 else status
+
+
+def report(name: str, status: int, log_dir: str) -> None:
+  """Print how a task has failed, and the end of its log."""
+  print(f'{name} ended with status {status}:')
+  with open(log_path(log_dir, name)) as log:
+    print(*log.read().rstrip().split('\n')[-3:], sep='\n')
+
+
 def wait_for_all(tasks: dict[str, subprocess.Popen]) -> None:
   """Wait for the tasks to finish after the chief, for a limited time."""
   deadline = time.monotonic() + _PATIENCE_SECS
@@ -163,6 +197,22 @@ def wait_for_all(tasks: dict[str, subprocess.Popen]) -> None:
     if not name.startswith('evaluator'):
       with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(max(deadline - time.monotonic(), 0))
+
+
+def wait_for_evaluator(
+  process: subprocess.Popen, log_dir: str, timeout_secs: float
+) -> int:
+  """Wait for the last score, and return the exit status; 1 if it is missing."""
+  if process.poll() is None:
+    print(f'Waiting for the last score, {timeout_secs} s at most.', flush=True)
+  try:
+    process.wait(timeout_secs)
+  except subprocess.TimeoutExpired:
+    print('The last step has no score.')
+    return 1
+  if status := exit_status(process):
+    report('evaluator 0', status, log_dir)
+  return status
 
 
 def stop(tasks: dict[str, subprocess.Popen]) -> None:

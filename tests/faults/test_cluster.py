@@ -99,7 +99,11 @@ def test_trains_and_changes_places_with_one_machine(flags, tmp_path, tasks):
   step = '2[0-9]' if tasks['ps'] else '20'
   saved = f'Trained to step {step}, which is saved in {re.escape(where)}.'
   assert re.fullmatch(saved, lines['chief 0'][-1]), lines
-  assert re.fullmatch(f'Trained to step {step}.', lines['worker 0'][-1]), lines
+  # With parameter servers, the chief may train all steps before a worker does.
+  ended = '|Training has ended.' if tasks['ps'] else ''
+  assert re.fullmatch(
+    f'Trained to step {step}.{ended}', lines['worker 0'][-1]
+  ), lines
   if tasks['ps']:
     # On a busy machine, it may also report that it waits for the chief.
     words = [line for line in lines['ps 1'] if 'chief 0 at ' not in line]
@@ -112,7 +116,9 @@ def test_trains_and_changes_places_with_one_machine(flags, tmp_path, tasks):
   with Tasks([*flags, '--max_steps=25'], **tasks) as running:
     lines = running.finish()
   assert any('nothing left to train' in line for line in lines['chief 0'])
-  assert not any('Trained to' in line for line in lines['chief 0'])
+  for some in lines.values():
+    assert not any('Trained to' in line for line in some)
+  assert lines['worker 0'][-1] == 'Training has ended.'
 
 
 @pytest.mark.faults
@@ -124,7 +130,7 @@ def test_towers_in_a_cluster(flags, tasks):
     **tasks,
   ) as running:
     lines = running.finish()
-  assert 'Trained to step 2' in lines['worker 0'][-1]
+  assert re.match('Trained to step 2|Training has', lines['worker 0'][-1])
 
 
 def test_refuses_a_worker_with_other_flags(flags):
@@ -154,6 +160,33 @@ def test_refuses_a_worker_with_other_flags(flags):
     ) as worker:
       assert worker.finish()[0] == 0
       assert chief.finish()[0] == 0
+
+
+def test_refuses_a_worker_with_another_network(flags, tmp_path):
+  """Such as that of an edited cifar10.py, instead of waiting forever."""
+  edited = tmp_path / 'edited'
+  edited.mkdir()
+  for name in ('cifar10_train.py', 'cifar10_input.py', 'cifar10.py'):
+    with open(os.path.join(ROOT, name)) as file:
+      (edited / name).write_text(file.read().replace('384', '380'))
+  addresses = addresses_of()
+  reason = (
+    'variable local3/weights is float32 (2304, 380), not float32 (2304, 384). '
+    'Start all workers with the same version, flags and data set.'
+  )
+  with (
+    Program(
+      'cifar10_train.py', *flags, environment=environment(addresses, 'chief')
+    ) as chief,
+    Program(
+      edited / 'cifar10_train.py',
+      *flags,
+      environment=environment(addresses, 'worker'),
+    ) as worker,
+  ):
+    assert worker.finish()[0] == 1
+    assert worker.errors() == f'chief 0 refuses worker 0: {reason}\n'
+    chief.wait_for(f'Refused worker 0: {reason}')
 
 
 @pytest.mark.parametrize(
@@ -357,6 +390,7 @@ def test_an_evaluator_task_evaluates(flags, tmp_path):
   _, errors = run(
     'cifar10_train.py',
     *flags,
+    '--max_steps=2',
     environment=environment({}, 'evaluator'),
     status=1,
   )
@@ -374,6 +408,8 @@ def test_a_whole_cluster_with_one_command(flags, tmp_path, ps):
       f'--log_dir={tmp_path}/logs',
       '--workers=2',
       f'--ps={ps}',
+      '--evaluator',
+      f'--eval_dir={tmp_path}/eval',
       *flags,
       '--max_steps=12',
     ],
@@ -383,9 +419,14 @@ def test_a_whole_cluster_with_one_command(flags, tmp_path, ps):
   )
   assert result.returncode == 0, result.stdout
   assert ', loss = ' in result.stdout
-  assert 'Trained to step 1' in result.stdout.splitlines()[-1]
-  logs = {'chief-0.log', 'worker-0.log'} | ({'ps-0.log'} if ps else set())
+  assert 'Trained to step 1' in result.stdout
+  logs = {'chief-0.log', 'worker-0.log', 'evaluator-0.log'}
+  logs |= {'ps-0.log'} if ps else set()
   assert set(os.listdir(tmp_path / 'logs')) == logs
+  lines = (tmp_path / 'logs' / 'evaluator-0.log').read_text().splitlines()
+  assert re.fullmatch(
+    r'Evaluation ends: .*/model.ckpt-1\d is the last step.', lines[-1]
+  )
 
 
 @pytest.fixture

@@ -273,8 +273,11 @@ def test_signals_save_once(flags, tmp_path, signals, record_fault):
   record_fault('one or two signals', 5)
 
 
-def run_on_a_full_disk(limit, program, *flags):
-  """Run a program that must fail because no file may exceed `limit` bytes."""
+def run_on_a_full_disk(limit, program, *flags, notes=0):
+  """Run a program that must fail because no file may exceed `limit` bytes.
+
+  It prints `notes` lines before the error.
+  """
   result = subprocess.run(
     [sys.executable, os.path.join(ROOT, program), *flags],
     capture_output=True,
@@ -285,8 +288,8 @@ def run_on_a_full_disk(limit, program, *flags):
     ),
   )
   assert result.returncode == 1
-  assert result.stderr.startswith('Cannot write to ')
-  assert len(result.stderr.splitlines()) == 1
+  lines = result.stderr.splitlines()[notes:]
+  assert len(lines) == 1 and lines[0].startswith('Cannot write to ')
 
 
 @pytest.mark.parametrize(
@@ -325,6 +328,19 @@ def test_a_full_disk_keeps_a_checkpoint_from_being_scored(
   lines, errors = run(*command)
   assert errors == '' and 'precision @ 1' in lines[-2]
   record_fault('a full disk')
+
+
+@pytest.mark.faults
+def test_a_full_disk_keeps_an_export_from_being_written(flags, tmp_path):
+  run('cifar10_train.py', *flags, '--max_steps=1')
+  run_on_a_full_disk(
+    1_000_000,
+    'cifar10_predict.py',
+    f'--checkpoint_dir={tmp_path}/train',
+    f'--export_dir={tmp_path}/export',
+    *[flag for flag in flags if flag.startswith('--data_dir')],
+    notes=1,  # names the checkpoint
+  )
 
 
 def test_nan_among_the_summaries(flags, tmp_path, record_fault):

@@ -57,20 +57,28 @@ sys.path.insert(0, sys.argv[1])
 import tensorflow.compat.v1 as tf
 from cifar10_suite import sessions
 tf.disable_eager_execution()
-with sessions.collected_signals([]), tf.Session() as session:
+saves = len(sys.argv) == 2
+with sessions.collected_signals([], saves), tf.Session() as session:
   print('Waiting', flush=True)
   session.run(tf.FIFOQueue(1, tf.int32).dequeue())
 """
 
 
-def test_a_late_second_signal_ends_a_step_that_waits(tmp_path):
+@pytest.mark.parametrize(
+  ('flags', 'says'),
+  [
+    ([], 'Still completing the step. Another '),
+    (['worker'], 'Still waiting for other tasks. Another '),
+  ],
+)
+def test_a_late_second_signal_ends_a_step_that_waits(tmp_path, flags, says):
   program = tmp_path / 'blocked.py'
   program.write_text(BLOCKED)
-  with Program(str(program), ROOT) as process:
+  with Program(str(program), ROOT, *flags) as process:
     process.wait_for('Waiting')
     for number in (signal.SIGINT, signal.SIGTERM):  # at once: one wish
       process.send_signal(number)
-    process.wait_for('Still completing the step. Another ')
+    process.wait_for(says)
     process.send_signal(signal.SIGTERM)
     status, lines = process.finish()
   assert (status, len(lines)) == (128 + signal.SIGTERM, 1)

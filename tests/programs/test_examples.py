@@ -1,11 +1,14 @@
-"""Test the queue and data lessons."""
+"""Test the queue and data lessons, and the cluster of processes."""
 
+import argparse
 import os
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
-from support.data import random_images, write_records
+from support.data import make_data_set, random_images, write_records
 from support.programs import ROOT, load, run
 
 from cifar10_suite import dataset
@@ -110,6 +113,100 @@ def test_save_images_of_many_classes(tmp_path):
     '--contact_sheet',
   )
   assert errors == '' and any('Saved 20 images' in line for line in lines)
+
+
+def test_save_images_names_a_bad_label(tmp_path):
+  data_dir = make_data_set(str(tmp_path))
+  path = os.path.join(data_dir, dataset.BATCHES_DIR, 'data_batch_1.bin')
+  with open(path, 'r+b') as file:
+    file.seek(3073 * 4)
+    file.write(bytes([200]))
+  flags = [f'--data_dir={data_dir}', f'--output_dir={tmp_path}/pictures']
+  _, errors = run('examples/save_images.py', *flags, status=1)
+  assert errors.startswith('[Damaged file: a label is above 9')
+  assert errors.endswith(f'[{path}:4] [200]\n'), errors
+
+
+# A program for the tasks of a cluster. The chief ends with the other task.
+_TASK = """
+import json, os, pathlib, signal, sys, time
+kind = json.loads(os.environ['TF_CONFIG'])['task']['type']
+is_restarted = '--norestart' in sys.argv
+ended = pathlib.Path('{ended}')
+if kind == 'chief':
+  deadline = time.monotonic() + 60
+  while not ended.exists() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  sys.exit(not ended.exists())
+{other}
+ended.touch()
+"""
+
+
+def run_cluster(tmp_path, other, evaluator=False):
+  """Run a cluster whose chief waits for the end of one other task.
+
+  Args:
+    tmp_path: directory for logs.
+    other: program of the other task.
+    evaluator: whether the other task is an evaluator, not a worker.
+  """
+  program = _TASK.format(ended=tmp_path / 'ended', other=other)
+  return load('examples/cluster.py').run(
+    argparse.Namespace(
+      workers=2 - evaluator,
+      ps=0,
+      evaluator=evaluator,
+      log_dir=str(tmp_path),
+    ),
+    [sys.executable, '-c', program],
+  )
+
+
+@pytest.mark.parametrize(
+  'ending', ['os.kill(os.getpid(), 9)', 'os.kill(os.getpid(), 15)', 'exit(143)']
+)
+def test_a_killed_task_of_a_cluster_is_restarted(tmp_path, ending):
+  other = f'if not is_restarted: {ending}'
+  assert run_cluster(tmp_path, other) == 0
+
+
+@pytest.mark.parametrize(
+  ('ending', 'status'), [('os.kill(os.getpid(), 11)', 139), ('exit(3)', 3)]
+)
+def test_a_task_of_a_cluster_that_fails_ends_it(tmp_path, ending, status):
+  assert run_cluster(tmp_path, ending) == status
+
+
+def test_a_task_of_a_cluster_is_not_restarted_forever(tmp_path, capfd):
+  assert run_cluster(tmp_path, 'os.kill(os.getpid(), 9)') == 137
+  lines = capfd.readouterr().out.splitlines()
+  assert lines.count('worker 0: SIGKILL; restarted.') == 5
+  assert lines[-1] == 'worker 0: SIGKILL, after 5 restarts in 60 s.'
+
+
+def test_an_evaluator_that_fails_does_not_end_training(tmp_path, capfd):
+  other = 'ended.touch(); print("No such directory", flush=True); exit(3)'
+  assert run_cluster(tmp_path, other, evaluator=True) == 3
+  lines = capfd.readouterr().out.splitlines()
+  assert lines[-2:] == ['evaluator 0 ended with status 3:', 'No such directory']
+
+
+def test_a_cluster_waits_for_the_last_score(tmp_path, capfd):
+  other = 'ended.touch(); time.sleep(1); print("Scored.")'
+  assert run_cluster(tmp_path, other, evaluator=True) == 0
+  assert (tmp_path / 'evaluator-0.log').read_text() == 'Scored.\n'
+  assert 'Waiting for the last score, 300 s at most.' in capfd.readouterr().out
+
+
+def test_a_cluster_does_not_wait_forever_for_the_last_score(capfd):
+  module = load('examples/cluster.py')
+  with subprocess.Popen(
+    [sys.executable, '-c', 'input()'], stdin=subprocess.PIPE
+  ) as process:
+    assert module.wait_for_evaluator(process, '', 0.1) == 1
+    process.kill()
+  assert 'The last step has no score.' in capfd.readouterr().out
 
 
 class Task:

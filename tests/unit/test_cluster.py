@@ -17,7 +17,14 @@ from support.programs import TIMEOUT
 
 import cifar10
 import cifar10_train
-from cifar10_suite import all_reduce, parameter_servers, tf_config, updates
+from cifar10_suite import (
+  all_reduce,
+  checkpoints,
+  parameter_servers,
+  runs,
+  tf_config,
+  updates,
+)
 from cifar10_suite.cluster import Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES
@@ -41,10 +48,57 @@ def test_an_evaluator_scores_what_training_holds_out(
     cifar10_train.FLAGS(
       ['program', '--train_dir=run', '--num_threads=3', *flags]
     )
-    cifar10_train.become_evaluator()
+    cifar10_train.become_evaluator(10)
   ((_, (_, program, *passed)),) = commands
   assert os.path.basename(program) == 'cifar10_eval.py'
-  assert passed == ['--checkpoint_dir=run', '--num_threads=3', *images]
+  assert passed == [
+    '--checkpoint_dir=run',
+    '--until_trained',
+    '--num_threads=3',
+    *images,
+  ]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'last_step', 'waits'),
+  [
+    (['--restart'], 10, True),
+    (['--norestart'], 10, False),
+    ([], 10, False),
+    ([], 5, False),
+    ([], 20, True),
+  ],
+)
+def test_an_evaluator_does_not_end_with_an_earlier_run(
+  monkeypatch, tmp_path, flags, last_step, waits
+):
+  """It waits for the chief to delete or continue a run that has ended."""
+
+  def record(last_step, before):
+    recipe = dataclasses.replace(RECIPES['tutorial'], max_steps=last_step)
+    start = runs.describe(recipe, tf.float32)
+    runs.record_start(str(tmp_path), ('a', 'b'), before, start)
+
+  def wait_until(condition, timeout_secs):
+    assert timeout_secs == 600
+    assert condition() is not waits
+    record(last_step, 10)
+    if '--restart' in flags:
+      (tmp_path / 'checkpoint').unlink()
+    assert condition()
+
+  record(10, None)
+  (tmp_path / 'model.ckpt-10.index').touch()
+  checkpoints.write_state(str(tmp_path), ['model.ckpt-10'])
+  monkeypatch.setattr(cifar10_train, 'wait_until', wait_until)
+  commands = []
+  monkeypatch.setattr(
+    cifar10_train.os, 'execv', lambda *it: commands.append(it)
+  )
+  with flagsaver.flagsaver():
+    cifar10_train.FLAGS(['program', f'--train_dir={tmp_path}', *flags])
+    cifar10_train.become_evaluator(last_step)
+  assert len(commands) == 1
 
 
 class TestTask:
@@ -156,7 +210,9 @@ def test_variables_are_on_parameter_servers():
   with tf.Graph().as_default(), tf.device(cluster.device):
     build_step(RECIPES['tutorial'], np.zeros([2, 24, 24, 3], 'f'), [1, 2])
     for variable in tf.global_variables():
-      assert tf.DeviceSpec.from_string(variable.device).job == 'ps'
+      device = tf.DeviceSpec.from_string(variable.device)
+      # A worker on the same machine needs all memory of the GPU.
+      assert (device.job, device.device_type) == ('ps', 'CPU')
     for tensor in tf.get_collection(tf.GraphKeys.LOCAL_VARIABLES):
       assert 'chief' in tensor.device
     # Else each step would send the moving averages to the worker.
@@ -167,6 +223,28 @@ def test_variables_are_on_parameter_servers():
     ]
     jobs = [tf.DeviceSpec.from_string(it.device).job for it in steps]
     assert jobs and set(jobs) == {'ps'}
+
+
+@pytest.mark.parametrize('kind', ['chief', 'worker', 'ps'])
+def test_bfloat16_gradients_are_refused_with_parameter_servers(kind):
+  with flagsaver.flagsaver(bfloat16_gradients=True):
+    with pytest.raises(UserError, match='--bfloat16_gradients does not work '):
+      cifar10_train.cluster_of(Task(kind, 0), addresses_of(ps=1))
+    cifar10_train.cluster_of(Task('chief', 0), addresses_of())
+
+
+def test_parameter_servers_leave_gpus_alone(monkeypatch):
+  configs = []
+
+  def join(config, *_):
+    configs.append(config)
+    raise UserError('not started')
+
+  server = Cluster(Task('ps', 0), addresses_of(ps=1))
+  monkeypatch.setattr(server, 'join', join)
+  with pytest.raises(UserError):
+    parameter_servers.serve(server, TIMEOUT)
+  assert [dict(it.device_count) for it in configs] == [{'GPU': 0}]
 
 
 def build_step(recipe, images, labels, num_workers=1, **kwargs):
@@ -342,8 +420,18 @@ def test_gradients_in_bfloat16(log_level):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('bfloat16', [False, True])
-def test_different_variables_are_not_saved(log_level, tmp_path, bfloat16):
+@pytest.mark.parametrize(
+  ('count', 'changed', 'bfloat16', 'says'),
+  [
+    (3, 0, False, 'variables of chief 0 differ from those of the others'),
+    (3, 1, True, 'variables of worker 0 differ from those of the others'),
+    (3, 2, False, 'variables of worker 1 differ from those of the others'),
+    (2, 0, False, r'variables of chief 0 and worker 0 differ\.'),
+  ],
+)
+def test_different_variables_are_not_saved(
+  log_level, tmp_path, count, changed, bfloat16, says
+):
   """A difference in one worker ends the runs of all."""
 
   def work(cluster, config):
@@ -361,16 +449,39 @@ def test_different_variables_are_not_saved(log_level, tmp_path, bfloat16):
       cluster.master, is_chief=True, hooks=hooks, config=config
     ) as session:
       session.run(update)
-      if cluster.number == 1:
+      if cluster.number == changed:
         values_in(session, change)
       session.run(update)
 
-  workers = Workers(3, bfloat16=bfloat16)
-  with pytest.raises(UserError, match='variables of worker 0 differ from'):
+  workers = Workers(count, bfloat16=bfloat16)
+  with pytest.raises(UserError, match=says):
     workers.run(work)
-  assert len(workers.errors) == 3
+  assert len(workers.errors) == count
   path = tf.train.latest_checkpoint(str(tmp_path))
   assert tf.train.load_variable(path, 'x') == -1
+
+
+def test_an_error_that_repeats_is_not_recovered_from_forever(
+  graph, monkeypatch, capsys
+):
+  def fail():
+    raise OSError('no more files')
+
+  with tf.Session() as session, pytest.raises(tf.errors.UnknownError) as caught:
+    session.run(tf.py_func(fail, [], []))
+  # `execv` keeps the environment.
+  monkeypatch.setenv('CIFAR10_RESTARTS', '')
+  starts = []
+  monkeypatch.setattr(all_reduce.os, 'execv', lambda *it: starts.append(it))
+  cluster = all_reduce.AllReduce(Task('chief', 0), addresses_of())
+  counts = []
+  for step in (5, 7, 7, 7, 7, 7, 8):
+    cluster.recover(caught.value, step)
+    counts.append(len(starts))
+  assert counts == [1, 2, 3, 4, 4, 4, 5]
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith('Starting over: UnknownError: OSError: no more f')
+  assert lines[4] == 'Started over 3 times at step 7 without progress.'
 
 
 @pytest.mark.skipif(

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 from contextlib import nullcontext
@@ -18,12 +19,21 @@ from cifar10_suite import (
   runs,
   training,
 )
+from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
+from cifar10_suite.tf_config import Task
+
+IN_CLUSTER = Cluster(Task('chief', 0), {'chief': ['a:1'], 'worker': ['b:1']})
 
 
 def train(
-  train_dir, max_steps, profile_steps=None, during_step=None, **changes
+  train_dir,
+  max_steps,
+  profile_steps=None,
+  during_step=None,
+  cluster=ALONE,
+  **changes,
 ):
   """Train nothing; call `during_step`, if given, with the number of each."""
   with tf.Graph().as_default():
@@ -45,6 +55,7 @@ def train(
         profile_steps=profile_steps,
         eval_dir=f'{train_dir}/scores',
       ),
+      cluster=cluster,
     )
 
 
@@ -71,6 +82,31 @@ def test_lines_cover_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
   ]
 
 
+def test_a_worker_says_that_the_chief_went_back(graph, capsys):
+  """A chief that returns to parameter servers restores a checkpoint."""
+  step = tf.train.get_or_create_global_step()
+  train_op = tf.no_op()
+  hook = hooks.LogHook(tf.constant(2.5), 8, 0, 100, 5, counts=False)
+  numbers = iter([*range(12), *range(4, 12)])
+
+  def move(step_context):
+    step.load(next(numbers), step_context.session)
+
+  with tf.train.MonitoredSession(hooks=[hook]) as session:
+    for _ in range(20):
+      session.run_step_fn(move)
+      session.run(train_op)
+  lines = re.findall('Going .*|step .*(?=, loss)', capsys.readouterr().out)
+  assert lines == [
+    'step 0',
+    'step 5',
+    'step 10',
+    'Going back to step 5',
+    'step 5',
+    'step 10',
+  ]
+
+
 def interrupt_in(last):
   def during_step(step):
     if step == last:
@@ -87,7 +123,26 @@ def test_a_signal_during_the_last_step_does_not_matter(tmp_path, capsys):
   assert 'step 5 is saved' in capsys.readouterr().out
 
 
-def test_a_full_disk_after_a_signal_is_an_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ('kind', 'saves'), [('chief', True), ('worker', False)]
+)
+def test_only_the_chief_says_that_it_saves_after_a_signal(
+  tmp_path, monkeypatch, kind, saves
+):
+  calls = []
+  monkeypatch.setattr(
+    training.sessions,
+    'collected_signals',
+    lambda *arguments: calls.append(arguments) or nullcontext(),
+  )
+  cluster = Cluster(Task(kind, 0), {'chief': ['a:1'], 'worker': ['b:1']})
+  monkeypatch.setattr(cluster, 'leave', lambda: None)
+  train(tmp_path, 1, cluster=cluster)
+  assert calls == [(cluster.signals, saves)]
+
+
+@pytest.mark.parametrize('cluster', [ALONE, IN_CLUSTER])
+def test_a_full_disk_after_a_signal_is_an_error(tmp_path, monkeypatch, cluster):
   def before_save(self, session, step):
     if step:
       raise tf.errors.ResourceExhaustedError(
@@ -96,7 +151,26 @@ def test_a_full_disk_after_a_signal_is_an_error(tmp_path, monkeypatch):
 
   monkeypatch.setattr(hooks.RefuseToSaveNan, 'before_save', before_save)
   with pytest.raises(UserError, match='Cannot write to .*: No space left'):
-    train(tmp_path, 9, during_step=interrupt_in(1))
+    train(tmp_path, 9, during_step=interrupt_in(1), cluster=cluster)
+
+
+@pytest.mark.parametrize(
+  ('max_steps', 'saved', 'says'),
+  [(9, True, ', only step 0'), (2, True, ', only step 0'), (9, False, '')],
+)
+def test_a_worker_lost_after_a_signal_may_cost_the_save(
+  tmp_path, monkeypatch, capsys, max_steps, saved, says
+):
+  def before_save(self, session, step):
+    if step or not saved:
+      signal.raise_signal(signal.SIGINT)
+      raise tf.errors.InternalError(None, None, 'Lost')
+
+  monkeypatch.setattr(hooks.RefuseToSaveNan, 'before_save', before_save)
+  with pytest.raises(SystemExit, match='130'):
+    train(tmp_path, max_steps, during_step=interrupt_in(1), cluster=IN_CLUSTER)
+  step = 2 if saved else 0
+  assert f'step {step} is not saved{says}. The' in capsys.readouterr().out
 
 
 def test_a_run_that_resumes_from_step_0_keeps_its_history(tmp_path, capsys):
@@ -178,12 +252,19 @@ def test_checkpoints_are_spread(
   assert clock.saved == saved
 
 
-def test_exhausted_memory_is_named():
-  error = tf.errors.ResourceExhaustedError(
-    tf.NodeDef(op='Conv2D'), None, 'OOM when allocating tensor\nAnd more'
-  )
-  with pytest.raises(UserError, match=r'step 7: OOM .* tensor. Choose a small'):
-    hooks.explain(error, 7, 'here')
+@pytest.mark.parametrize('is_served', [False, True])
+def test_exhausted_memory_is_named(graph, is_served):
+  def exhaust():  # at once; TensorFlow would try again for ten seconds
+    raise MemoryError('OOM when allocating tensor')
+
+  target = tf.train.Server.create_local_server().target if is_served else ''
+  with (
+    tf.Session(target) as session,
+    pytest.raises(tf.errors.ResourceExhaustedError) as caught,
+  ):
+    session.run(tf.py_func(exhaust, [], []))
+  with pytest.raises(UserError, match=r'step 7: .*OOM .* tensor. Choose a sma'):
+    hooks.explain(caught.value, 7, 'here')
 
 
 def test_a_directory_that_is_not_writable_is_named():
