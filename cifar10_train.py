@@ -46,7 +46,7 @@ from cifar10_suite import (
   updates,
   whitening,
 )
-from cifar10_suite.cluster import Cluster, wait_until
+from cifar10_suite.cluster import Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES, Recipe
 from cifar10_suite.training import TrainSettings
@@ -363,7 +363,7 @@ def run(
   """
   task, addresses = tf_config.from_environment()
   if task.kind == 'evaluator':
-    become_evaluator(settings.recipe.max_steps)
+    become_evaluator(settings)
   cluster = cluster_of(task, addresses)
   if settings.stops_by_score and not cluster.is_alone:
     raise UserError(
@@ -458,16 +458,11 @@ def cluster_of(task: tf_config.Task, addresses: tf_config.Addresses) -> Cluster:
   return all_reduce.AllReduce(task, addresses, FLAGS.bfloat16_gradients)
 
 
-def become_evaluator(max_steps: int) -> NoReturn:
+def become_evaluator(settings: TrainSettings) -> NoReturn:
   """Replace this process by the evaluation program.
 
   Training operators start the same program for all tasks of a cluster; this
-  turns an "evaluator" into one. It ends with the last step of training, and
-  therefore first waits until the chief continues or deletes a run that has
-  ended, `--cluster_timeout_secs` at most.
-
-  Args:
-    max_steps: last step of training.
+  turns an "evaluator" into one.
   """
   flags = [
     FLAGS[name].serialize()
@@ -476,35 +471,10 @@ def become_evaluator(max_steps: int) -> NoReturn:
   ]
   if FLAGS.hold_out:
     flags.append('--eval_data=held_out')
-  if has_earlier_run(max_steps):
-    print(f'Waiting for the chief: {FLAGS.train_dir} has a run that has ended.')
-    wait_until(
-      lambda: not has_earlier_run(max_steps), FLAGS.cluster_timeout_secs
-    )
+  starting.wait_for_chief(settings)
   program = os.path.join(_HERE, 'cifar10_eval.py')
-  os.execv(
-    sys.executable,
-    [
-      sys.executable,
-      program,
-      f'--checkpoint_dir={FLAGS.train_dir}',
-      '--until_trained',
-      *flags,
-    ],
-  )
-
-
-def has_earlier_run(max_steps: int) -> bool:
-  """Return whether `--train_dir` has a run that the chief has yet to restart.
-
-  That is one that has ended, if training is to delete it or has more steps.
-  """
-  run = runs.read(FLAGS.train_dir)
-  latest = checkpoints.latest(FLAGS.train_dir)
-  if not run or not latest:
-    return False
-  step = checkpoints.step_in_name(latest)
-  return runs.last_step(run) <= step and (FLAGS.restart or step < max_steps)
+  flags += [f'--checkpoint_dir={FLAGS.train_dir}', '--until_trained']
+  os.execv(sys.executable, [sys.executable, program, *flags])
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 
 import cifar10_suite
 from cifar10_suite import checkpoints, commands, convolution, devices, runs
+from cifar10_suite.cluster import wait_until
 from cifar10_suite.errors import UserError
 from cifar10_suite.training import TrainSettings
 
@@ -218,3 +219,25 @@ def settings_in_common(
       for it in tf.global_variables()
     },
   }
+
+
+def wait_for_chief(settings: TrainSettings) -> None:
+  """Wait until the chief continues or deletes a run that has ended.
+
+  An evaluator that ends with the last step would take it for the present run.
+  It waits for `cluster_timeout_secs` at most.
+  """
+
+  def is_before_start() -> bool:
+    run = runs.read(settings.train_dir)
+    latest = checkpoints.latest(settings.train_dir)
+    if not run or not latest:
+      return False
+    step = checkpoints.step_in_name(latest)
+    will_change = settings.restart or step < settings.recipe.max_steps
+    return runs.last_step(run) <= step and will_change
+
+  if is_before_start():
+    where = commands.short_path(settings.train_dir)
+    print(f'Waiting for the chief: {where} has a run that has ended.')
+    wait_until(lambda: not is_before_start(), settings.cluster_timeout_secs)

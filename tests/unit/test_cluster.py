@@ -22,13 +22,15 @@ from cifar10_suite import (
   checkpoints,
   parameter_servers,
   runs,
+  starting,
   tf_config,
   updates,
 )
 from cifar10_suite.cluster import Cluster
 from cifar10_suite.errors import UserError
-from cifar10_suite.recipes import RECIPES
+from cifar10_suite.recipes import RECIPES, TUTORIAL
 from cifar10_suite.tf_config import Task
+from cifar10_suite.training import TrainSettings
 from examples.cluster import share_cores
 
 EXAMPLES = 4  # per worker
@@ -48,57 +50,49 @@ def test_an_evaluator_scores_what_training_holds_out(
     cifar10_train.FLAGS(
       ['program', '--train_dir=run', '--num_threads=3', *flags]
     )
-    cifar10_train.become_evaluator(10)
+    settings = TrainSettings(TUTORIAL, 'run')
+    cifar10_train.become_evaluator(settings)
   ((_, (_, program, *passed)),) = commands
   assert os.path.basename(program) == 'cifar10_eval.py'
   assert passed == [
-    '--checkpoint_dir=run',
-    '--until_trained',
     '--num_threads=3',
     *images,
+    '--checkpoint_dir=run',
+    '--until_trained',
   ]
 
 
 @pytest.mark.parametrize(
-  ('flags', 'last_step', 'waits'),
-  [
-    (['--restart'], 10, True),
-    (['--norestart'], 10, False),
-    ([], 10, False),
-    ([], 5, False),
-    ([], 20, True),
-  ],
+  ('restart', 'last_step', 'waits'),
+  [(True, 10, True), (False, 10, False), (False, 5, False), (False, 20, True)],
 )
 def test_an_evaluator_does_not_end_with_an_earlier_run(
-  monkeypatch, tmp_path, flags, last_step, waits
+  monkeypatch, tmp_path, restart, last_step, waits
 ):
   """It waits for the chief to delete or continue a run that has ended."""
+  calls = []
 
   def record(last_step, before):
-    recipe = dataclasses.replace(RECIPES['tutorial'], max_steps=last_step)
+    recipe = dataclasses.replace(TUTORIAL, max_steps=last_step)
     start = runs.describe(recipe, tf.float32)
     runs.record_start(str(tmp_path), ('a', 'b'), before, start)
 
   def wait_until(condition, timeout_secs):
-    assert timeout_secs == 600
-    assert condition() is not waits
+    calls.append(timeout_secs)
+    assert not condition()
     record(last_step, 10)
-    if '--restart' in flags:
+    if restart:
       (tmp_path / 'checkpoint').unlink()
     assert condition()
 
   record(10, None)
   (tmp_path / 'model.ckpt-10.index').touch()
   checkpoints.write_state(str(tmp_path), ['model.ckpt-10'])
-  monkeypatch.setattr(cifar10_train, 'wait_until', wait_until)
-  commands = []
-  monkeypatch.setattr(
-    cifar10_train.os, 'execv', lambda *it: commands.append(it)
-  )
-  with flagsaver.flagsaver():
-    cifar10_train.FLAGS(['program', f'--train_dir={tmp_path}', *flags])
-    cifar10_train.become_evaluator(last_step)
-  assert len(commands) == 1
+  monkeypatch.setattr(starting, 'wait_until', wait_until)
+  recipe = dataclasses.replace(TUTORIAL, max_steps=last_step)
+  settings = TrainSettings(recipe, str(tmp_path), restart=restart)
+  starting.wait_for_chief(settings)
+  assert calls == [settings.cluster_timeout_secs] * waits
 
 
 class TestTask:
@@ -208,7 +202,7 @@ def test_variables_are_on_parameter_servers():
     Task('chief', 0), addresses_of(ps=2)
   )
   with tf.Graph().as_default(), tf.device(cluster.device):
-    build_step(RECIPES['tutorial'], np.zeros([2, 24, 24, 3], 'f'), [1, 2])
+    build_step(TUTORIAL, np.zeros([2, 24, 24, 3], 'f'), [1, 2])
     for variable in tf.global_variables():
       device = tf.DeviceSpec.from_string(variable.device)
       # A worker on the same machine needs all memory of the GPU.
