@@ -1,6 +1,7 @@
 """Test training in a cluster of processes, and failures of its tasks."""
 
 import contextlib
+import glob
 import os
 import queue
 import re
@@ -184,6 +185,15 @@ def test_a_server_outlasts_the_workers(log_level):
     assert server.finish() == (0, ['Training has ended.'])
 
 
+def newest_saved(train_dir):
+  """Return the step of the newest checkpoint; 0 if there is none."""
+  steps = (
+    int(re.search(r'-(\d+)\.index$', name)[1])
+    for name in glob.glob(f'{train_dir}/model.ckpt-*.index')
+  )
+  return max(steps, default=0)
+
+
 @pytest.mark.parametrize(
   ('tasks', 'victims', 'times'),
   [
@@ -199,32 +209,39 @@ def test_a_server_outlasts_the_workers(log_level):
     ),
   ],
 )
-def test_training_goes_on_without(flags, tasks, victims, times, record_fault):
-  """Killed tasks are restarted; all tasks reach the last step and exit."""
+def test_training_goes_on_without(
+  flags, tmp_path, tasks, victims, times, record_fault
+):
+  """Killed tasks are restarted; all tasks reach the last step and exit.
+
+  Training resumes from the newest checkpoint.
+  """
   rng = np.random.RandomState(1)
   worst = 0
-  steps = 30 * (len(victims) * times + 1)
+  steps = 30 * (len(victims) * times + 2)
   flags = [*flags, f'--max_steps={steps}']
   with Tasks(flags, **tasks) as running:
     chief = running.programs['chief 0']
-    for _ in range(2):  # the first lines
+    while not newest_saved(tmp_path / 'train'):
       chief.wait_for(', loss = ')
     for victim in victims * times:
       for _ in range(rng.randint(1, 3)):
         last = chief.wait_for(', loss = ')
       time.sleep(rng.uniform(0, 0.2))  # a random moment between two lines
+      saved = newest_saved(tmp_path / 'train')
       running.kill(victim)
       chief = running.programs['chief 0']
       running.start(victim)
       if not tasks['ps'] or not victim.startswith('worker'):
         chief = running.programs['chief 0']
         line = chief.wait_for('Resuming from step ')
+        resumed = int(line.split()[-1])
+        assert resumed >= saved
         reached = int(re.search(r'step (\d+), ', last)[1])
-        worst = max(worst, reached - int(line.split()[-1]))
+        worst = max(worst, reached - resumed)
     lines = running.finish()
   # With parameter servers, each worker may still apply its last gradient.
   assert f'Trained to step {steps // 10}' in lines['chief 0'][-1]
-  assert worst < 60  # one save per second, and about ten steps per second
   record_fault(
     f'in a cluster {"with" if tasks == WITH else "without"} ps killed: '
     f'{", ".join(victims)}',
