@@ -397,7 +397,7 @@ def test_a_damaged_file_of_figures_is_named(suite, run):
 
 
 @pytest.mark.parametrize('number', ['SIGINT', 'SIGTERM', 'SIGKILL'])
-def test_figures_survive_an_interruption(suite, number):
+def test_figures_survive_an_interruption(suite, popen, number):
   suite.write(
     'benchmarks/torch_peer.py',
     """
@@ -406,7 +406,7 @@ def test_figures_survive_an_interruption(suite, number):
       time.sleep(0.05)
     """,
   )
-  process = subprocess.Popen(
+  process = popen(
     [sys.executable, suite.bench],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,

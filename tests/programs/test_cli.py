@@ -78,26 +78,23 @@ def test_a_late_second_signal_ends_a_step_that_waits(tmp_path):
 
 
 @pytest.mark.parametrize('ends', ['reader', 'terminal'])
-def test_saves_when_nobody_reads_the_output(train_flags, tmp_path, ends):
+def test_saves_when_nobody_reads_the_output(train_flags, popen, tmp_path, ends):
   program = os.path.join(ROOT, 'cifar10_train.py')
-  with subprocess.Popen(
+  process = popen(
     [sys.executable, program, *train_flags, '--log_frequency=1'],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-  ) as process:
-    try:
-      next(line for line in process.stdout if ': step 3, ' in line)
-      if ends == 'terminal':
-        process.send_signal(signal.SIGHUP)
-        expected = signal.SIGHUP
-      else:
-        process.stdout.close()
-        expected = signal.SIGTERM
-      assert process.wait(TIMEOUT) == 128 + expected
-      assert process.stderr.read() == ''
-    finally:
-      process.kill()
+  )
+  next(line for line in process.stdout if ': step 3, ' in line)
+  if ends == 'terminal':
+    process.send_signal(signal.SIGHUP)
+    expected = signal.SIGHUP
+  else:
+    process.stdout.close()
+    expected = signal.SIGTERM
+  assert process.wait(TIMEOUT) == 128 + expected
+  assert process.stderr.read() == ''
   latest = tf.train.latest_checkpoint(f'{tmp_path}/train')
   assert int(latest.rpartition('-')[2]) >= 3
 
@@ -332,21 +329,21 @@ def test_sigterm_saves_the_last_step(train_flags, tmp_path):
   )
 
 
-def test_control_c_while_tensorflow_loads(tmp_path):
+def test_control_c_while_tensorflow_loads(popen, tmp_path):
   (tmp_path / 'tensorflow').mkdir()
   (tmp_path / 'tensorflow' / '__init__.py').write_text(
     "import time; print('loading', flush=True); time.sleep(1000)"
   )
-  with subprocess.Popen(
+  process = popen(
     [sys.executable, os.path.join(ROOT, 'cifar10_train.py')],
     env={**os.environ, 'PYTHONPATH': str(tmp_path)},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-  ) as process:
-    assert process.stdout.readline() == 'loading\n'
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=TIMEOUT)
+  )
+  assert process.stdout.readline() == 'loading\n'
+  process.send_signal(signal.SIGINT)
+  output, errors = process.communicate(timeout=TIMEOUT)
   assert (process.returncode, errors) == (130, '')
   assert output == 'Stopped by SIGINT.\n'
 
@@ -393,31 +390,35 @@ def test_restart_removes_only_what_training_wrote(train_flags, tmp_path):
   assert 'model.ckpt-3.index' not in os.listdir(train_dir)
 
 
-def on_terminal(*arguments, stdout=None, status=0):
-  """Run the trainer on a terminal, and return what it writes there.
+@pytest.fixture
+def on_terminal(popen):
+  """A function that runs the trainer; returns what it writes to a terminal.
 
-  Args:
-    arguments: flags.
-    stdout: where standard output goes instead.
-    status: expected exit status.
+  Its arguments are flags of the trainer, `stdout`, where standard output goes
+  instead, and the expected exit `status`.
   """
-  leader, follower = pty.openpty()
-  size = struct.pack('HHHH', 24, 120, 0, 0)  # rows, columns
-  fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
-  process = subprocess.Popen(
-    [sys.executable, os.path.join(ROOT, 'cifar10_train.py'), *arguments],
-    stdout=stdout or follower,
-    stderr=follower,
-  )
-  os.close(follower)
-  output = b''
-  try:
-    while chunk := os.read(leader, 4096):
-      output += chunk
-  except OSError:  # the terminal was closed
-    pass
-  assert process.wait(TIMEOUT) == status
-  return output.decode()
+
+  def on_terminal(*flags, stdout=None, status=0):
+    leader, follower = pty.openpty()
+    size = struct.pack('HHHH', 24, 120, 0, 0)  # rows, columns
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
+    process = popen(
+      [sys.executable, os.path.join(ROOT, 'cifar10_train.py'), *flags],
+      stdout=stdout or follower,
+      stderr=follower,
+    )
+    os.close(follower)
+    output = b''
+    try:
+      while chunk := os.read(leader, 4096):
+        output += chunk
+    except OSError:  # the terminal was closed
+      pass
+    os.close(leader)
+    assert process.wait(TIMEOUT) == status
+    return output.decode()
+
+  return on_terminal
 
 
 def shown_of(output):
@@ -427,7 +428,7 @@ def shown_of(output):
   return [line.strip('\r') for line in shown.split('\n')]
 
 
-def test_a_terminal_shows_progress_and_whole_lines(train_flags):
+def test_a_terminal_shows_progress_and_whole_lines(on_terminal, train_flags):
   output = on_terminal(*train_flags, '--max_steps=30', '--log_frequency=10')
   lines = shown_of(output)
   steps = [line for line in lines if LINE.fullmatch(line)]
@@ -436,13 +437,15 @@ def test_a_terminal_shows_progress_and_whole_lines(train_flags):
   assert 'examples/sec' in output and '30/30' in output
 
 
-def test_an_error_has_a_line_of_its_own_below_the_progress(train_flags):
+def test_an_error_has_a_line_of_its_own_below_the_progress(
+  on_terminal, train_flags
+):
   flags = [*train_flags, '--learning_rate=1e30', '--log_frequency=1']
   lines = shown_of(on_terminal(*flags, status=1))
   assert lines[-1] == '' and lines[-2].startswith('Training diverged: ')
 
 
-def test_no_progress_between_the_lines_of_a_pipe(train_flags):
+def test_no_progress_between_the_lines_of_a_pipe(on_terminal, train_flags):
   """As in `| tee log`, which shows the lines on the same terminal."""
   output = on_terminal(*train_flags, '--max_steps=1', stdout=subprocess.DEVNULL)
   assert 'Loading TensorFlow' in output and 'step' not in output

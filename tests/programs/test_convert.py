@@ -32,20 +32,19 @@ from cifar10_suite import commands
 MANY = 1000  # pictures that take far longer to read than a test waits
 
 
-def start(*arguments, **options):
-  return subprocess.Popen(
-    [sys.executable, os.path.join(ROOT, 'cifar10_convert.py'), *arguments],
-    text=True,
-    stdout=subprocess.PIPE,
-    **{'stderr': subprocess.PIPE, **options},
-  )
+COMMAND = [sys.executable, os.path.join(ROOT, 'cifar10_convert.py')]
 
 
 def run(*arguments, **options):
   """Run the program; return its status, its output and its errors."""
-  with start(*arguments, **options) as process:
-    output, errors = process.communicate(timeout=TIMEOUT)
-  return process.returncode, output, errors
+  result = subprocess.run(
+    [*COMMAND, *arguments],
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+    **options,
+  )
+  return result.returncode, result.stdout, result.stderr
 
 
 @pytest.fixture
@@ -351,10 +350,9 @@ class TestInterruption:
     self.terminal, terminal = pty.openpty()
     size = struct.pack('HHHH', 24, 80, 0, 0)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
-    self.process = start(
-      source,
-      '--data_dir',
-      data_dir,
+    self.process = subprocess.Popen(
+      [*COMMAND, source, '--data_dir', data_dir],
+      stdout=subprocess.DEVNULL,
       stderr=terminal,
       start_new_session=True,
     )
@@ -417,6 +415,7 @@ class TestInterruption:
       self.wait_for_progress()
     else:  # while the readers start
       while not self.workers():
+        assert self.process.poll() is None
         time.sleep(0.01)
     os.killpg(self.process.pid, signal.SIGINT)  # as a terminal does
     started = time.monotonic()

@@ -106,7 +106,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class World:
   """Artificial data files and their sources."""
 
-  def __init__(self, tmp_path, monkeypatch):
+  def __init__(self, tmp_path, monkeypatch, popen):
     self.data_dir = str(tmp_path / 'data')
     self.batches_dir = os.path.join(self.data_dir, dataset.BATCHES_DIR)
     self.bin_dir = tmp_path / 'bin'
@@ -125,6 +125,7 @@ class World:
     threading.Thread(target=self.server.serve_forever, daemon=True).start()
     port = self.server.server_address[1]
     self.monkeypatch = monkeypatch
+    self._popen = popen
     self.constants = []
     self.change(
       archive, 'URL', f'http://127.0.0.1:{port}/cifar-10-binary.tar.gz'
@@ -161,7 +162,7 @@ class World:
       f'sys.argv[1:] = {argv!r}; {prelude}'
       'download.main()'
     )
-    return subprocess.Popen(
+    return self._popen(
       [sys.executable, '-c', code],
       env={**os.environ, 'PYTHONPATH': os.path.dirname(download.__file__)},
       stdout=subprocess.PIPE,
@@ -222,8 +223,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-  world = World(tmp_path, monkeypatch)
+def world(tmp_path, monkeypatch, popen):
+  world = World(tmp_path, monkeypatch, popen)
   yield world
   world.server.may_go_on.set()
   world.server.shutdown()
