@@ -22,6 +22,8 @@ from cifar10_suite import archive, commands, dataset, npm
 from cifar10_suite.errors import UserError
 
 RECORDS = 4  # per data file
+# Code that lets a test read lines while the program runs.
+LINE_BY_LINE = 'sys.stdout.reconfigure(line_buffering=True); '
 
 
 def digest(content):
@@ -491,7 +493,7 @@ def test_two_at_once_both_end_well(world):
   world.server.may_answer.clear()
   first = world.start_program()
   assert world.server.asked.wait(60)
-  second = world.start_program('sys.stdout.reconfigure(line_buffering=True); ')
+  second = world.start_program(LINE_BY_LINE)
   waiting = second.stdout.readline()
   world.server.may_answer.set()
   assert waiting.startswith('Waiting for another process')
@@ -821,12 +823,16 @@ class TestOwnData:
     os.remove(world.archive_path)
     world.server.may_answer.clear()
     world.server.asked.clear()
-    programs = [world.start_program(flags=['--repair']) for _ in range(2)]
+    first = world.start_program(flags=['--repair'])
     assert world.server.asked.wait(60)
+    second = world.start_program(LINE_BY_LINE, flags=['--repair'])
+    waiting = second.stdout.readline()
     world.server.may_answer.set()
-    for program in programs:
+    assert waiting.startswith('Waiting for another process')
+    for program in (first, second):
       _, errors = program.communicate(timeout=60)
       assert program.returncode == 0, errors
+    assert world.server.starts == [0]
     kept = changed['cifar-10-batches-bin/data_batch_1.bin']
     world.check_files(data_batch_1__bin__bak=kept)
 
