@@ -160,8 +160,8 @@ def test_refuses_a_worker_with_other_flags(flags):
 @pytest.mark.parametrize(
   'flag', ['--nosync', '--sync=true', '--backup_workers']
 )
-def test_names_removed_flags(flag):
-  _, errors = run('cifar10_train.py', flag, '1', status=1)
+def test_names_removed_flags(flags, flag):
+  _, errors = run('cifar10_train.py', *flags, flag, '1', status=1)
   assert errors.startswith(f'Remove {flag.partition("=")[0]}: it no longer')
   assert len(errors.splitlines()) == 1
 
