@@ -451,13 +451,14 @@ def test_no_progress_between_the_lines_of_a_pipe(on_terminal, train_flags):
   assert 'Loading TensorFlow' in output and 'step' not in output
 
 
-def test_precisions_share_checkpoints(train_flags):
+def test_precisions_share_checkpoints(train_flags, record_fault):
   for steps, precision in ((2, '--use_fp16'), (4, '--use_bf16'), (6, '')):
     flags = [*train_flags, *filter(None, [precision])]
     lines, errors = run('cifar10_train.py', *flags, f'--max_steps={steps}')
     assert errors == ''
     if steps > 2:
       assert f'Resuming from step {steps - 2}' in lines
+      record_fault('a checkpoint of another precision')
 
 
 @pytest.mark.parametrize(
@@ -471,7 +472,9 @@ def test_precisions_share_checkpoints(train_flags):
     (np.nan, 'diverged: at step 2 a variable is not finite'),
   ],
 )
-def test_nan_stops_before_anything_is_saved(train_flags, tmp_path, value, says):
+def test_nan_stops_before_anything_is_saved(
+  train_flags, tmp_path, value, says, record_fault
+):
   train_dir = str(tmp_path / 'train')
   run('cifar10_train.py', *train_flags, '--max_steps=2')
   path = tf.train.latest_checkpoint(train_dir)
@@ -484,6 +487,7 @@ def test_nan_stops_before_anything_is_saved(train_flags, tmp_path, value, says):
   assert says in errors
   assert 'Traceback' not in errors
   assert tf.train.latest_checkpoint(train_dir) == path
+  record_fault('a value that is not finite')
 
 
 def test_reads_the_tutorials_checkpoints(train_flags, eval_flags, tmp_path):
@@ -542,6 +546,7 @@ class TestMistakes:
       'cifar10_train.py': train_flags,
       'cifar10_eval.py': eval_flags,
       'cifar10_predict.py': [f'--data_dir={data_dir}'],
+      'cifar10_convert.py': [f'--data_dir={tmp_path}/data'],
       'download.py': [f'--data_dir={tmp_path}/data'],
     }
 
@@ -595,6 +600,7 @@ class TestMistakes:
       ('cifar10_train.py', ['--train_dir=s3://bucket/run']),
       ('cifar10_eval.py', ['--checkpoint_dir', 'gs://bucket/run']),
       ('cifar10_predict.py', ['hdfs://host/cat.jpg']),
+      ('cifar10_convert.py', ['x', '--data_dir', 's3://bucket/data']),
       ('download.py', ['--data_dir', 's3://bucket/data']),
     ],
   )
