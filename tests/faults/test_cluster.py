@@ -5,6 +5,7 @@ import glob
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -405,12 +406,25 @@ def test_a_whole_cluster_with_one_command(flags, tmp_path, ps):
   assert set(os.listdir(tmp_path / 'logs')) == logs
 
 
+def lacks_namespaces():
+  """Return why network namespaces cannot be made here; '' if they can."""
+  if os.geteuid():
+    return 'network namespaces need root privileges'
+  if not shutil.which('ip'):
+    return 'network namespaces need the command ip'
+  name = f'probe{os.getpid()}'
+  made = subprocess.run(['ip', 'netns', 'add', name], capture_output=True)
+  if made.returncode:
+    return f'network namespaces cannot be made here: {made.stderr.decode()}'
+  subprocess.run(['ip', 'netns', 'del', name], check=True)
+  return ''
+
+
 @pytest.fixture
 def hosts():
-  try:
-    hosts = Hosts(3)
-  except (OSError, subprocess.CalledProcessError):
-    pytest.skip('network namespaces cannot be made here')
+  if reason := lacks_namespaces():
+    pytest.skip(reason)
+  hosts = Hosts(3)
   yield hosts
   hosts.close()
 
