@@ -1,7 +1,9 @@
 """Fixtures, and the same setup of TensorFlow as in the programs."""
 
+import contextlib
 import os
 import signal
+import subprocess
 
 from cifar10_suite import loading
 
@@ -32,6 +34,19 @@ def data_dir(tmp_path_factory):
 def batches_dir(data_dir):
   """The directory of the data files in `data_dir`."""
   return os.path.join(data_dir, dataset.BATCHES_DIR)
+
+
+@pytest.fixture
+def popen():
+  """A function like `subprocess.Popen`; processes end with the test."""
+  with contextlib.ExitStack() as stack:
+
+    def start(*arguments, **options):
+      process = stack.enter_context(subprocess.Popen(*arguments, **options))
+      stack.callback(process.kill)
+      return process
+
+    yield start
 
 
 @pytest.fixture

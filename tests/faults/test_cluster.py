@@ -1,9 +1,11 @@
 """Test training in a cluster of processes, and failures of its tasks."""
 
 import contextlib
+import glob
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,8 +194,8 @@ def test_refuses_a_worker_with_another_network(flags, tmp_path):
 @pytest.mark.parametrize(
   'flag', ['--nosync', '--sync=true', '--backup_workers']
 )
-def test_names_removed_flags(flag):
-  _, errors = run('cifar10_train.py', flag, '1', status=1)
+def test_names_removed_flags(flags, flag):
+  _, errors = run('cifar10_train.py', *flags, flag, '1', status=1)
   assert errors.startswith(f'Remove {flag.partition("=")[0]}: it no longer')
   assert len(errors.splitlines()) == 1
 
@@ -217,6 +219,15 @@ def test_a_server_outlasts_the_workers(log_level):
     assert server.finish() == (0, ['Training has ended.'])
 
 
+def newest_saved(train_dir):
+  """Return the step of the newest checkpoint; 0 if there is none."""
+  steps = (
+    int(re.search(r'-(\d+)\.index$', name)[1])
+    for name in glob.glob(f'{train_dir}/model.ckpt-*.index')
+  )
+  return max(steps, default=0)
+
+
 @pytest.mark.parametrize(
   ('tasks', 'victims', 'times'),
   [
@@ -232,32 +243,39 @@ def test_a_server_outlasts_the_workers(log_level):
     ),
   ],
 )
-def test_training_goes_on_without(flags, tasks, victims, times, record_fault):
-  """Killed tasks are restarted; all tasks reach the last step and exit."""
+def test_training_goes_on_without(
+  flags, tmp_path, tasks, victims, times, record_fault
+):
+  """Killed tasks are restarted; all tasks reach the last step and exit.
+
+  Training resumes from the newest checkpoint.
+  """
   rng = np.random.RandomState(1)
   worst = 0
-  steps = 30 * (len(victims) * times + 1)
+  steps = 30 * (len(victims) * times + 2)
   flags = [*flags, f'--max_steps={steps}']
   with Tasks(flags, **tasks) as running:
     chief = running.programs['chief 0']
-    for _ in range(2):  # the first lines
+    while not newest_saved(tmp_path / 'train'):
       chief.wait_for(', loss = ')
     for victim in victims * times:
       for _ in range(rng.randint(1, 3)):
         last = chief.wait_for(', loss = ')
       time.sleep(rng.uniform(0, 0.2))  # a random moment between two lines
+      saved = newest_saved(tmp_path / 'train')
       running.kill(victim)
       chief = running.programs['chief 0']
       running.start(victim)
       if not tasks['ps'] or not victim.startswith('worker'):
         chief = running.programs['chief 0']
         line = chief.wait_for('Resuming from step ')
+        resumed = int(line.split()[-1])
+        assert resumed >= saved
         reached = int(re.search(r'step (\d+), ', last)[1])
-        worst = max(worst, reached - int(line.split()[-1]))
+        worst = max(worst, reached - resumed)
     lines = running.finish()
   # With parameter servers, each worker may still apply its last gradient.
   assert f'Trained to step {steps // 10}' in lines['chief 0'][-1]
-  assert worst < 60  # one save per second, and about ten steps per second
   record_fault(
     f'in a cluster {"with" if tasks == WITH else "without"} ps killed: '
     f'{", ".join(victims)}',
@@ -429,12 +447,25 @@ def test_a_whole_cluster_with_one_command(flags, tmp_path, ps):
   )
 
 
+def lacks_namespaces():
+  """Return why network namespaces cannot be made here; '' if they can."""
+  if os.geteuid():
+    return 'network namespaces need root privileges'
+  if not shutil.which('ip'):
+    return 'network namespaces need the command ip'
+  name = f'probe{os.getpid()}'
+  made = subprocess.run(['ip', 'netns', 'add', name], capture_output=True)
+  if made.returncode:
+    return f'network namespaces cannot be made here: {made.stderr.decode()}'
+  subprocess.run(['ip', 'netns', 'del', name], check=True)
+  return ''
+
+
 @pytest.fixture
 def hosts():
-  try:
-    hosts = Hosts(3)
-  except (OSError, subprocess.CalledProcessError):
-    pytest.skip('network namespaces cannot be made here')
+  if reason := lacks_namespaces():
+    pytest.skip(reason)
+  hosts = Hosts(3)
   yield hosts
   hosts.close()
 

@@ -15,13 +15,15 @@ from support.programs import ROOT, TIMEOUT
 from tensorboard.plugins.hparams import summary as hparams
 
 
-def start(*flags, **streams):
-  return subprocess.Popen(
-    [sys.executable, '-m', 'cifar10_suite.board', *flags],
-    cwd=ROOT,
-    text=True,
-    **streams,
-  )
+@pytest.fixture
+def start(popen):
+  """A function that starts TensorBoard with flags."""
+
+  def start(*flags, **streams):
+    command = [sys.executable, '-m', 'cifar10_suite.board', *flags]
+    return popen(command, cwd=ROOT, text=True, **streams)
+
+  return start
 
 
 def write(directory, *values, hyperparameters=None):
@@ -55,7 +57,7 @@ def wait_for(find):
 
 
 @pytest.mark.slow
-def test_runs_can_be_compared(tmp_path):
+def test_runs_can_be_compared(start, tmp_path):
   write(str(tmp_path / 'trainer'), ('cross_entropy', 2.0))
   places = f'train:{tmp_path}/trainer,eval:{tmp_path}/evaluator'
   # Without a name; with a slash in it.
@@ -67,44 +69,40 @@ def test_runs_can_be_compared(tmp_path):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
   )
-  try:
-    url = re.search('http:[^ ]*/', process.stdout.readline())[0]
-    # The evaluator starts later.
-    write(
-      str(tmp_path / 'evaluator'),
-      ('cross_entropy', 1.0),
-      ('Precision @ 1', 0.5),
-      hyperparameters={'learning_rate': 0.25},
-    )
-    runs = f'{url}data/runs'
-    names = {'train', 'eval', 'trainer', 'a_b'}
-    wait_for(lambda: set(answer(runs)) == names)
-    tags = answer(f'{url}data/plugin/scalars/tags')
-    assert 'cross_entropy' in tags['train'] and 'cross_entropy' in tags['eval']
+  url = re.search('http:[^ ]*/', process.stdout.readline())[0]
+  # The evaluator starts later.
+  write(
+    str(tmp_path / 'evaluator'),
+    ('cross_entropy', 1.0),
+    ('Precision @ 1', 0.5),
+    hyperparameters={'learning_rate': 0.25},
+  )
+  runs = f'{url}data/runs'
+  names = {'train', 'eval', 'trainer', 'a_b'}
+  wait_for(lambda: set(answer(runs)) == names)
+  tags = answer(f'{url}data/plugin/scalars/tags')
+  assert 'cross_entropy' in tags['train'] and 'cross_entropy' in tags['eval']
 
-    question = {'experimentName': '', 'startIndex': 0, 'sliceSize': 9}
-    question['colParams'] = [{'metric': {'tag': 'Precision @ 1', 'group': ''}}]
-    question['allowedStatuses'] = ['STATUS_UNKNOWN']
-    groups = answer(f'{url}data/plugin/hparams/session_groups', question)
-    (group,) = groups['sessionGroups']
-    assert group['name'] == 'eval'
-    assert group['hparams'] == {'learning_rate': 0.25}
-    values = {it['name']['tag']: it['value'] for it in group['metricValues']}
-    assert values['Precision @ 1'] == 0.5
+  question = {'experimentName': '', 'startIndex': 0, 'sliceSize': 9}
+  question['colParams'] = [{'metric': {'tag': 'Precision @ 1', 'group': ''}}]
+  question['allowedStatuses'] = ['STATUS_UNKNOWN']
+  groups = answer(f'{url}data/plugin/hparams/session_groups', question)
+  (group,) = groups['sessionGroups']
+  assert group['name'] == 'eval'
+  assert group['hparams'] == {'learning_rate': 0.25}
+  values = {it['name']['tag']: it['value'] for it in group['metricValues']}
+  assert values['Precision @ 1'] == 0.5
 
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-      assert 'pinnedCards' in response.url
-      assert '<title>TensorBoard' in response.read().decode()
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=TIMEOUT) == ('', '')
-    assert process.returncode == 130
-  finally:
-    process.kill()
-    process.communicate()
+  with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+    assert 'pinnedCards' in response.url
+    assert '<title>TensorBoard' in response.read().decode()
+  process.send_signal(signal.SIGINT)
+  assert process.communicate(timeout=TIMEOUT) == ('', '')
+  assert process.returncode == 130
 
 
 @pytest.mark.slow
-def test_a_port_in_use_is_an_error(tmp_path):
+def test_a_port_in_use_is_an_error(start, tmp_path):
   with socket.create_server(('localhost', 0)) as server:
     port = server.getsockname()[1]
     process = start(

@@ -86,26 +86,23 @@ def test_a_late_second_signal_ends_a_step_that_waits(tmp_path, flags, says):
 
 
 @pytest.mark.parametrize('ends', ['reader', 'terminal'])
-def test_saves_when_nobody_reads_the_output(train_flags, tmp_path, ends):
+def test_saves_when_nobody_reads_the_output(train_flags, popen, tmp_path, ends):
   program = os.path.join(ROOT, 'cifar10_train.py')
-  with subprocess.Popen(
+  process = popen(
     [sys.executable, program, *train_flags, '--log_frequency=1'],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-  ) as process:
-    try:
-      next(line for line in process.stdout if ': step 3, ' in line)
-      if ends == 'terminal':
-        process.send_signal(signal.SIGHUP)
-        expected = signal.SIGHUP
-      else:
-        process.stdout.close()
-        expected = signal.SIGTERM
-      assert process.wait(TIMEOUT) == 128 + expected
-      assert process.stderr.read() == ''
-    finally:
-      process.kill()
+  )
+  next(line for line in process.stdout if ': step 3, ' in line)
+  if ends == 'terminal':
+    process.send_signal(signal.SIGHUP)
+    expected = signal.SIGHUP
+  else:
+    process.stdout.close()
+    expected = signal.SIGTERM
+  assert process.wait(TIMEOUT) == 128 + expected
+  assert process.stderr.read() == ''
   latest = tf.train.latest_checkpoint(f'{tmp_path}/train')
   assert int(latest.rpartition('-')[2]) >= 3
 
@@ -340,21 +337,21 @@ def test_sigterm_saves_the_last_step(train_flags, tmp_path):
   )
 
 
-def test_control_c_while_tensorflow_loads(tmp_path):
+def test_control_c_while_tensorflow_loads(popen, tmp_path):
   (tmp_path / 'tensorflow').mkdir()
   (tmp_path / 'tensorflow' / '__init__.py').write_text(
     "import time; print('loading', flush=True); time.sleep(1000)"
   )
-  with subprocess.Popen(
+  process = popen(
     [sys.executable, os.path.join(ROOT, 'cifar10_train.py')],
     env={**os.environ, 'PYTHONPATH': str(tmp_path)},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-  ) as process:
-    assert process.stdout.readline() == 'loading\n'
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=TIMEOUT)
+  )
+  assert process.stdout.readline() == 'loading\n'
+  process.send_signal(signal.SIGINT)
+  output, errors = process.communicate(timeout=TIMEOUT)
   assert (process.returncode, errors) == (130, '')
   assert output == 'Stopped by SIGINT.\n'
 
@@ -401,31 +398,35 @@ def test_restart_removes_only_what_training_wrote(train_flags, tmp_path):
   assert 'model.ckpt-3.index' not in os.listdir(train_dir)
 
 
-def on_terminal(*arguments, stdout=None, status=0):
-  """Run the trainer on a terminal, and return what it writes there.
+@pytest.fixture
+def on_terminal(popen):
+  """A function that runs the trainer; returns what it writes to a terminal.
 
-  Args:
-    arguments: flags.
-    stdout: where standard output goes instead.
-    status: expected exit status.
+  Its arguments are flags of the trainer, `stdout`, where standard output goes
+  instead, and the expected exit `status`.
   """
-  leader, follower = pty.openpty()
-  size = struct.pack('HHHH', 24, 120, 0, 0)  # rows, columns
-  fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
-  process = subprocess.Popen(
-    [sys.executable, os.path.join(ROOT, 'cifar10_train.py'), *arguments],
-    stdout=stdout or follower,
-    stderr=follower,
-  )
-  os.close(follower)
-  output = b''
-  try:
-    while chunk := os.read(leader, 4096):
-      output += chunk
-  except OSError:  # the terminal was closed
-    pass
-  assert process.wait(TIMEOUT) == status
-  return output.decode()
+
+  def on_terminal(*flags, stdout=None, status=0):
+    leader, follower = pty.openpty()
+    size = struct.pack('HHHH', 24, 120, 0, 0)  # rows, columns
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
+    process = popen(
+      [sys.executable, os.path.join(ROOT, 'cifar10_train.py'), *flags],
+      stdout=stdout or follower,
+      stderr=follower,
+    )
+    os.close(follower)
+    output = b''
+    try:
+      while chunk := os.read(leader, 4096):
+        output += chunk
+    except OSError:  # the terminal was closed
+      pass
+    os.close(leader)
+    assert process.wait(TIMEOUT) == status
+    return output.decode()
+
+  return on_terminal
 
 
 def shown_of(output):
@@ -435,7 +436,7 @@ def shown_of(output):
   return [line.strip('\r') for line in shown.split('\n')]
 
 
-def test_a_terminal_shows_progress_and_whole_lines(train_flags):
+def test_a_terminal_shows_progress_and_whole_lines(on_terminal, train_flags):
   output = on_terminal(*train_flags, '--max_steps=30', '--log_frequency=10')
   lines = shown_of(output)
   steps = [line for line in lines if LINE.fullmatch(line)]
@@ -444,25 +445,28 @@ def test_a_terminal_shows_progress_and_whole_lines(train_flags):
   assert 'examples/sec' in output and '30/30' in output
 
 
-def test_an_error_has_a_line_of_its_own_below_the_progress(train_flags):
+def test_an_error_has_a_line_of_its_own_below_the_progress(
+  on_terminal, train_flags
+):
   flags = [*train_flags, '--learning_rate=1e30', '--log_frequency=1']
   lines = shown_of(on_terminal(*flags, status=1))
   assert lines[-1] == '' and lines[-2].startswith('Training diverged: ')
 
 
-def test_no_progress_between_the_lines_of_a_pipe(train_flags):
+def test_no_progress_between_the_lines_of_a_pipe(on_terminal, train_flags):
   """As in `| tee log`, which shows the lines on the same terminal."""
   output = on_terminal(*train_flags, '--max_steps=1', stdout=subprocess.DEVNULL)
   assert 'Loading TensorFlow' in output and 'step' not in output
 
 
-def test_precisions_share_checkpoints(train_flags):
+def test_precisions_share_checkpoints(train_flags, record_fault):
   for steps, precision in ((2, '--use_fp16'), (4, '--use_bf16'), (6, '')):
     flags = [*train_flags, *filter(None, [precision])]
     lines, errors = run('cifar10_train.py', *flags, f'--max_steps={steps}')
     assert errors == ''
     if steps > 2:
       assert f'Resuming from step {steps - 2}' in lines
+      record_fault('a checkpoint of another precision')
 
 
 @pytest.mark.parametrize(
@@ -476,7 +480,9 @@ def test_precisions_share_checkpoints(train_flags):
     (np.nan, 'diverged: at step 2 a variable is not finite'),
   ],
 )
-def test_nan_stops_before_anything_is_saved(train_flags, tmp_path, value, says):
+def test_nan_stops_before_anything_is_saved(
+  train_flags, tmp_path, value, says, record_fault
+):
   train_dir = str(tmp_path / 'train')
   run('cifar10_train.py', *train_flags, '--max_steps=2')
   path = tf.train.latest_checkpoint(train_dir)
@@ -489,6 +495,7 @@ def test_nan_stops_before_anything_is_saved(train_flags, tmp_path, value, says):
   assert says in errors
   assert 'Traceback' not in errors
   assert tf.train.latest_checkpoint(train_dir) == path
+  record_fault('a value that is not finite')
 
 
 def test_reads_the_tutorials_checkpoints(train_flags, eval_flags, tmp_path):
@@ -536,11 +543,30 @@ def test_help_fits_on_a_page(program, flag, main, rare):
 
 
 class TestMistakes:
-  def check(self, program, *arguments, says):
-    _, errors = run(program, *arguments, status=1)
-    assert says in errors
-    assert 'Traceback' not in errors
-    assert len(errors.splitlines()) <= 2
+  @pytest.fixture
+  def check(self, train_flags, eval_flags, data_dir, tmp_path):
+    """A function that checks that a program refuses its arguments.
+
+    Unless they name others, it uses new directories: a program that does not
+    refuse them must not touch those of the user.
+    """
+    flags = {
+      'cifar10_train.py': train_flags,
+      'cifar10_eval.py': eval_flags,
+      'cifar10_predict.py': [f'--data_dir={data_dir}'],
+      'cifar10_convert.py': [f'--data_dir={tmp_path}/data'],
+      'download.py': [f'--data_dir={tmp_path}/data'],
+    }
+
+    def check(program, *arguments, says, status=1):
+      command = [program, *flags[program], *arguments]
+      _, errors = run(*command, status=status, cwd=tmp_path)
+      assert says in errors
+      assert 'Traceback' not in errors
+      assert len(errors.splitlines()) <= 2
+      return errors
+
+    return check
 
   @pytest.mark.parametrize(
     ('program', 'argument', 'says'),
@@ -558,24 +584,23 @@ class TestMistakes:
       ('cifar10_eval.py', '--num_examples=-1', '--num_examples=-1'),
     ],
   )
-  def test_flags(self, program, argument, says):
-    self.check(program, argument, says=says)
+  def test_flags(self, check, program, argument, says):
+    check(program, argument, says=says)
 
-  def test_eval_data(self):
-    self.check('cifar10_eval.py', '--eval_data=nonsense', says='nonsense')
+  def test_eval_data(self, check):
+    check('cifar10_eval.py', '--eval_data=nonsense', says='nonsense')
 
-  def test_download_flag(self):
-    _, errors = run('download.py', '--data_dri=x', status=2)
-    assert '--data_dri=x' in errors
+  def test_download_flag(self, check):
+    check('download.py', '--data_dri=x', says='--data_dri=x', status=2)
 
   @pytest.mark.parametrize(
     ('program', 'flag'),
     [('cifar10_train.py', '--train_dir'), ('cifar10_eval.py', '--eval_dir')],
   )
-  def test_output_directory(self, program, flag, tmp_path):
+  def test_output_directory(self, check, program, flag, tmp_path):
     (tmp_path / 'file').write_text('')
     for path in (tmp_path / 'file', '/proc/nowhere'):
-      self.check(program, f'{flag}={path}', says=f'{flag} {path}')
+      check(program, f'{flag}={path}', says=f'{flag} {path}')
 
   @pytest.mark.parametrize(
     ('program', 'arguments'),
@@ -583,40 +608,41 @@ class TestMistakes:
       ('cifar10_train.py', ['--train_dir=s3://bucket/run']),
       ('cifar10_eval.py', ['--checkpoint_dir', 'gs://bucket/run']),
       ('cifar10_predict.py', ['hdfs://host/cat.jpg']),
+      ('cifar10_convert.py', ['x', '--data_dir', 's3://bucket/data']),
       ('download.py', ['--data_dir', 's3://bucket/data']),
     ],
   )
-  def test_remote_directories(self, program, arguments, tmp_path):
-    _, errors = run(program, *arguments, status=1, cwd=tmp_path)
+  def test_remote_directories(self, check, program, arguments, tmp_path):
     value = arguments[-1].rpartition('=')[2]
-    assert errors.startswith(f'{value} is not a local path')
+    errors = check(program, *arguments, says='is not a local path')
+    assert errors.startswith(value)
     assert len(errors.splitlines()) == 1
     assert not os.listdir(tmp_path)
 
-  def test_a_directory_that_looks_like_a_pattern(self, eval_flags, tmp_path):
+  def test_a_directory_that_looks_like_a_pattern(self, check, tmp_path):
     flag = f'--train_dir={tmp_path}/run[1]'
-    self.check('cifar10_train.py', flag, says=f'{flag.replace("=", " ")} has')
-    flags = [*eval_flags, f'--checkpoint_dir={tmp_path}/run[1]', '--run_once']
-    self.check('cifar10_eval.py', *flags, says=f'{tmp_path}/run[1] has')
+    check('cifar10_train.py', flag, says=f'{flag.replace("=", " ")} has')
+    flags = [f'--checkpoint_dir={tmp_path}/run[1]', '--run_once']
+    check('cifar10_eval.py', *flags, says=f'{tmp_path}/run[1] has')
     assert not os.path.exists(f'{tmp_path}/run[1]')
     says = f'{tmp_path}/run[1]'
     for flag in ('--export_dir', '--saved_model'):
-      self.check('cifar10_predict.py', flag, f'{tmp_path}/run[1]', says=says)
+      check('cifar10_predict.py', flag, f'{tmp_path}/run[1]', says=says)
     shutil.copytree(os.path.join(ROOT, 'pretrained'), f'{tmp_path}/run[1]')
     (index,) = glob.glob(f'{glob.escape(f"{tmp_path}/run[1]")}/*.index')
     flag = f'--checkpoint_dir={index.removesuffix(".index")}'
-    self.check('cifar10_predict.py', flag, 'examples/samples', says=says)
+    check('cifar10_predict.py', flag, 'x.png', says=says)
 
-  def test_missing_and_truncated_file(self, train_flags, tmp_path):
+  def test_missing_and_truncated_file(self, check, tmp_path):
     data_dir = make_data_set(str(tmp_path / 'data'), records_per_file=5)
     path = os.path.join(data_dir, dataset.BATCHES_DIR, 'data_batch_4.bin')
     with open(path, 'r+b') as file:
       file.truncate(3073 * 4 + 1)
     flag = f'--data_dir={data_dir}'
-    self.check('cifar10_train.py', *train_flags, flag, says=path)
+    check('cifar10_train.py', flag, says=path)
     os.remove(path)
     says = f'Failed to find file: {path}'
-    self.check('cifar10_train.py', *train_flags, flag, says=says)
+    check('cifar10_train.py', flag, says=says)
 
   @pytest.mark.parametrize(
     ('program', 'name'),
@@ -625,43 +651,36 @@ class TestMistakes:
       ('cifar10_eval.py', 'test_batch.bin'),
     ],
   )
-  def test_bad_label(self, train_flags, eval_flags, tmp_path, program, name):
+  def test_bad_label(self, check, train_flags, tmp_path, program, name):
     data_dir = make_data_set(str(tmp_path / 'data'), records_per_file=100)
     path = os.path.join(data_dir, dataset.BATCHES_DIR, name)
+    flags = [f'--data_dir={data_dir}']
     if program == 'cifar10_eval.py':
       run('cifar10_train.py', *train_flags, '--max_steps=1')
+      flags.append('--run_once')
     with open(path, 'r+b') as file:
       file.seek(3073 * 4)
       file.write(bytes([200]))
-    flags = eval_flags if program == 'cifar10_eval.py' else train_flags
-    self.check(
-      program,
-      *flags,
-      f'--data_dir={data_dir}',
-      *(['--run_once'] if program == 'cifar10_eval.py' else []),
-      says=f'[{path}:4] [200]',
-    )
+    check(program, *flags, says=f'[{path}:4] [200]')
 
-  def test_too_few_examples(self, train_flags, eval_flags):
+  def test_too_few_examples(self, check, train_flags):
     run('cifar10_train.py', *train_flags, '--max_steps=1')
-    self.check(
+    check(
       'cifar10_eval.py',
-      *eval_flags,
       '--num_examples=101',
       '--run_once',
       says='There are 100 images to score, not the 101 of --num_examples.',
     )
 
-  def test_checkpoint_of_another_network(self, train_flags, tmp_path):
+  def test_checkpoint_of_another_network(self, check, tmp_path):
     (tmp_path / 'train').mkdir()
     with tf.Graph().as_default(), tf.Session() as session:
       tf.train.get_or_create_global_step()
       tf.get_variable('conv1/weights', [3, 3])
       session.run(tf.global_variables_initializer())
       tf.train.Saver().save(session, f'{tmp_path}/train/model.ckpt', 7)
-    self.check(
+    check(
       'cifar10_train.py',
-      *train_flags,
       says='conv1/weights is float32 [3, 3] in the checkpoint, '
       'float32 [5, 5, 3, 64] in the network',
     )

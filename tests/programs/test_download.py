@@ -22,6 +22,8 @@ from cifar10_suite import archive, commands, dataset, npm
 from cifar10_suite.errors import UserError
 
 RECORDS = 4  # per data file
+# Code that lets a test read lines while the program runs.
+LINE_BY_LINE = 'sys.stdout.reconfigure(line_buffering=True); '
 
 
 def digest(content):
@@ -106,7 +108,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class World:
   """Artificial data files and their sources."""
 
-  def __init__(self, tmp_path, monkeypatch):
+  def __init__(self, tmp_path, monkeypatch, popen):
     self.data_dir = str(tmp_path / 'data')
     self.batches_dir = os.path.join(self.data_dir, dataset.BATCHES_DIR)
     self.bin_dir = tmp_path / 'bin'
@@ -125,6 +127,7 @@ class World:
     threading.Thread(target=self.server.serve_forever, daemon=True).start()
     port = self.server.server_address[1]
     self.monkeypatch = monkeypatch
+    self._popen = popen
     self.constants = []
     self.change(
       archive, 'URL', f'http://127.0.0.1:{port}/cifar-10-binary.tar.gz'
@@ -161,7 +164,7 @@ class World:
       f'sys.argv[1:] = {argv!r}; {prelude}'
       'download.main()'
     )
-    return subprocess.Popen(
+    return self._popen(
       [sys.executable, '-c', code],
       env={**os.environ, 'PYTHONPATH': os.path.dirname(download.__file__)},
       stdout=subprocess.PIPE,
@@ -222,8 +225,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-  world = World(tmp_path, monkeypatch)
+def world(tmp_path, monkeypatch, popen):
+  world = World(tmp_path, monkeypatch, popen)
   yield world
   world.server.may_go_on.set()
   world.server.shutdown()
@@ -490,7 +493,7 @@ def test_two_at_once_both_end_well(world):
   world.server.may_answer.clear()
   first = world.start_program()
   assert world.server.asked.wait(60)
-  second = world.start_program('sys.stdout.reconfigure(line_buffering=True); ')
+  second = world.start_program(LINE_BY_LINE)
   waiting = second.stdout.readline()
   world.server.may_answer.set()
   assert waiting.startswith('Waiting for another process')
@@ -820,12 +823,16 @@ class TestOwnData:
     os.remove(world.archive_path)
     world.server.may_answer.clear()
     world.server.asked.clear()
-    programs = [world.start_program(flags=['--repair']) for _ in range(2)]
+    first = world.start_program(flags=['--repair'])
     assert world.server.asked.wait(60)
+    second = world.start_program(LINE_BY_LINE, flags=['--repair'])
+    waiting = second.stdout.readline()
     world.server.may_answer.set()
-    for program in programs:
+    assert waiting.startswith('Waiting for another process')
+    for program in (first, second):
       _, errors = program.communicate(timeout=60)
       assert program.returncode == 0, errors
+    assert world.server.starts == [0]
     kept = changed['cifar-10-batches-bin/data_batch_1.bin']
     world.check_files(data_batch_1__bin__bak=kept)
 

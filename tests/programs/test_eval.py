@@ -17,11 +17,11 @@ from support.programs import rewrite_checkpoint, run, summaries
 from cifar10_suite import dataset
 
 
-def write_colours(data_dir, count):
-  """Write a test file; return its labels and the network's predictions."""
+def write_colours(data_dir, count, name='test_batch.bin'):
+  """Write a data file; return its labels and the network's predictions."""
   rng = np.random.RandomState(count)
   batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
-  os.makedirs(batches_dir)
+  os.makedirs(batches_dir, exist_ok=True)
   write_class_names(batches_dir)
   colours = np.array(list(COLOURS))[rng.randint(len(COLOURS), size=count)]
   predictions = np.array([COLOURS[tuple(colour)] for colour in colours])
@@ -31,7 +31,7 @@ def write_colours(data_dir, count):
   images = np.broadcast_to(
     255 * colours[:, np.newaxis, np.newaxis], [count, 32, 32, 3]
   )
-  write_records(os.path.join(batches_dir, 'test_batch.bin'), labels, images)
+  write_records(os.path.join(batches_dir, name), labels, images)
   return labels, predictions
 
 
@@ -120,6 +120,26 @@ def test_known_predictions_are_counted_exactly(
       points[tag][1].image.width,
       points[tag][1].image.height,
     )
+
+
+def test_training_images_can_be_scored(tmp_path, train_dir):
+  write_network_by_hand(train_dir, 123)
+  write_colours(tmp_path / 'data', 50)
+  parts = [
+    write_colours(tmp_path / 'data', count, f'data_batch_{k}.bin')
+    for k, count in ((1, 40), (2, 31))
+  ]
+  labels, predictions = np.concatenate(parts, axis=1)
+  lines = run_eval(tmp_path, '--run_once', '--eval_data=train_eval')
+  right = np.sum(labels == predictions)
+  assert f'step 123: {right} of 71 right' in lines[1]
+  (record,) = read_records(tmp_path)
+  assert record['eval_data'] == 'train_eval'
+  assert sum(record['confusion_matrix'], []) == [
+    np.sum((labels == i) & (predictions == j))
+    for i in range(10)
+    for j in range(10)
+  ]
 
 
 def test_scores_all_once_keeps_the_best_and_reports(tmp_path, train_dir):

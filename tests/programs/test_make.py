@@ -18,7 +18,7 @@ case "$*" in *status*) exit 3;; *wait*) while :; do sleep 0.1; done;; esac
 
 
 @pytest.fixture
-def make(tmp_path):
+def make(popen, tmp_path):
   """A function that starts make in a directory with the Makefile."""
   shutil.copy(f'{ROOT}/Makefile', tmp_path)
   (tmp_path / '.venv' / 'bin').mkdir(parents=True)
@@ -28,7 +28,7 @@ def make(tmp_path):
   (tmp_path / '.venv' / 'run').touch()
 
   def make(*arguments, **streams):
-    return subprocess.Popen(
+    return popen(
       ['make', *arguments],
       cwd=tmp_path,
       env={'PATH': os.environ['PATH']},  # not that of a make around the tests

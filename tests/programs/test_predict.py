@@ -199,12 +199,11 @@ def test_exported_model_serves_without_the_project(
   ],
 )
 def test_mistakes(tmp_path, flags, says):
-  _, errors = run(
-    'cifar10_predict.py', f'--checkpoint_dir={tmp_path}', *flags, status=1
-  )
+  flags = [f'--checkpoint_dir={tmp_path}', *flags]
+  _, errors = run('cifar10_predict.py', *flags, status=1, cwd=tmp_path)
   assert says in errors and 'Traceback' not in errors
   assert len(errors.splitlines()) <= 2
-  assert not os.path.exists('model') and not os.path.exists('model.tmp')
+  assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +214,11 @@ def test_mistakes(tmp_path, flags, says):
     ('--export_tflite=x', 'not go together with --export_tflite'),
   ],
 )
-def test_mistakes_with_an_exported_model(flag, says):
+def test_mistakes_with_an_exported_model(tmp_path, flag, says):
   flags = ['--saved_model=none', flag, 'x.png']
-  _, errors = run('cifar10_predict.py', *flags, status=1)
+  _, errors = run('cifar10_predict.py', *flags, status=1, cwd=tmp_path)
   assert says in errors and len(errors.splitlines()) == 1
+  assert not os.listdir(tmp_path)
 
 
 def test_a_model_of_another_program(tmp_path):

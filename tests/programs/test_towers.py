@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 from support.data import SMALL_RATE
 from support.programs import run
@@ -16,7 +17,7 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
     '--keep_checkpoint_max=0',
     SMALL_RATE,
   ]
-  losses, names = [], []  # losses: first loss of each run
+  losses, names = [], []  # losses: mean of each run
   for max_steps, program in (
     (30, ['cifar10_train.py']),
     (60, ['cifar10_multi_gpu_train.py', '--num_gpus=2']),
@@ -30,7 +31,7 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
     assert [int(step) for step, _ in found] == [
       *range(max_steps - 30, max_steps)
     ]
-    losses.append(float(found[0][1]))
+    losses.append(np.mean([float(loss) for _, loss in found]))
     checkpoint = tf.train.latest_checkpoint(f'{tmp_path}/train')
     assert checkpoint.endswith(f'model.ckpt-{max_steps}')
     names.append(tf.train.list_variables(checkpoint))
@@ -38,5 +39,6 @@ def test_programs_take_turns_on_one_checkpoint(data_dir, eval_flags, tmp_path):
   scored = re.findall(r'step (\d+): ', '\n'.join(lines))
   # On a busy machine, which trains slowly, others are saved between them.
   assert {'0', '30', '60', '90'} <= set(scored)
-  assert losses[0] > max(losses[1:]), losses
+  # About 0.09 less, or more, with a standard deviation of 0.01.
+  assert np.diff(losses).max() < -0.04, losses
   assert names[0] == names[1] == names[2]

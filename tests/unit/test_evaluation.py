@@ -1,13 +1,14 @@
 """Test which checkpoints are scored, and when."""
 
 import dataclasses
+import os
 import types
 
 import pytest
 import tensorflow.compat.v1 as tf
 
 import cifar10_eval
-from cifar10_suite import checkpoints, evaluation, runs
+from cifar10_suite import checkpoints, dataset, evaluation, runs
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
 
@@ -215,3 +216,19 @@ def test_a_removed_directory_is_named(tmp_path):
     cifar10_eval.score(
       settings, str(tmp_path / 'model.ckpt-5'), None, scores, NAMES
     )
+
+
+@pytest.mark.parametrize(
+  ('eval_data', 'hold_out', 'wanted'),
+  [('test', 0, 10001), ('train_eval', 0, 10000), ('held_out', 11000, 11000)],
+)
+def test_scores_at_most_10000_images_of_training(
+  tmp_path, eval_data, hold_out, wanted
+):
+  for name, count in (('data_batch_1.bin', 12000), ('test_batch.bin', 10001)):
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, count * dataset.RECORD_BYTES)  # sparse
+  settings = settings_of(
+    tmp_path, batches_dir=str(tmp_path), eval_data=eval_data
+  )
+  assert cifar10_eval.number_to_score(settings, hold_out) == wanted

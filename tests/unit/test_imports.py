@@ -90,7 +90,9 @@ def test_the_package_reads_no_flags_of_programs():
 @pytest.mark.parametrize('name', ['download', 'cifar10_convert'])
 def test_needs_no_tensorflow(name):
   code = f'import {name}, sys; sys.exit("tensorflow" in sys.modules)'
-  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+  subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, check=True, timeout=TIMEOUT
+  )
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Test the input module against NumPy, and its random numbers with SciPy."""
 
+import dataclasses
 import itertools
 import os
 
@@ -10,7 +11,10 @@ import tensorflow.compat.v1 as tf
 from support.data import random_images, write_records
 
 import cifar10_input
+import cifar10_train
 from cifar10_suite import commands, dataset, distortion, views, whitening
+from cifar10_suite.recipes import TUTORIAL
+from cifar10_suite.training import TrainSettings
 
 # Seeds are fixed, so a distribution test fails always or never.
 P_VALUE = 1e-3
@@ -322,6 +326,18 @@ class TestDistortedInputs:
       counts = np.bincount(session.run(labels), minlength=5)
     assert scipy.stats.chisquare(counts).pvalue > P_VALUE
 
+  def test_draws_from_20000_images(self, graph, tmp_path):
+    records = np.zeros([10000, 3073], np.uint8)
+    records[:, 0] = np.arange(10000) // 1000  # its thousand
+    for i in range(1, 6):
+      records.tofile(tmp_path / f'data_batch_{i}.bin')
+    _, labels = cifar10_input.distorted_inputs(str(tmp_path), 400)
+    with tf.train.MonitoredSession() as session:
+      counts = np.bincount(session.run(labels), minlength=10)
+    # At most half of the images are of the first 2,000 of the five files. Some
+    # readers are ahead of others, which lowers the share.
+    assert counts[:2].sum() < 200 + 5 * 10, counts
+
   def test_a_bad_label_stops_the_session(self, graph, tmp_path):
     for i in range(1, 6):
       write_records(
@@ -429,6 +445,24 @@ class TestHeldOut:
     with tf.train.MonitoredSession() as session:
       got = np.concatenate([session.run(labels) for _ in range(40)])
     assert set(got) == {0, 1}
+
+  def test_are_not_trained_on_by_the_trainer(self, graph, tmp_path):
+    batches_dir = tmp_path / dataset.BATCHES_DIR
+    batches_dir.mkdir()
+    write_records(
+      batches_dir / 'data_batch_1.bin', np.arange(75), random_images(75)
+    )
+    settings = TrainSettings(
+      dataclasses.replace(TUTORIAL, batch_size=10),
+      train_dir='',
+      data_dir=str(tmp_path),
+      data_set=dataset.DataSet(tuple(str(k) for k in range(75)), 55),
+      hold_out=20,
+    )
+    ((_, labels),) = cifar10_train.distorted_batches(settings, 1)
+    with tf.train.MonitoredSession() as session:
+      got = np.concatenate([session.run(labels) for _ in range(100)])
+    assert set(got) == set(range(55))
 
 
 def build_both_inputs(batches_dir):

@@ -250,3 +250,37 @@ class TestParts:
       assert np.mean(np.greater(later_distances(), 0.1)) > 0.9
       session.run(end)
       np.testing.assert_allclose(later_distances(), 0, atol=1e-4)
+
+
+def test_the_trainer_changes_the_saturation(graph, data_dir):
+  recipe = dataclasses.replace(TUTORIAL, batch_size=4, saturation=(0.0, 0.0))
+  settings = TrainSettings(recipe, train_dir='', data_dir=data_dir)
+  ((images, _),) = cifar10_train.distorted_batches(settings, 1)
+  with tf.train.MonitoredSession() as session:
+    assert np.ptp(session.run(images), axis=-1).max() < 1e-4  # grey
+
+
+@pytest.mark.parametrize('recipe', [FAST, LONG], ids=lambda it: it.name)
+def test_the_trainer_smooths_and_mixes_labels(graph, monkeypatch, recipe):
+  rng = np.random.RandomState(1)
+  logits = rng.normal(size=[64, 10]).astype(np.float32)
+  labels = rng.randint(10, size=64)
+  monkeypatch.setattr(
+    cifar10, 'inference', lambda *_, **__: tf.constant(logits)
+  )
+  loss = cifar10_train.build_loss(
+    TrainSettings(dataclasses.replace(recipe, whitened=False), train_dir=''),
+    tf.zeros([64, 24, 24, 3]),
+    tf.constant(labels),
+  )
+  log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
+  smoothing = recipe.label_smoothing
+  smoothed = (1 - smoothing) * np.eye(10)[labels] + smoothing / 10
+  expected = -(smoothed * log_p).sum(axis=1).mean()
+  step = tf.train.get_or_create_global_step()
+  with tf.Session() as session:
+    session.run(step.initializer)
+    first = session.run(loss)
+    session.run(step.assign(recipe.max_steps))  # no longer mixes
+    assert session.run(loss) == pytest.approx(expected, rel=1e-5)
+  assert (abs(first - expected) > 1e-3) == bool(recipe.mixup)

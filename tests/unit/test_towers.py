@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import cifar10
 import cifar10_input
 import cifar10_multi_gpu_train as multi
 import cifar10_train
-from cifar10_suite import updates
+from cifar10_suite import dataset, updates
 from cifar10_suite.cluster import ALONE
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
@@ -219,25 +220,49 @@ def test_the_schedule_counts_examples(graph):
     )
 
 
-@pytest.mark.parametrize('scale', [False, True])
-def test_towers_share_the_schedule(graph, batches_dir, scale):
-  devices, config = multi.tower_devices(2)
-  batches = cifar10_input.distorted_batches(batches_dir, 8, 2)
-  settings = dataclasses.replace(settings_of(8), scale_learning_rate=scale)
-  multi.train_towers(settings, devices, batches)
+def check_decay(step, before, config):
+  """Check that the learning rate falls to a tenth of `before` at a step."""
   (rate,) = (
     summary.op.inputs[1]
     for summary in tf.get_collection(tf.GraphKeys.SUMMARIES)
     if summary.op.type == 'ScalarSummary'
     and 'learning_rate' in str(summary.op.inputs[0].op.node_def)
   )
-  step = tf.train.get_global_step()
-  decay = 350 * 50000 // 16
-  factor = 2 if scale else 1
+  global_step = tf.train.get_global_step()
   with tf.Session(config=config) as session:
-    for at, expected in ((decay - 1, 0.1 * factor), (decay, 0.01 * factor)):
-      step.load(at, session)
+    for at, expected in ((step - 1, before), (step, before / 10)):
+      global_step.load(at, session)
       assert session.run(rate) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('scale', [False, True])
+def test_towers_share_the_schedule(graph, batches_dir, scale):
+  devices, config = multi.tower_devices(2)
+  batches = cifar10_input.distorted_batches(batches_dir, 8, 2)
+  settings = dataclasses.replace(settings_of(8), scale_learning_rate=scale)
+  multi.train_towers(settings, devices, batches)
+  factor = 2 if scale else 1
+  check_decay(350 * 50000 // 16, 0.1 * factor, config)
+
+
+@pytest.mark.parametrize('towers', [1, 2])
+def test_the_schedule_counts_the_images_of_all_workers(
+  graph, batches_dir, towers
+):
+  """With the number of images in the user's own data set."""
+  settings = dataclasses.replace(
+    settings_of(8),
+    data_dir=os.path.dirname(batches_dir),
+    data_set=dataset.DataSet(tuple(dataset.CLASS_NAMES), 500),
+  )
+  cluster = types.SimpleNamespace(workers_per_step=3, average=lambda it: it)
+  config = None
+  if towers == 1:
+    cifar10_train.build_graph(settings, cluster)
+  else:
+    devices, config = multi.tower_devices(towers)
+    multi.build_graph(settings, cluster, devices=devices)
+  check_decay(350 * 500 // (3 * towers * 8), 0.1, config)
 
 
 def test_too_few_gpus(monkeypatch):
