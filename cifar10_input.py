@@ -35,7 +35,7 @@ MAX_BRIGHTNESS = 63  # bound of the random number that is added
 CONTRAST = TUTORIAL.contrast  # bounds of the random factor
 CROP_MARGIN = TUTORIAL.crop_margin[0]  # 1: crops from anywhere in the image
 
-_RECORDS_PER_READ = 400
+_RECORDS_PER_READ = 200
 _MAX_READERS = 5  # each reads a different file
 # Shuffling draws from at least this fraction of an epoch.
 _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE = 0.4
@@ -153,14 +153,18 @@ def distorted_batches(
     queue_runners.on_own_threads(),
   ):
     filename_queue = tf.train.string_input_producer(filenames)
-    # Several readers, so that even the first batch mixes files.
+    # Several readers, so that even the first batch mixes files. Together, since
+    # if each filled the queue by itself, faster ones would get ahead.
     readers = range(min(len(filenames), _MAX_READERS))
-    bounds = (0, split_record)
-    batch = tf.train.shuffle_batch_join(
+    records = tf.concat(
       [
-        [_read_many(filename_queue, num_classes, split_file, bounds)]
+        _read_many(filename_queue, num_classes, split_file, (0, split_record))
         for _ in readers
       ],
+      axis=0,
+    )
+    batch = tf.train.shuffle_batch(
+      [records],
       batch_size,
       capacity=min_queue_examples + 3 * batch_size,
       min_after_dequeue=min_queue_examples,
