@@ -14,9 +14,11 @@ The data set is written completely or not at all.
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
+import time
 
 from cifar10_suite import loading
 
@@ -45,6 +47,7 @@ from cifar10_suite.dataset import (
 from cifar10_suite.errors import UserError
 
 _TEST_FRACTION = 0.2  # the default
+_PATIENCE_SECS = 5  # after a signal, until another one ends the process
 _UNEQUAL = 5  # ratio of class sizes from which on a warning is printed
 _MAX_LINES = 20  # of warnings of a kind
 
@@ -261,11 +264,16 @@ def main() -> None:
   target = os.path.join(args.data_dir, BATCHES_DIR)
   existed = os.path.lexists(target)
   received: list[int] = []
+  patience = math.inf  # monotonic time until which further signals do nothing
 
   def interrupt(number: int) -> None:
+    nonlocal patience
     received.append(number)
-    if len(received) == 1:  # others would interrupt the removal of files
+    if len(received) == 1:
+      patience = time.monotonic() + _PATIENCE_SECS
       raise KeyboardInterrupt
+    if time.monotonic() > patience:  # removing files takes less
+      os._exit(128 + number)
 
   try:
     with stop_signals.handled(interrupt):

@@ -32,8 +32,8 @@ tf.app.flags.DEFINE_integer(
 tf.app.flags.DEFINE_boolean(
   'scale_learning_rate',
   False,
-  'Multiply the learning rate by the number of towers of all workers, or with '
-  'parameter servers of one worker, reached linearly over five epochs.',
+  'Multiply the learning rate by the number of towers (of all workers; with '
+  'parameter servers, of one), rising linearly over the first five epochs.',
 )
 tf.app.flags.adopt_module_key_flags(cifar10_train)
 FLAGS = tf.app.flags.FLAGS

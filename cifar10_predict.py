@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> None:
   if skipped:
     some = ', '.join(map(os.path.basename, skipped[:3]))
     print(
-      f'Skipped files that are not pictures: {some}'
+      f'Skipped what is not a picture: {some}'
       + (f' and {len(skipped) - 3} more' if len(skipped) > 3 else ''),
       file=sys.stderr,
     )

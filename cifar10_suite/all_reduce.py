@@ -108,14 +108,22 @@ class AllReduce(Cluster):
     if restarts == _MAX_RESTARTS:
       print(f'Started over {restarts} times at step {step} without progress.')
       return
-    os.environ[_RESTARTS] = f'{step}:{restarts + 1}'
-    self._start_over(f'{type(error).__name__}: {first_line(error.message)}')
+    self._start_over(
+      f'{type(error).__name__}: {first_line(error.message)}',
+      f'{step}:{restarts + 1}',
+    )
 
-  def _start_over(self, reason: str) -> None:
-    """Replace this process with a new one, unless it is to stop."""
+  def _start_over(self, reason: str, restarts: str = '') -> None:
+    """Replace this process with a new one, unless it is to stop.
+
+    Args:
+      reason: for the message.
+      restarts: step and number of restarts because of errors at that step.
+    """
     if self.signals:
       return
     print(f'Starting over: {reason}.', flush=True)
+    os.environ[_RESTARTS] = restarts
     arguments = [it for it in sys.argv if it != '--norestart']
     os.execv(sys.executable, [sys.executable, *arguments, '--norestart'])
 

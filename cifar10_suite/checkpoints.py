@@ -127,6 +127,15 @@ def step_in_name(path: str) -> float:
   return int(match[1]) if match else math.inf
 
 
+def ends_run(path: str) -> bool:
+  """Return whether a checkpoint is of the step at which its training ends.
+
+  Without run.json, as in the tutorial's directories, this is unknown.
+  """
+  run = runs.read(os.path.dirname(path))
+  return run is not None and step_in_name(path) >= runs.last_step(run)
+
+
 def newest_good(
   directory: str, variables: dict[str, tf.Variable]
 ) -> tuple[str, int] | None:

@@ -20,6 +20,8 @@ def of(program: str, *arguments: str) -> str:
   """
   is_python = shutil.which('python') == sys.executable
   python = 'python' if is_python else short_path(sys.executable)
+  if os.sep not in python and not is_python:  # in the working directory
+    python = os.path.join(os.curdir, python)
   path = short_path(os.path.join(_ROOT, program))
   return shlex.join([python, path, *arguments])
 

@@ -4,7 +4,9 @@ import re
 
 # TensorFlow's lines before the reason, in errors of a session. Before them, it
 # says where each operation is defined, and ends that with "Node: '...'".
-_HEADER = re.compile(r'|Graph execution error:|=+|.*From /job:\S+:')
+_HEADER = re.compile(
+  r'|Graph execution error:|=+|.*From /job:\S+:|\d+ root error\(s\) found\.'
+)
 
 
 class UserError(Exception):
@@ -17,4 +19,5 @@ class UserError(Exception):
 def first_line(message: str) -> str:
   """Return the first line of an error's message, after TensorFlow's header."""
   lines = re.split(r"\nNode: '.*'\n", message)[-1].splitlines()
-  return next((it for it in lines if not _HEADER.fullmatch(it)), message)
+  line = next((it for it in lines if not _HEADER.fullmatch(it)), message)
+  return re.sub(r'^ *\(\d+\) \w+: ', '', line)  # of several errors, the first

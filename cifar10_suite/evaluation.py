@@ -13,7 +13,8 @@ from cifar10_suite import checkpoints, commands, runs
 from cifar10_suite.scores import Scores
 
 _POLL_SECS = 1
-_START_SECS = 15  # a trainer that is started beside needs less to begin its run
+# Enough for a trainer that is started at the same time to begin its run.
+_START_SECS = 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +101,18 @@ def checkpoints_to_score(
     yield from _later_checkpoints(settings, seen, scores, begin)
 
 
-def _identity(checkpoint: str | None) -> tuple[str | None, str | None]:
-  """Return the path and the digest of a checkpoint, if it is readable.
+def _identity(checkpoint: str | None) -> tuple[str | None, ...]:
+  """Return the path of a checkpoint, its digest and the start of its run.
 
-  A run that starts over may save a checkpoint of the same name.
+  A run that starts over may save a checkpoint of the same name and, with the
+  same seed, an equal one. Both are None if they are unknown.
   """
+  if checkpoint is None:
+    return None, None, None
+  started = runs.started(runs.read(os.path.dirname(checkpoint)))
   with contextlib.suppress(checkpoints.CheckpointError):
-    return checkpoint, checkpoint and checkpoints.digest(checkpoint)
-  return checkpoint, None
+    return checkpoint, checkpoints.digest(checkpoint), started
+  return checkpoint, None, started
 
 
 def wait_for_held_out(settings: EvalSettings) -> int:
@@ -148,7 +153,7 @@ def _newest_good(
 
 def _later_checkpoints(
   settings: EvalSettings,
-  seen: tuple[str | None, str | None],
+  seen: tuple[str | None, ...],
   scores: Scores,
   begin: float,
 ) -> Iterator[str]:
@@ -156,7 +161,7 @@ def _later_checkpoints(
 
   Args:
     settings: the directory to watch, how often and for how long.
-    seen: path and digest of its latest checkpoint so far, if there is one.
+    seen: identity of its latest checkpoint so far, from `_identity`.
     scores: scores of the checkpoints.
     begin: monotonic time in seconds at which this program began to look.
   """
@@ -177,7 +182,9 @@ def _later_checkpoints(
 
   while True:
     latest = checkpoints.latest(directory)
-    is_final = latest and settings.until_trained and _is_last_step(latest)
+    is_final = (
+      settings.until_trained and latest and checkpoints.ends_run(latest)
+    )
     now = time.monotonic()
     identity = _identity(latest)
     is_new = latest is not None and identity != seen
@@ -204,17 +211,6 @@ def _later_checkpoints(
     if settings.until_trained and latest and not runs.read(directory):
       tell(f'{where} has no run.json: the last step of training is unknown.')
     time.sleep(_POLL_SECS)
-
-
-def _is_last_step(checkpoint: str) -> bool:
-  """Return whether a checkpoint is of the step at which its training ends.
-
-  Without run.json, as in the tutorial's directories, this is unknown.
-  """
-  run = runs.read(os.path.dirname(checkpoint))
-  return run is not None and (
-    checkpoints.step_in_name(checkpoint) >= runs.last_step(run)
-  )
 
 
 def _is_scored(checkpoint: str, scores: Scores) -> bool:

@@ -69,8 +69,7 @@ def refuse_unusable(flag: str, value: str) -> None:
   """
   if value.startswith('~'):
     raise UserError(
-      f'{flag}={value}: the shell does not expand ~ here. Write a space '
-      'instead of =, or the whole path.'
+      f'{flag} {value}: the shell has not expanded ~. Write the whole path.'
     )
   try:
     value.encode()

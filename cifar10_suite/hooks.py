@@ -185,7 +185,7 @@ class SaveCheckpoints(tf.train.CheckpointSaverHook):
 class _SaveTimer(tf.train.SecondOrStepTimer):
   """Timer that triggers after `secs`, or after `steps` and a pause.
 
-  That of TensorFlow stands still while the clock is set back.
+  TensorFlow's own timer would pause after the clock is set back.
   """
 
   def __init__(self, secs: float, steps: int):

@@ -212,7 +212,7 @@ def _is_ours(path: str) -> bool | None:
 def _is_profile(path: str) -> bool:
   """Return whether a directory contains only files like those of a profile.
 
-  Other programs write no trace beside a profile; of ours, it is the first file.
+  Only our profiles contain a trace, which is written first.
   """
   return os.path.basename(path) == 'plugins' and all(
     any(other.startswith(TRACE) for other in names)

@@ -182,16 +182,14 @@ def read_picture(path: str) -> np.ndarray:
   Raises:
     PictureError: if the picture is unreadable.
   """
-  if os.path.exists(path):
-    if not os.path.isfile(path):  # a pipe would block
-      raise PictureError('it is not a file.')
-    if _extension(path) in _FOREIGN:
-      raise PictureError(
-        'Pillow cannot read this format. Save it as JPEG or PNG.'
-      )
+  if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
+    raise PictureError('it is not a file.')
+  is_foreign = _extension(path) in _FOREIGN
   image: PIL.Image.Image  # as opened, then converted to 8 bits
   try:
     with _quiet_decoders(), _open(path) as image:
+      if is_foreign and image.format == 'TIFF':  # the preview of a raw file
+        raise PIL.UnidentifiedImageError
       if not image.info.get('progressive'):  # whose decoder needs all pixels
         image.draft('RGB', (4 * SIZE, 4 * SIZE))  # decode JPEGs at low size
       if image.width * image.height > _MAX_PIXELS:
@@ -217,7 +215,10 @@ def read_picture(path: str) -> np.ndarray:
   except PictureError:
     raise
   except PIL.UnidentifiedImageError as error:
-    raise PictureError('it is not a picture in a known format.') from error
+    reason = 'it is not a picture in a known format.'
+    if is_foreign:
+      reason = 'Pillow cannot read this format. Save it as JPEG or PNG.'
+    raise PictureError(reason) from error
   except (
     PIL.Image.DecompressionBombError,
     PIL.Image.DecompressionBombWarning,

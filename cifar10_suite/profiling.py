@@ -62,7 +62,7 @@ class StepProfiler:
   def _start(self) -> None:
     if not self._scratch:
       with self._reported_errors():
-        scratch = tempfile.TemporaryDirectory()
+        scratch = tempfile.TemporaryDirectory(prefix='cifar10-profile-')
         tf2.profiler.experimental.start(scratch.name)
         self._scratch = scratch
 

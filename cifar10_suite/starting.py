@@ -224,18 +224,16 @@ def settings_in_common(
 def wait_for_chief(settings: TrainSettings) -> None:
   """Wait until the chief continues or deletes a run that has ended.
 
-  An evaluator that ends with the last step would take it for the present run.
-  It waits for `cluster_timeout_secs` at most.
+  Otherwise, the evaluator would mistake that run for the current one, and exit.
+  This waits for `cluster_timeout_secs` at most.
   """
 
   def is_before_start() -> bool:
-    run = runs.read(settings.train_dir)
     latest = checkpoints.latest(settings.train_dir)
-    if not run or not latest:
+    if not latest or not checkpoints.ends_run(latest):
       return False
     step = checkpoints.step_in_name(latest)
-    will_change = settings.restart or step < settings.recipe.max_steps
-    return runs.last_step(run) <= step and will_change
+    return settings.restart or step < settings.recipe.max_steps
 
   if is_before_start():
     where = commands.short_path(settings.train_dir)

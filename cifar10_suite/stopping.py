@@ -121,8 +121,8 @@ class StopByScore(tf.train.CheckpointSaverListener):
     return ''
 
   def _scores(self) -> list[dict]:
-    """Return the scores that count, sorted by step."""
-    scores = []
+    """Return the scores that count, one for each checkpoint, sorted by step."""
+    scores = {}
     with (
       contextlib.suppress(FileNotFoundError),
       open(self._path, errors='replace') as file,
@@ -135,5 +135,5 @@ class StopByScore(tf.train.CheckpointSaverListener):
             score['digest'] in self._saved
             and score['eval_data'] == self._eval_data
           ):
-            scores.append({name: score[name] for name in _USED})
-    return sorted(scores, key=lambda score: score['step'])
+            scores[score['digest']] = {name: score[name] for name in _USED}
+    return sorted(scores.values(), key=lambda score: score['step'])

@@ -332,7 +332,7 @@ def _watch_scores(settings: TrainSettings) -> stopping.StopByScore | None:
   where = commands.short_path(settings.eval_dir)
   print(
     f'Training may stop by the scores in {where}. Beside it, run: '
-    + _scoring(settings, '--until_trained')
+    + _scoring(settings, '--until_trained', '--eval_interval_secs=30')
   )
   return watch
 

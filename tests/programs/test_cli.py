@@ -579,8 +579,8 @@ class TestMistakes:
       ('cifar10_train.py', '--epochs', 'Did you mean --max_steps'),
       ('cifar10_train.py', '--max_steps=3000000000', '--max_steps 3000000000'),
       ('cifar10_train.py', '--profile_steps=100000,100001', 'step 99999.'),
-      ('cifar10_train.py', '--train_dir=~/run', 'does not expand ~ here'),
-      ('download.py', '--data_dir=~/data', 'does not expand ~ here'),
+      ('cifar10_train.py', '--train_dir=~/run', 'has not expanded ~'),
+      ('download.py', '--data_dir=~/data', 'has not expanded ~'),
       ('cifar10_eval.py', '--num_examples=-1', '--num_examples=-1'),
     ],
   )

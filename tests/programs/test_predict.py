@@ -65,7 +65,7 @@ def test_pictures_of_any_kind(tmp_path, train_dir):
   assert predictions(lines) == expected and len(lines) == len(expected)
   assert errors.splitlines() == [
     f'Using {train_dir}/model.ckpt-3 (step 3).',
-    'Skipped files that are not pictures: notes.txt, x.csv, y.csv and 1 more',
+    'Skipped what is not a picture: notes.txt, x.csv, y.csv and 1 more',
   ]
   lines, _ = run(
     'cifar10_predict.py', flag, f'{folder}/[ab].*', '--json', '--num_views=10'

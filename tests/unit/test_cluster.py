@@ -476,6 +476,12 @@ def test_an_error_that_repeats_is_not_recovered_from_forever(
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].startswith('Starting over: UnknownError: OSError: no more f')
   assert lines[4] == 'Started over 3 times at step 7 without progress.'
+  # A worker that has restarted is no such error.
+  cluster.recover(caught.value, 8)
+  cluster._start_over('worker 1 has restarted')
+  for _ in range(4):
+    cluster.recover(caught.value, 8)
+  assert len(starts) == 5 + 1 + 1 + 3
 
 
 @pytest.mark.skipif(

@@ -30,6 +30,14 @@ def test_a_command_works_from_elsewhere(path_with_python, monkeypatch):
   assert commands.of('download.py') == f'python {ROOT}/download.py'
 
 
+def test_a_python_in_the_working_directory_is_not_searched_for(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(sys, 'executable', str(tmp_path / 'python3'))
+  monkeypatch.chdir(tmp_path)
+  assert commands.of('download.py').startswith('./python3 ')
+
+
 def test_a_command_names_the_running_python(tmp_path, monkeypatch):
   monkeypatch.setenv('PATH', str(tmp_path))
   monkeypatch.chdir(tmp_path)

@@ -93,6 +93,18 @@ def test_scores_a_run_that_starts_over(tmp_path, now, monkeypatch):
   assert now[0] == pytest.approx(300 + 1000, abs=5)
 
 
+def test_scores_a_run_of_the_same_seed_that_starts_over(
+  tmp_path, now, monkeypatch
+):
+  (tmp_path / 'model.ckpt-0.index').touch()
+  path = str(tmp_path / 'model.ckpt-0')
+  monkeypatch.setattr(checkpoints, 'latest', lambda directory: path)
+  monkeypatch.setattr(runs, 'started', lambda run: str(now[0] > 400))
+  settings = settings_of(tmp_path, timeout_secs=1000)
+  found = list(evaluation.checkpoints_to_score(settings, {}, None))
+  assert found == [path, path]
+
+
 def test_an_unknown_last_step_is_named(tmp_path, now, monkeypatch, capsys):
   (tmp_path / 'model.ckpt-5.index').touch()
   path = str(tmp_path / 'model.ckpt-5')

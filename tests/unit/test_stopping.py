@@ -86,6 +86,14 @@ def test_stops_when_the_best_is_some_scores_ago(run):
   )
 
 
+def test_two_scores_of_equal_checkpoints_count_once(run):
+  run.watch(patience=1)
+  run.save(0, 'of the same seed')
+  run.score(0, 0.1)
+  run.score(0, 0.1)
+  assert not run.stops()
+
+
 @pytest.mark.parametrize('counts', ['test', 'held_out'])
 def test_scores_of_other_images_do_not_count(run, counts):
   run.watch(precision=0.5, eval_data=counts)

@@ -13,6 +13,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import (
+  errors,
   hooks,
   ownership,
   profiling,
@@ -265,6 +266,14 @@ def test_exhausted_memory_is_named(graph, is_served):
     session.run(tf.py_func(exhaust, [], []))
   with pytest.raises(UserError, match=r'step 7: .*OOM .* tensor. Choose a sma'):
     hooks.explain(caught.value, 7, 'here')
+
+
+def test_the_first_of_several_errors_is_named():
+  message = (
+    'Graph execution error:\n\n2 root error(s) found.\n'
+    '  (0) UNAVAILABLE: Connection reset by peer\n  (1) ABORTED: ...'
+  )
+  assert errors.first_line(message) == 'Connection reset by peer'
 
 
 def test_a_directory_that_is_not_writable_is_named():
