@@ -28,14 +28,16 @@ from cifar10_suite.updates import Gradients
 _LARGE = 1 << 18  # elements from which a gradient is sent by itself
 _STOP_SECS = 10  # after a signal, for the chief to stop first
 _RESTARTS = 'CIFAR10_RESTARTS'  # environment variable: '<step>:<count>'
-_MAX_RESTARTS = 3  # because of errors at the same step
-_CONNECTION_ERRORS = (
+_MAX_RESTARTS = 10  # because of errors at the same step, if they may repeat
+_LOST_WORKER = (
   tf.errors.AbortedError,
   tf.errors.CancelledError,
   tf.errors.DeadlineExceededError,
+  tf.errors.UnavailableError,
+)
+_MAY_BE_LOST_WORKER = (
   tf.errors.FailedPreconditionError,
   tf.errors.InternalError,
-  tf.errors.UnavailableError,
   tf.errors.UnknownError,
 )
 
@@ -101,29 +103,22 @@ class AllReduce(Cluster):
         self._start_over(f'{task} has restarted')
 
   def recover(self, error: tf.errors.OpError, step: int) -> None:
-    if not isinstance(error, _CONNECTION_ERRORS):
+    if isinstance(error, _MAY_BE_LOST_WORKER):
+      last, _, count = os.environ.get(_RESTARTS, '').partition(':')
+      restarts = int(count) if last == str(step) else 0
+      if restarts == _MAX_RESTARTS:
+        print(f'Started over {restarts} times at step {step} without progress.')
+        return
+      os.environ[_RESTARTS] = f'{step}:{restarts + 1}'
+    elif not isinstance(error, _LOST_WORKER):
       return
-    last, _, count = os.environ.get(_RESTARTS, '').partition(':')
-    restarts = int(count) if last == str(step) else 0
-    if restarts == _MAX_RESTARTS:
-      print(f'Started over {restarts} times at step {step} without progress.')
-      return
-    self._start_over(
-      f'{type(error).__name__}: {first_line(error.message)}',
-      f'{step}:{restarts + 1}',
-    )
+    self._start_over(f'{type(error).__name__}: {first_line(error.message)}')
 
-  def _start_over(self, reason: str, restarts: str = '') -> None:
-    """Replace this process with a new one, unless it is to stop.
-
-    Args:
-      reason: for the message.
-      restarts: step and number of restarts because of errors at that step.
-    """
+  def _start_over(self, reason: str) -> None:
+    """Replace this process with a new one, unless it is to stop."""
     if self.signals:
       return
     print(f'Starting over: {reason}.', flush=True)
-    os.environ[_RESTARTS] = restarts
     arguments = [it for it in sys.argv if it != '--norestart']
     os.execv(sys.executable, [sys.executable, *arguments, '--norestart'])
 
