@@ -8,7 +8,8 @@ same update.
 
 The ring breaks when a worker is lost. All others then start over: each replaces
 its process with a new one, which waits for the others and resumes from the
-chief's last checkpoint. An error that repeats at the same step ends a task.
+chief's last checkpoint. An error that may have another reason ends a task if it
+repeats at the same step.
 """
 
 import collections
