@@ -127,7 +127,9 @@ class TestPictures:
     self, source, data_dir, capsys
   ):
     write_classes(source, {'a': 2, 'b': 2})
-    os.rename(f'{source}/a/0.png', f'{source}/a/0.heic')
+    os.remove(f'{source}/a/0.png')
+    with open(f'{source}/a/0.heic', 'wb') as file:
+      file.write(b'\0\0\0\x18ftypheic' + bytes(100))
     write_pictures(f'{source}/a/more', random_images(2, seed=1))
     with pytest.raises(UserError, match='Cannot read 1 of 6 pictures; nothing'):
       cifar10_convert.convert(source, data_dir)
