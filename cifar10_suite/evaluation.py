@@ -14,7 +14,7 @@ from cifar10_suite.scores import Scores
 
 _POLL_SECS = 1
 # Enough for a trainer that is started at the same time to begin its run.
-_START_SECS = 15
+_START_SECS = 10
 
 
 @dataclasses.dataclass(frozen=True)

@@ -258,6 +258,7 @@ def test_the_best_checkpoint_may_be_copied_elsewhere(
   record_fault('a directory of checkpoints copied or moved')
 
 
+@pytest.mark.faults
 class TestRelativeDirectories:
   """The tutorial's command lines use relative directories."""
 

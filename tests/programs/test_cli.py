@@ -459,6 +459,7 @@ def test_no_progress_between_the_lines_of_a_pipe(on_terminal, train_flags):
   assert 'Loading TensorFlow' in output and 'step' not in output
 
 
+@pytest.mark.faults
 def test_precisions_share_checkpoints(train_flags, record_fault):
   for steps, precision in ((2, '--use_fp16'), (4, '--use_bf16'), (6, '')):
     flags = [*train_flags, *filter(None, [precision])]

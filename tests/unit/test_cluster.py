@@ -311,7 +311,7 @@ def values_in(session, variables):
     ('tutorial', 2, 50),
     pytest.param('tutorial', 3, 3, marks=pytest.mark.faults),
     pytest.param('tutorial', 4, 3, marks=pytest.mark.faults),
-    ('fast', 3, 3),
+    pytest.param('fast', 3, 3, marks=pytest.mark.faults),
     pytest.param('long', 4, 3, marks=pytest.mark.faults),
   ],
 )
