@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import tempfile
@@ -36,6 +37,15 @@ class Examples:
   records: np.ndarray
   sources: Sequence[str]
   is_test: np.ndarray | None = None
+
+  @functools.cached_property
+  def groups(self) -> list[list[int]]:
+    """Positions of the records in groups of equal images."""
+    groups: dict[bytes, list[int]] = {}
+    for position, record in enumerate(self.records):
+      digest = hashlib.blake2b(record[1:].data, digest_size=16).digest()
+      groups.setdefault(digest, []).append(position)
+    return list(groups.values())
 
 
 def check_class_names(names: list[str], where: str) -> None:
@@ -98,16 +108,24 @@ def split(examples: Examples, test_fraction: float, seed: int) -> np.ndarray:
         f'Class {name} has {size or "no"} readable picture{"s" * (size != 1)}, '
         'but it needs two: one for training and one for testing.'
       )
-  groups = _equal_images(examples.records)
   # Unlike Generator, RandomState is the same in all versions of NumPy.
-  order = np.random.RandomState(seed).permutation(len(groups))
-  groups = [groups[index] for index in order]
+  order = np.random.RandomState(seed).permutation(len(examples.groups))
+  groups = [examples.groups[index] for index in order]
   rounded = np.floor(test_fraction * sizes + 0.5).astype(int)
   chosen = np.zeros_like(sizes)  # number of test images per class
   test = list(_fill(groups, labels, np.clip(rounded, 1, sizes - 1), chosen))
   for label in np.flatnonzero(chosen == 0):  # each group was too large
-    if not chosen[label]:  # even now
-      test.append(_smallest(groups, label, examples, chosen))
+    if chosen[label]:  # now
+      continue
+    own = sorted((it for it in groups if label in labels[it]), key=len)
+    smallest = next(_fill(own, labels, sizes - 1, chosen), None)
+    if smallest is None:
+      raise UserError(
+        f'Class {examples.class_names[label]} cannot be split: all its '
+        f'{sizes[label]} pictures are the same, or the same as those of '
+        'another class.'
+      )
+    test.append(smallest)
   is_test = np.zeros(len(labels), bool)
   is_test[np.concatenate(test)] = True
   return is_test
@@ -137,26 +155,6 @@ def _fill(
       yield group
 
 
-def _smallest(
-  groups: list[list[int]], label: int, examples: Examples, chosen: np.ndarray
-) -> list[int]:
-  """Choose the smallest group of a class that leaves some of each class.
-
-  Raises:
-    UserError: if there is none.
-  """
-  labels = examples.records[:, 0]
-  sizes = np.bincount(labels, minlength=len(chosen))
-  own = sorted((it for it in groups if label in labels[it]), key=len)
-  for group in _fill(own, labels, sizes - 1, chosen):
-    return group
-  raise UserError(
-    f'Class {examples.class_names[label]} cannot be split: all its '
-    f'{sizes[label]} pictures are the same, or the same as those of another '
-    'class.'
-  )
-
-
 def check_parts(examples: Examples) -> None:
   """Check that each class has training images and test images.
 
@@ -179,7 +177,7 @@ def repeated(examples: Examples) -> list[tuple[str, str]]:
   """Return the sources of equal images in both parts: (test, training)."""
   is_test = _decided(examples)
   pairs = []
-  for group in _equal_images(examples.records):
+  for group in examples.groups:
     training = [position for position in group if not is_test[position]]
     if training:
       pairs += [
@@ -195,7 +193,7 @@ def in_two_classes(examples: Examples) -> list[tuple[int, int]]:
   labels = examples.records[:, 0]
   return [
     (group[0], position)
-    for group in _equal_images(examples.records)
+    for group in examples.groups
     for position in group
     if labels[position] != labels[group[0]]
   ]
@@ -280,15 +278,6 @@ def _decided(examples: Examples) -> np.ndarray:
   if examples.is_test is None:
     raise ValueError('The images have no split into training and testing.')
   return examples.is_test
-
-
-def _equal_images(records: np.ndarray) -> list[list[int]]:
-  """Return the positions of the records in groups of equal images."""
-  groups: dict[bytes, list[int]] = {}
-  for position, record in enumerate(records):
-    digest = hashlib.blake2b(record[1:].data, digest_size=16).digest()
-    groups.setdefault(digest, []).append(position)
-  return list(groups.values())
 
 
 def _cannot_write(data_dir: str, error: OSError) -> UserError:

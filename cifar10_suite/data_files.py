@@ -90,11 +90,6 @@ def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
   Raises:
     DownloadError: if there is such a file; the message says what to do.
   """
-  data_dir = os.path.dirname(batches_dir) or '.'
-  download = commands.of('download.py', '--data_dir', data_dir, '--repair')
-  convert = commands.of(
-    'cifar10_convert.py', 'cifar-100-binary.tar.gz', '--data_dir', 'my_data'
-  )
   names = os.path.join(batches_dir, dataset.CLASS_NAMES_FILE)
   is_other = os.path.lexists(names) and not has_class_names(batches_dir)
   all_missing = set(states.values()) == {State.MISSING}
@@ -102,6 +97,8 @@ def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
     path = os.path.join(batches_dir, name)
     if is_other and (all_missing or state is State.DAMAGED):
       problem = 'missing' if all_missing else 'damaged'
+      data_dir = os.path.dirname(batches_dir) or '.'
+      download = commands.of('download.py', '--data_dir', data_dir, '--repair')
       raise DownloadError(
         f"{path} is {problem}, and {names} does not have CIFAR-10's classes. "
         'If this is a data set of yours, make it again, for example with '
@@ -117,6 +114,9 @@ def refuse_other_formats(batches_dir: str, states: dict[str, State]) -> None:
         'needed: move this file away, and run this again.'
       )
     if cifar100.is_data_file(path):
+      convert = commands.of(
+        'cifar10_convert.py', 'cifar-100-binary.tar.gz', '--data_dir', 'my_data'
+      )
       raise DownloadError(
         f"{path} has CIFAR-100's records of 3,074 bytes. Move it away, and "
         f'convert the archive: {convert}'

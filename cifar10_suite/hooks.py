@@ -78,8 +78,7 @@ class LogHook(tf.train.SessionRunHook):
       # Only on a terminal, and not into the lines of `... | tee log`.
       disable=None if sys.stdout.isatty() else True,
     )
-    self._next = self._last_step = self.step
-    self._last_time = time.perf_counter()
+    self._log_from_here()
 
   def before_run(
     self, run_context: tf.train.SessionRunContext
@@ -103,7 +102,8 @@ class LogHook(tf.train.SessionRunHook):
     self.step = step + 1
     try:
       if is_back:  # the chief has restored a checkpoint
-        self._go_back()
+        self._log_from_here()
+        tqdm.write(f'Going back to step {self.step}')
       # With parameter servers, two runs may read the same global step.
       elif 'loss' in run_values.results and step >= self._next:
         self._next = step - step % self._log_frequency + self._log_frequency
@@ -112,11 +112,10 @@ class LogHook(tf.train.SessionRunHook):
       loading.discard_output(error)
       signal.raise_signal(signal.SIGTERM)  # save, and stop
 
-  def _go_back(self) -> None:
-    """Log from an earlier step on."""
+  def _log_from_here(self) -> None:
+    """Let the next line cover the steps from now on."""
     self._next = self._last_step = self.step
     self._last_time = time.perf_counter()
-    tqdm.write(f'Going back to step {self.step}')
 
   def _log(self, step: int, loss: float) -> None:
     """Print the loss before the update of `step`, and the throughput."""

@@ -12,7 +12,7 @@ from cifar10_suite import checkpoints, files
 from cifar10_suite.errors import UserError
 
 _LOOK_SECS = 1  # between two looks at the scores
-_USED = ('digest', 'step', 'precision', 'eval_data')  # of a `scores.Record`
+_USED = ('digest', 'step', 'precision')  # of a `scores.Record`
 
 
 class StopByScore(tf.train.CheckpointSaverListener):

@@ -125,7 +125,7 @@ def run_training(
       'continue, raise --max_steps.'
     )
     run = runs.read(settings.train_dir)
-    if cluster.is_chief and run and runs.last_step(run) > start:
+    if run and runs.last_step(run) > start:
       runs.record_stop(settings.train_dir, start)  # for --until_trained
     if cluster.is_alone:
       return

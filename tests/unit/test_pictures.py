@@ -13,6 +13,15 @@ import pytest
 from cifar10_suite import pictures
 
 
+def check_bits(path, refused):
+  """Read a picture whose pixels are 100, or see it refused for its bits."""
+  if refused:
+    with pytest.raises(pictures.PictureError, match='of 8 or 16 bits, without'):
+      pictures.read_picture(str(path))
+  else:
+    assert (pictures.read_picture(str(path)) == 100).all()
+
+
 class TestReadPicture:
   def read(self, tmp_path, image, name='x.png', **options):
     image.save(tmp_path / name, **options)
@@ -126,13 +135,7 @@ class TestReadPicture:
     pixels = np.full(40 * 40 * bits // 8, 100, np.uint8).tobytes()
     path = tmp_path / 'x.tif'
     path.write_bytes(head.ljust(200, b'\0') + pixels)
-    if refused:
-      with pytest.raises(
-        pictures.PictureError, match='of 8 or 16 bits, without'
-      ):
-        pictures.read_picture(str(path))
-    else:
-      assert (pictures.read_picture(str(path)) == 100).all()
+    check_bits(path, refused)
 
   @pytest.mark.parametrize(('bits', 'refused'), [(8, False), (16, True)])
   def test_bits_of_fits(self, tmp_path, bits, refused):
@@ -142,13 +145,7 @@ class TestReadPicture:
     head = ''.join(card.ljust(80) for card in cards).ljust(2880).encode()
     path = tmp_path / 'x.fits'
     path.write_bytes(head + bytes([100] * (40 * 40 * bits // 8)))
-    if refused:
-      with pytest.raises(
-        pictures.PictureError, match='of 8 or 16 bits, without'
-      ):
-        pictures.read_picture(str(path))
-    else:
-      assert (pictures.read_picture(str(path)) == 100).all()
+    check_bits(path, refused)
 
   def test_a_damaged_part_is_not_read_as_black(self, tmp_path):
     rng = np.random.RandomState(1)
