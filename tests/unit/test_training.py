@@ -307,13 +307,16 @@ def test_the_global_step_is_read_by_the_step_itself(
   ) as session:
     session.run(train_op)
     clock.now += 1000  # a save is allowed again, but not due
-    run, calls = tf.Session.run, []
-    monkeypatch.setattr(
-      tf.Session, 'run', lambda *args, **kw: calls.append(1) or run(*args, **kw)
-    )
+    run, graphs = tf.Session.run, []  # threads of other tests may run theirs
+
+    def counted(self, *args, **kwargs):
+      graphs.append(self.graph)
+      return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(tf.Session, 'run', counted)
     for _ in range(20):
       session.run(train_op)
-    assert len(calls) == 20
+    assert graphs.count(graph) == 20
 
 
 @pytest.mark.parametrize('fails', ['start', 'stop', 'write'])
