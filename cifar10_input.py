@@ -1,10 +1,10 @@
 """Read CIFAR-10 into batches of images and labels.
 
-  file -> records -> example queue -> (distorted) batch -> ready batches
+  file -> records -> example queue -> distorted batches -> ready batches
 
-Each read returns many records, and a whole batch is distorted at once, with
-independent random numbers for each image. The example queue holds raw uint8
-records, which take a quarter of the memory of float32 images.
+Each read returns many records, and several batches are distorted at once, with
+independent random numbers for each image. The example queue holds the raw bytes
+of records, which take a quarter of the memory of float32 images.
 
 A record has 3,073 bytes: the label, then the red, green and blue planes of the
 image, each with 32x32 pixels in row order.
@@ -39,7 +39,8 @@ _RECORDS_PER_READ = 200
 _MAX_READERS = 5  # each reads a different file
 # Shuffling draws from at least this fraction of an epoch.
 _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE = 0.4
-_READY_BATCHES = 4  # enough to keep steps from waiting for input
+_BATCHES_PER_RUN = 4  # distorted at once, which costs less
+_READY_BATCHES = 2 * _BATCHES_PER_RUN  # keep steps from waiting for input
 
 
 @dataclasses.dataclass
@@ -76,7 +77,7 @@ def read_cifar10(
   """
   with tf.device('/cpu:0'):
     key, value = _reader().read(filename_queue)
-    record = _decode(key[tf.newaxis], value[tf.newaxis], num_classes)
+    record = _check_labels(key[tf.newaxis], value[tf.newaxis], num_classes)
     images, labels = _images_and_labels(record)
   return CIFAR10Record(
     dataset.HEIGHT, dataset.WIDTH, dataset.DEPTH, key, labels, images[0]
@@ -153,26 +154,23 @@ def distorted_batches(
     queue_runners.on_own_threads(),
   ):
     filename_queue = tf.train.string_input_producer(filenames)
-    # Several readers, so that even the first batch mixes files. Together, since
-    # if each filled the queue by itself, faster ones would get ahead.
+    # Several readers, so that even the first batch mixes files. They take turns,
+    # since faster ones would get ahead.
     readers = range(min(len(filenames), _MAX_READERS))
-    records = tf.concat(
+    records = tf.train.shuffle_batch_join(
       [
-        _read_many(filename_queue, num_classes, split_file, (0, split_record))
+        [_read_many(filename_queue, num_classes, split_file, (0, split_record))]
         for _ in readers
       ],
-      axis=0,
-    )
-    batch = tf.train.shuffle_batch(
-      [records],
-      batch_size,
+      _BATCHES_PER_RUN * batch_size,
       capacity=min_queue_examples + 3 * batch_size,
       min_after_dequeue=min_queue_examples,
       enqueue_many=True,
+      name='shuffle_batch',
     )
-    planes, labels = _planes_and_labels(batch)
+    planes, labels = _planes_and_labels(records)
     images = distort(planes, contrast, crop_margin, dtype, saturation)
-    queue = _ready_batches(images, labels)
+    queue = _ready_batches(images, labels, batch_size)
     batches = [queue.dequeue() for _ in range(count)]
   _image_summary(batches[0][0])
   return batches
@@ -260,17 +258,17 @@ def distort(
   Returns:
     [n, 24, 24, 3]; the distortions of the images are independent.
   """
-  count, _, height, width = planes.shape.as_list()
+  count = planes.shape.as_list()[0]
   count = tf.shape(planes)[0] if count is None else count
   return distortion.apply(
     planes,
-    distortion.random_offsets(count, height, IMAGE_SIZE, crop_margin),
-    distortion.random_offsets(count, width, IMAGE_SIZE, crop_margin),
-    tf.random.uniform([count]) < 0.5,
-    tf.random.uniform([count, 1, 1, 1], -MAX_BRIGHTNESS, MAX_BRIGHTNESS),
-    saturation and tf.random.uniform([count, 1, 1, 1], *saturation),
-    tf.random.uniform([count, 1, 1, 1], *contrast),
+    tf.random.uniform([count, distortion.NUM_RANDOM]),
     IMAGE_SIZE,
+    # On the CPU, as the input; XLA then compiles beside a GPU, too.
+    tf.identity(tf.cast(crop_margin, tf.float32)),
+    MAX_BRIGHTNESS,
+    saturation,
+    contrast,
     dtype,
   )
 
@@ -294,7 +292,7 @@ def _read_many(
   path: str = '',
   bounds: tuple[int, int | None] = (0, None),
 ) -> tf.Tensor:
-  """Read up to _RECORDS_PER_READ records as uint8 [n, 3073].
+  """Read up to _RECORDS_PER_READ records as strings [n].
 
   Args:
     filename_queue: queue of the names of the files to read.
@@ -303,7 +301,7 @@ def _read_many(
     bounds: the first of these records, and the one after the last; None is the
       end of the file.
   """
-  keys, values = _reader().read_up_to(filename_queue, _RECORDS_PER_READ)
+  keys, records = _reader().read_up_to(filename_queue, _RECORDS_PER_READ)
   if path and bounds != (0, None):
     # A key is '<filename>:<record number>'.
     elsewhere = tf.not_equal(tf.strings.regex_replace(keys, r':\d+$', ''), path)
@@ -315,18 +313,16 @@ def _read_many(
     if end is not None:
       wanted &= number < end
     keep = elsewhere | wanted
-    keys, values = tf.boolean_mask(keys, keep), tf.boolean_mask(values, keep)
-  return _decode(keys, values, num_classes)
+    keys, records = tf.boolean_mask(keys, keep), tf.boolean_mask(records, keep)
+  return _check_labels(keys, records, num_classes)
 
 
-def _decode(keys: tf.Tensor, values: tf.Tensor, num_classes: int) -> tf.Tensor:
-  """Decode n records into uint8 [n, 3073]; fail at an unknown label."""
-  # Of no records at all, `decode_raw` returns rows without bytes.
-  records = tf.reshape(
-    tf.decode_raw(values, tf.uint8), [-1, dataset.RECORD_BYTES]
-  )
-  records.set_shape([keys.shape[0], dataset.RECORD_BYTES])
-  labels = records[:, 0]
+def _check_labels(
+  keys: tf.Tensor, records: tf.Tensor, num_classes: int
+) -> tf.Tensor:
+  """Return records, strings [n]; running it fails at an unknown label."""
+  first_bytes = tf.strings.substr(records, 0, 1)
+  labels = tf.reshape(tf.decode_raw(first_bytes, tf.uint8), [-1])
   wrong = tf.cast(labels, tf.int32) >= num_classes  # which may be 256
   check = tf.debugging.Assert(
     tf.logical_not(tf.reduce_any(wrong)),
@@ -341,34 +337,42 @@ def _decode(keys: tf.Tensor, values: tf.Tensor, num_classes: int) -> tf.Tensor:
 
 
 def _planes_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Split records, uint8 [n, 3073], into depth-major images and labels.
+  """Decode records, strings [n], into depth-major images and labels.
 
   Returns:
     planes: uint8 [n, 3, 32, 32].
     labels: int32 [n].
   """
-  labels = tf.cast(records[:, 0], tf.int32)
+  pixels = tf.decode_raw(records, tf.uint8)
+  labels = tf.cast(pixels[:, 0], tf.int32)
   shape = [dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
-  planes = tf.reshape(records[:, 1:], [-1, *shape])
+  planes = tf.reshape(pixels[:, 1:], [-1, *shape])
   planes.set_shape([records.shape[0], *shape])
   return planes, labels
 
 
 def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Split records, uint8 [n, 3073], into images [n, 32, 32, 3] and labels."""
+  """Decode records, strings [n], into images [n, 32, 32, 3] and labels."""
   planes, labels = _planes_and_labels(records)
   return tf.transpose(planes, [0, 2, 3, 1]), labels
 
 
-def _ready_batches(images: tf.Tensor, labels: tf.Tensor) -> tf.QueueBase:
+def _ready_batches(
+  images: tf.Tensor, labels: tf.Tensor, batch_size: int
+) -> tf.QueueBase:
   """Prefetch a few batches, so that steps do not wait for input."""
   queue = tf.FIFOQueue(
     _READY_BATCHES,
     dtypes=[images.dtype, labels.dtype],
-    shapes=[images.shape, labels.shape],
+    shapes=[[batch_size, *images.shape[1:]], [batch_size]],
     name='ready_batches',
   )
-  enqueue = queue.enqueue([images, labels])
+  enqueue = queue.enqueue_many(
+    [
+      tf.reshape(images, [-1, batch_size, *images.shape[1:]]),
+      tf.reshape(labels, [-1, batch_size]),
+    ]
+  )
   tf.train.add_queue_runner(tf.train.QueueRunner(queue, [enqueue]))
   return queue
 

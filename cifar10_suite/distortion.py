@@ -1,70 +1,88 @@
-"""Parts of the random distortion of training images."""
+"""Distortion of training images, for given random numbers."""
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import xla
 
-
-def random_offsets(
-  count: int | tf.Tensor, length: int, size: int, margin: float | tf.Tensor
-) -> tf.Tensor:
-  """Draw the starts of crops along one axis.
-
-  Args:
-    count: number of crops, an int or int32 [].
-    length: length of the image along the axis.
-    size: length of a crop.
-    margin: maximum offset from the centre, a number or float32 [] from 0 (none)
-      to 1 (up to the edge).
-
-  Returns:
-    int32 [count].
-  """
-  last = length - size
-  centre = last // 2
-  before, after = margin * centre, margin * (last - centre)
-  offsets = tf.random.uniform([count], -before - 0.5, after + 0.5)
-  # Rounding may exceed the bounds at the ends of the interval.
-  starts = tf.clip_by_value(centre + tf.round(offsets), 0, last)
-  return tf.cast(starts, tf.int32)
+NUM_RANDOM = 6  # random numbers per image
 
 
 @xla.compiled
 def apply(
   planes: tf.Tensor,
-  tops: tf.Tensor,
-  lefts: tf.Tensor,
-  flips: tf.Tensor,
-  brightness: tf.Tensor,
-  saturation: tf.Tensor | None,
-  contrast: tf.Tensor,
+  numbers: tf.Tensor,
   size: int,
+  crop_margin: tf.Tensor,
+  max_brightness: float,
+  saturation: tuple[float, float] | None,
+  contrast: tuple[float, float],
   dtype: tf.DType,
 ) -> tf.Tensor:
   """Crop and flip images, adjust their colours, and standardize them.
 
+  Brightness is added to the image. Saturation is a factor of the deviations of
+  channels from the mean of their pixel, and contrast one of the deviations of
+  pixels from the mean of their channel.
+
   Args:
     planes: uint8 [n, channels, height, width].
-    tops, lefts: int32 [n], first rows and columns of the crops.
-    flips: bool [n], whether to mirror.
-    brightness: float32 [n, 1, 1, 1], added to the image.
-    saturation: float32 [n, 1, 1, 1], factor of the saturation: the deviations
-      of channels from the mean of their pixel; None for 1.
-    contrast: float32 [n, 1, 1, 1], factor of the contrast: the deviations of
-      pixels from the mean of their channel.
+    numbers: float32 [n, NUM_RANDOM], from 0 to 1: where to cut along height and
+      width, whether to mirror (below 0.5), then the places of brightness,
+      saturation and contrast between their bounds.
     size: height and width of the crops.
+    crop_margin: float32 [], maximum offset of a crop from the centre, from 0
+      (none) to 1 (up to the edge).
+    max_brightness: maximum absolute brightness.
+    saturation: bounds; None for a factor of 1.
+    contrast: bounds.
     dtype: type of the result.
 
   Returns:
     [n, size, size, channels]: as from `tf.image.per_image_standardization`, of
     mean 0 and standard deviation 1, unless the image is almost plain.
   """
-  planes = _crop_and_flip(planes, tops, lefts, flips, size)
-  if saturation is not None:
-    planes = _saturate(planes, saturation)
-  planes = _adjust_and_standardize(planes, brightness, contrast)
+  _, _, height, width = planes.shape.as_list()
+  top, left, flip, *colours = tf.unstack(numbers, axis=1)
+  brightness_at, saturation_at, contrast_at = (
+    it[:, tf.newaxis, tf.newaxis, tf.newaxis] for it in colours
+  )
+  planes = _crop_and_flip(
+    planes,
+    _starts(top, height, size, crop_margin),
+    _starts(left, width, size, crop_margin),
+    flip < 0.5,
+    size,
+  )
+  if saturation:
+    planes = _saturate(planes, _between(saturation, saturation_at))
+  planes = _adjust_and_standardize(
+    planes,
+    _between((-max_brightness, max_brightness), brightness_at),
+    _between(contrast, contrast_at),
+  )
   return tf.cast(tf.transpose(planes, [0, 2, 3, 1]), dtype)
+
+
+def _starts(
+  numbers: tf.Tensor, length: int, size: int, margin: tf.Tensor
+) -> tf.Tensor:
+  """Return the starts of crops along one axis, int32 [n]."""
+  last = length - size
+  centre = last // 2
+  before, after = margin * centre, margin * (last - centre)
+  offsets = _between((-before - 0.5, after + 0.5), numbers)
+  # Rounding may exceed the bounds at the ends of the interval.
+  starts = tf.clip_by_value(centre + tf.round(offsets), 0, last)
+  return tf.cast(starts, tf.int32)
+
+
+def _between(
+  bounds: tuple[float | tf.Tensor, float | tf.Tensor], numbers: tf.Tensor
+) -> tf.Tensor:
+  """Map numbers from 0 to 1 to the interval between bounds."""
+  low, high = bounds
+  return low + (high - low) * numbers
 
 
 def _crop_and_flip(

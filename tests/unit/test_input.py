@@ -171,15 +171,22 @@ def test_distortions_equal_numpy(graph, as_tensor, dtype, tolerance, saturated):
   brightness = np.linspace(-63, 63, 100, dtype='f4').reshape(-1, 1, 1, 1)
   saturation = np.linspace(0.5, 1.5, 100, dtype='f4').reshape(-1, 1, 1, 1)
   contrast = np.linspace(1.8, 0.2, 100, dtype='f4').reshape(-1, 1, 1, 1)
+  numbers = [
+    (np.array(tops) + 0.5) / 9,  # each number of pixels is equally frequent
+    (np.array(lefts) + 0.5) / 9,
+    np.where(flips, 0.49, 0.51),
+    (brightness.ravel() + 63) / 126,
+    saturation.ravel() - 0.5,
+    (contrast.ravel() - 0.2) / 1.6,
+  ]
   images = distortion.apply(
     as_tensor(planes),
-    tf.constant(tops),
-    tf.constant(lefts),
-    tf.constant(flips),
-    tf.constant(brightness),
-    tf.constant(saturation) if saturated else None,
-    tf.constant(contrast),
+    tf.constant(np.stack(numbers, axis=1).astype('f4')),
     24,
+    tf.constant(1.0),  # crops from anywhere in the image
+    63,
+    (0.5, 1.5) if saturated else None,
+    (0.2, 1.8),
     dtype,
   )
   assert images.dtype == dtype

@@ -1,5 +1,6 @@
 """Test on which threads queue runners run their operations."""
 
+import queue as queues
 import threading
 
 import numpy as np
@@ -27,6 +28,22 @@ class TestOnOwnThreads:
       for _ in range(10):
         for name in session.run(names):
           assert b'QueueRunnerThread' in name
+
+  def test_operations_of_one_runner_stay_together(self, graph):
+    turns = queues.Queue()
+    waiting = tf.py_func(lambda: np.int32(turns.get()), [], tf.int32)
+    numbers = tf.FIFOQueue(4, tf.int32, shapes=[[]])
+    operations = [numbers.enqueue(0), numbers.enqueue(tf.reshape(waiting, []))]
+    with queue_runners.on_own_threads():
+      tf.train.add_queue_runner(tf.train.QueueRunner(numbers, operations))
+    both = [numbers.dequeue(), numbers.dequeue()]
+    with tf.train.MonitoredSession() as session:
+      got = []
+      for turn in range(1, 11):
+        turns.put(turn)
+        got.append(sorted(session.run(both)))
+      turns.put(0)  # for the operation that waits
+    assert got == [[0, turn] for turn in range(1, 11)]
 
   def test_end_of_input_closes_the_queue(self, graph):
     with queue_runners.on_own_threads():
