@@ -154,8 +154,8 @@ def distorted_batches(
     queue_runners.on_own_threads(),
   ):
     filename_queue = tf.train.string_input_producer(filenames)
-    # Several readers, so that even the first batch mixes files. They take turns,
-    # since faster ones would get ahead.
+    # Several readers, so that even the first batch mixes files. They take
+    # turns, since faster ones would get ahead.
     readers = range(min(len(filenames), _MAX_READERS))
     records = tf.train.shuffle_batch_join(
       [

@@ -1,7 +1,6 @@
 """Pictures in folders, one for each class."""
 
 import collections
-import concurrent.futures.process
 import contextlib
 import dataclasses
 import itertools
@@ -12,6 +11,9 @@ import signal
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 
@@ -235,23 +237,48 @@ def _readings(
   if processes < 2:
     yield map(_read_chunk, chunks)
     return
-  with _delayed_signals():  # starts a process that tracks shared resources
-    executor = concurrent.futures.ProcessPoolExecutor(
-      processes,
-      # TensorFlow and other libraries with threads do not survive a fork.
-      multiprocessing.get_context('spawn'),
-      initializer=_end_with_parent,
-    )
+  # Each process has a pipe of its own, which ends with the process, even in the
+  # middle of a result. An executor's processes share one, and it would wait.
+  readers: list[tuple[BaseProcess, Connection]] = []
+  with _delayed_signals():  # apart, because this ends the mask of signals
+    resource_tracker.ensure_running()
   try:
     with _delayed_signals():
-      readings = executor.map(_read_chunk, chunks)
-    yield readings
-  except concurrent.futures.process.BrokenProcessPool as error:
+      for i in range(processes):
+        readers.append(_start_reader(chunks[i::processes]))
+    yield (_receive(readers[i % processes][1]) for i in range(len(chunks)))
+  finally:
+    for process, _ in readers:
+      process.terminate()
+      process.join()
+
+
+def _start_reader(chunks: list[list[str]]) -> tuple[BaseProcess, Connection]:
+  """Start a process that reads chunks; return it, and where results arrive."""
+  # TensorFlow and other libraries with threads do not survive a fork.
+  context = multiprocessing.get_context('spawn')
+  results, sender = context.Pipe(duplex=False)
+  process = context.Process(target=_read_chunks, args=[chunks, sender])
+  process.start()
+  sender.close()  # now, only the process has it
+  return process, results
+
+
+def _read_chunks(chunks: list[list[str]], sender: Connection) -> None:
+  """Send the results of `_read_chunk`, in a process of its own."""
+  _end_with_parent()
+  with contextlib.suppress(BrokenPipeError):  # the parent has ended
+    for chunk in chunks:
+      sender.send(_read_chunk(chunk))
+
+
+def _receive(results: Connection) -> tuple[np.ndarray, list[str | None]]:
+  try:
+    return results.recv()
+  except (EOFError, OSError) as error:  # at the end or within a result
     raise UserError(
       'A process that reads pictures was killed, perhaps for lack of memory.'
     ) from error
-  finally:
-    executor.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

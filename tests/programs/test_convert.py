@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import resource
+import select
 import signal
 import struct
 import subprocess
@@ -344,11 +345,12 @@ class TestInterruption:
 
   def finish(self):
     """Return the program's status after it and all its processes ended."""
-    with contextlib.suppress(OSError):  # the terminal has no other end
-      while more := os.read(self.terminal, 1000).decode():
-        self.errors += more
-    self.process.wait(TIMEOUT)
     deadline = time.monotonic() + TIMEOUT
+    with contextlib.suppress(OSError):  # the terminal has no other end
+      while select.select([self.terminal], [], [], TIMEOUT)[0]:
+        self.errors += os.read(self.terminal, 1000).decode()
+        assert time.monotonic() < deadline
+    self.process.wait(TIMEOUT)
     with pytest.raises(ProcessLookupError):
       while time.monotonic() < deadline:
         os.killpg(self.process.pid, 0)
@@ -372,9 +374,20 @@ class TestInterruption:
     return found
 
   @needs_readers
-  def test_killed_reader(self, tmp_path):
+  @pytest.mark.parametrize('when', ['at any time', 'within a result'])
+  def test_killed_reader(self, tmp_path, when):
     self.wait_for_progress()
-    os.kill(self.workers()[-1], signal.SIGKILL)
+    reader = self.workers()[-1]
+    if when == 'within a result':
+      os.kill(self.process.pid, signal.SIGSTOP)  # so that pipes become full
+      deadline = time.monotonic() + TIMEOUT
+      while time.monotonic() < deadline:
+        with open(f'/proc/{reader}/wchan') as file:
+          if 'pipe' in file.read():
+            break
+        time.sleep(0.01)
+    os.kill(reader, signal.SIGKILL)
+    os.kill(self.process.pid, signal.SIGCONT)
     assert self.finish() == 1
     assert 'A process that reads pictures was killed' in self.errors
     assert 'Traceback' not in self.errors
