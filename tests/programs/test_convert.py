@@ -383,7 +383,7 @@ class TestInterruption:
       deadline = time.monotonic() + TIMEOUT
       while time.monotonic() < deadline:
         with open(f'/proc/{reader}/wchan') as file:
-          if 'pipe' in file.read():
+          if 'pipe_write' in file.read():
             break
         time.sleep(0.01)
     os.kill(reader, signal.SIGKILL)
