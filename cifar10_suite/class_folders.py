@@ -240,7 +240,7 @@ def _readings(
   # Each process has a pipe of its own, which ends with the process, even in the
   # middle of a result. An executor's processes share one, and it would wait.
   readers: list[tuple[BaseProcess, Connection]] = []
-  with _delayed_signals():  # apart, because this ends the mask of signals
+  with _delayed_signals():  # apart, because this then unblocks SIGINT
     resource_tracker.ensure_running()
   try:
     with _delayed_signals():

@@ -32,6 +32,7 @@ from support.programs import (
   rewrite_checkpoint,
   run,
   summaries,
+  wait_until,
 )
 
 import cifar10_input
@@ -90,11 +91,8 @@ def half_saved(train_dir):
 
 def wait_for_saving(train_dir):
   """Wait until a trainer starts to save."""
-  deadline = time.monotonic() + TIMEOUT
   before = half_saved(train_dir)
-  while not half_saved(train_dir) - before:
-    assert time.monotonic() < deadline
-    time.sleep(0.001)
+  wait_until(lambda: half_saved(train_dir) - before, pause=0.001)
 
 
 def times_of_steps(lines):

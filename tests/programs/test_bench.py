@@ -11,7 +11,7 @@ import textwrap
 import time
 
 import pytest
-from support.programs import ROOT, TIMEOUT, load
+from support.programs import ROOT, TIMEOUT, load, wait_until
 
 from cifar10_suite import processor
 
@@ -423,10 +423,7 @@ def test_figures_survive_an_interruption(suite, popen, number):
     lines.append(line.rstrip())
     if KERAS in line:
       break
-  deadline = time.monotonic() + TIMEOUT
-  while not suite.runs('benchmarks/torch_peer.py'):
-    assert time.monotonic() < deadline
-    time.sleep(0.01)
+  wait_until(lambda: suite.runs('benchmarks/torch_peer.py'))
   process.send_signal(signal.Signals[number])
   output, errors = process.communicate(timeout=TIMEOUT)
   lines += output.splitlines()

@@ -6,12 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 
 import pytest
 import tensorflow.compat.v1 as tf
-from support.programs import ROOT, TIMEOUT
+from support.programs import ROOT, TIMEOUT, wait_until
 from tensorboard.plugins.hparams import summary as hparams
 
 
@@ -47,15 +46,6 @@ def answer(url, question=None):
     return json.load(response)
 
 
-def wait_for(find):
-  """Call a function until its result is true, and return that."""
-  deadline = time.monotonic() + TIMEOUT
-  while not (found := find()):
-    assert time.monotonic() < deadline
-    time.sleep(0.1)
-  return found
-
-
 @pytest.mark.slow
 def test_runs_can_be_compared(start, tmp_path):
   write(str(tmp_path / 'trainer'), ('cross_entropy', 2.0))
@@ -79,7 +69,7 @@ def test_runs_can_be_compared(start, tmp_path):
   )
   runs = f'{url}data/runs'
   names = {'train', 'eval', 'trainer', 'a_b'}
-  wait_for(lambda: set(answer(runs)) == names)
+  wait_until(lambda: set(answer(runs)) == names, pause=0.1)
   tags = answer(f'{url}data/plugin/scalars/tags')
   assert 'cross_entropy' in tags['train'] and 'cross_entropy' in tags['eval']
 

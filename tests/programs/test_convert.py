@@ -26,7 +26,7 @@ from support.conversion import (
   write_archive,
   write_classes,
 )
-from support.programs import ROOT, TIMEOUT
+from support.programs import ROOT, TIMEOUT, wait_until
 
 import cifar10_convert
 from cifar10_suite import commands
@@ -309,6 +309,11 @@ needs_readers = pytest.mark.skipif(
 )
 
 
+def status_of(pid):
+  with open(f'/proc/{pid}/status') as file:
+    return file.read()
+
+
 class TestInterruption:
   """The program reads many pictures in two processes when something happens."""
 
@@ -380,12 +385,7 @@ class TestInterruption:
     reader = self.workers()[-1]
     if when == 'within a result':
       os.kill(self.process.pid, signal.SIGSTOP)  # so that pipes become full
-      deadline = time.monotonic() + TIMEOUT
-      while time.monotonic() < deadline:
-        with open(f'/proc/{reader}/wchan') as file:
-          if 'pipe_write' in file.read():
-            break
-        time.sleep(0.01)
+      wait_until(lambda: 'State:\tS' in status_of(reader))  # waits for its pipe
     os.kill(reader, signal.SIGKILL)
     os.kill(self.process.pid, signal.SIGCONT)
     assert self.finish() == 1

@@ -118,6 +118,15 @@ def run(program, *arguments, status=0, timeout=TIMEOUT, **kwargs):
   return lines, errors
 
 
+def wait_until(find, pause=0.01):
+  """Call a function until its result is true, and return that."""
+  deadline = time.monotonic() + TIMEOUT
+  while not (found := find()):
+    assert time.monotonic() < deadline
+    time.sleep(pause)
+  return found
+
+
 def load(path):
   """Return a program as a module; a relative `path` is from ROOT."""
   name = os.path.splitext(os.path.basename(path))[0]
