@@ -14,6 +14,7 @@ from cifar10_suite import (
   checkpoints,
   cli,
   commands,
+  fetches,
   hooks,
   loading,
   profiling,
@@ -352,6 +353,7 @@ def _session(
     )
   scaffold = tf.train.Scaffold(saver=saver, init_fn=init_fn)
   session_hooks = [
+    fetches.LookUpOnce(),
     cluster,
     tf.train.StopAtStepHook(last_step=settings.recipe.max_steps),
     log_hook,
