@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from contextlib import nullcontext
 
 import pytest
@@ -317,6 +318,22 @@ def test_the_global_step_is_read_by_the_step_itself(
     for _ in range(20):
       session.run(train_op)
     assert graphs.count(graph) == 20
+
+
+def test_steps_look_up_no_fetches_again(tmp_path, monkeypatch):
+  run, threads = tf.Session.run, []
+
+  def counted(self, *args, **kwargs):
+    threads.append(threading.current_thread())
+    return run(self, *args, **kwargs)
+
+  def count_runs(steps):
+    threads.clear()
+    train(tmp_path / str(steps), steps)
+    return threads.count(threading.main_thread())
+
+  monkeypatch.setattr(tf.Session, 'run', counted)
+  assert count_runs(30) == count_runs(10)
 
 
 @pytest.mark.parametrize('fails', ['start', 'stop', 'write'])
