@@ -24,7 +24,7 @@ from cifar10_suite import cli, sessions, updates
 from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES
-from cifar10_suite.training import TrainSettings
+from cifar10_suite.train_settings import TrainSettings
 
 tf.app.flags.DEFINE_integer(
   'num_gpus', 1, 'Number of GPUs; 0 disables GPUs.', lower_bound=0

@@ -49,7 +49,7 @@ from cifar10_suite import (
 from cifar10_suite.cluster import Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES, Recipe
-from cifar10_suite.training import TrainSettings
+from cifar10_suite.train_settings import TrainSettings
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 

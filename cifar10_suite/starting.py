@@ -11,7 +11,7 @@ import cifar10_suite
 from cifar10_suite import checkpoints, commands, convolution, devices, runs
 from cifar10_suite.cluster import wait_until
 from cifar10_suite.errors import UserError
-from cifar10_suite.training import TrainSettings
+from cifar10_suite.train_settings import TrainSettings
 
 _AVERAGE = '/ExponentialMovingAverage'  # suffix of their names
 

@@ -1,10 +1,6 @@
-"""Settings and the training loop, for one or more towers and machines."""
+"""The training loop, for one or more towers and machines."""
 
 import contextlib
-import dataclasses
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable
 
@@ -12,78 +8,20 @@ import tensorflow.compat.v1 as tf
 
 from cifar10_suite import (
   checkpoints,
-  cli,
   commands,
+  ending,
   fetches,
   hooks,
-  loading,
   profiling,
   runs,
   sessions,
   stopping,
 )
 from cifar10_suite.cluster import ALONE, Cluster
-from cifar10_suite.commands import same_command
-from cifar10_suite.dataset import CIFAR10, DEFAULT_DATA_DIR, DataSet
 from cifar10_suite.errors import UserError
-from cifar10_suite.recipes import Recipe
+from cifar10_suite.train_settings import TrainSettings
 
 _NO_PROFILE = contextlib.nullcontext()
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSettings:
-  """Settings of a training program, from its flags.
-
-  Attributes:
-    recipe: hyperparameters, including batch size and number of steps.
-    train_dir: directory for checkpoints and event files.
-    data_dir: directory of the data set.
-    data_set: its classes and number of images.
-    hold_out: number of images at the end of the training files to leave out.
-    init_from: directory or checkpoint of a run whose weights to start from, or
-      None.
-    dtype: compute type.
-    log_frequency: steps between lines on the console.
-    save_checkpoint_secs: maximum number of seconds between checkpoints.
-    save_summaries_steps: steps between summaries.
-    keep_checkpoint_max: number of checkpoints to keep; 0 keeps all.
-    stop_at_precision: precision at which to stop, or None.
-    patience: number of scores without a new best after which to stop, or None.
-    eval_dir: directory of the scores, for the last two; only read.
-    profile_steps: numbers of the first and the last step to profile, or None.
-    seed: random seed, or None.
-    restart: whether to remove an earlier run from `train_dir` first.
-    cluster_timeout_secs: seconds without response after which to give up on a
-      task of the cluster.
-    scale_learning_rate: whether to multiply the learning rate by the number of
-      towers of all workers, or of one with parameter servers.
-  """
-
-  recipe: Recipe
-  train_dir: str
-  data_dir: str = ''
-  data_set: DataSet = CIFAR10
-  hold_out: int = 0
-  init_from: str | None = None
-  dtype: tf.DType = tf.float32
-  log_frequency: int = 100
-  save_checkpoint_secs: int = 600
-  save_summaries_steps: int = 100
-  keep_checkpoint_max: int = 5
-  stop_at_precision: float | None = None
-  patience: int | None = None
-  eval_dir: str = ''
-  profile_steps: tuple[int, int] | None = None
-  seed: int | None = None
-  restart: bool = False
-  cluster_timeout_secs: int = 600
-  scale_learning_rate: bool = False
-
-  @property
-  def stops_by_score(self) -> bool:
-    """Whether scores may end training before the last step."""
-    return bool(self.stop_at_precision or self.patience)
 
 
 def run_training(
@@ -174,7 +112,8 @@ def run_training(
   finally:
     log_hook.close()
 
-  _end(settings, cluster, watch, log_hook, time.monotonic() - begin)
+  seconds = time.monotonic() - begin
+  ending.report(settings, cluster, watch, log_hook, seconds)
   cluster.leave()
 
 
@@ -240,85 +179,6 @@ def _record_start(
   )
 
 
-def _end(
-  settings: TrainSettings,
-  cluster: Cluster,
-  watch: stopping.StopByScore | None,
-  log_hook: hooks.LogHook,
-  seconds: float,
-) -> None:
-  """Print how training ended and what is next; exit if a signal ended it.
-
-  Args:
-    settings: directories and number of steps.
-    cluster: workers that train together.
-    watch: what may have ended training by score.
-    log_hook: knows the first and the last step of this process.
-    seconds: duration of training.
-  """
-  where = commands.short_path(settings.train_dir)
-  max_steps = settings.recipe.max_steps
-  step = log_hook.step
-  saved, is_over = 'is not saved here', step >= max_steps
-  if cluster.is_chief:
-    latest = checkpoints.latest(settings.train_dir)
-    last = checkpoints.step_of(latest) if latest else -1
-    saved = f'is saved in {where}'
-    if last < step:  # an error after a signal
-      saved = 'is not saved' + (f', only step {last}' if latest else '')
-    step, is_over = max(step, last), last >= max_steps
-  is_stopped = bool(watch and watch.reason and not is_over)
-  if cluster.signals and not (is_over or is_stopped):
-    name = signal.Signals(cluster.signals[0]).name
-    again = same_command().capitalize()
-    try:
-      print(
-        f'Stopped by {name}: step {step} {saved}. {again} resumes training.'
-      )
-    except OSError as error:
-      loading.discard_output(error)
-    sys.exit(128 + cluster.signals[0])
-  if watch and is_stopped:
-    runs.record_stop(settings.train_dir, step)
-    print(watch.reason)
-  if log_hook.start < max_steps:
-    saved = f', which {saved}' if cluster.is_chief else ''
-    print(f'Trained to step {step}{saved}.')
-    if cluster.is_alone:
-      score = _scoring(settings, '--run_once')
-      print(f'It took {_duration(seconds)}. To score it: {score}')
-  elif not cluster.is_chief:
-    print('Training has ended.')
-
-
-def _duration(seconds: float) -> str:
-  """Return a duration for messages, such as '3 min 7 s'."""
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours} h {minutes} min'
-  return f'{minutes} min {rest} s' if minutes else f'{rest} s'
-
-
-def _scoring(settings: TrainSettings, *flags: str) -> str:
-  """Return a command that scores checkpoints of the run, with more flags."""
-  train_dir, eval_dir = os.path.abspath(settings.train_dir), settings.eval_dir
-  is_default = eval_dir in ('', cli.DEFAULT_EVAL_DIR)
-  if is_default and not settings.stops_by_score:
-    # Scores of another run belong elsewhere: cifar10_train has cifar10_eval,
-    # the default, and runs/1/train has runs/1/eval.
-    is_named = train_dir.endswith('train')
-    eval_dir = f'{train_dir[:-5]}eval' if is_named else f'{train_dir}_eval'
-  arguments = [*flags, '--checkpoint_dir', commands.short_path(train_dir)]
-  if os.path.abspath(eval_dir) != cli.DEFAULT_EVAL_DIR:
-    arguments += ['--eval_dir', commands.short_path(eval_dir)]
-  if settings.data_dir != DEFAULT_DATA_DIR:
-    arguments += ['--data_dir', commands.short_path(settings.data_dir)]
-  if settings.hold_out:
-    arguments += ['--eval_data', 'held_out']
-  return commands.of('cifar10_eval.py', *arguments)
-
-
 def _watch_scores(settings: TrainSettings) -> stopping.StopByScore | None:
   """Return what ends training by score, if the settings ask for it."""
   if not settings.stops_by_score:
@@ -331,9 +191,11 @@ def _watch_scores(settings: TrainSettings) -> stopping.StopByScore | None:
     settings.patience,
   )
   where = commands.short_path(settings.eval_dir)
+  command = ending.scoring_command(
+    settings, '--until_trained', '--eval_interval_secs=30'
+  )
   print(
-    f'Training may stop by the scores in {where}. Beside it, run: '
-    + _scoring(settings, '--until_trained', '--eval_interval_secs=30')
+    f'Training may stop by the scores in {where}. Beside it, run: {command}'
   )
   return watch
 

@@ -30,7 +30,7 @@ from cifar10_suite.cluster import Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import RECIPES, TUTORIAL
 from cifar10_suite.tf_config import Task
-from cifar10_suite.training import TrainSettings
+from cifar10_suite.train_settings import TrainSettings
 from examples.cluster import share_cores
 
 EXAMPLES = 4  # per worker

@@ -14,7 +14,7 @@ import cifar10_input
 import cifar10_train
 from cifar10_suite import commands, dataset, distortion, views, whitening
 from cifar10_suite.recipes import TUTORIAL
-from cifar10_suite.training import TrainSettings
+from cifar10_suite.train_settings import TrainSettings
 
 # Seeds are fixed, so a distribution test fails always or never.
 P_VALUE = 1e-3

@@ -18,6 +18,7 @@ from cifar10_suite import (
   updates,
 )
 from cifar10_suite.recipes import TUTORIAL
+from cifar10_suite.train_settings import TrainSettings
 
 FLAGS = tf.app.flags.FLAGS
 
@@ -512,7 +513,7 @@ class TestStep:
         training.run_training(
           loss,
           train_op,
-          training.TrainSettings(
+          TrainSettings(
             dataclasses.replace(TUTORIAL, max_steps=steps),
             train_dir=str(tmp_path / str(steps)),
             log_frequency=1000,

@@ -15,7 +15,7 @@ from cifar10_suite import lrn, mixup, runs, schedules, starting, whitening
 from cifar10_suite.dataset import CLASS_NAMES
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import FAST, LONG, TUTORIAL
-from cifar10_suite.training import TrainSettings
+from cifar10_suite.train_settings import TrainSettings
 
 
 @pytest.mark.parametrize('resumes', [False, True])

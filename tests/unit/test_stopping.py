@@ -5,9 +5,10 @@ import json
 import pytest
 
 import cifar10_train
-from cifar10_suite import stopping, training
+from cifar10_suite import stopping
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
+from cifar10_suite.train_settings import TrainSettings
 
 
 class Run:
@@ -146,6 +147,6 @@ def test_is_refused_in_a_cluster(tmp_path, monkeypatch, flag):
     'TF_CONFIG',
     json.dumps({'cluster': addresses, 'task': {'type': 'worker', 'index': 0}}),
   )
-  settings = training.TrainSettings(TUTORIAL, str(tmp_path), **flag)
+  settings = TrainSettings(TUTORIAL, str(tmp_path), **flag)
   with pytest.raises(UserError, match='not work in a cluster'):
     cifar10_train.run(None, settings, None)

@@ -17,7 +17,7 @@ from cifar10_suite import dataset, updates
 from cifar10_suite.cluster import ALONE
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
-from cifar10_suite.training import TrainSettings
+from cifar10_suite.train_settings import TrainSettings
 
 EXAMPLES = 16
 STEPS = 5

@@ -25,6 +25,7 @@ from cifar10_suite.cluster import ALONE, Cluster
 from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import TUTORIAL
 from cifar10_suite.tf_config import Task
+from cifar10_suite.train_settings import TrainSettings
 
 IN_CLUSTER = Cluster(Task('chief', 0), {'chief': ['a:1'], 'worker': ['b:1']})
 
@@ -46,7 +47,7 @@ def train(
     training.run_training(
       tf.constant(2.5),
       train_op,
-      training.TrainSettings(
+      TrainSettings(
         dataclasses.replace(
           TUTORIAL, **{'batch_size': 8, 'max_steps': max_steps, **changes}
         ),
