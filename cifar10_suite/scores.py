@@ -19,7 +19,7 @@ from typing import NoReturn, TypedDict
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, dataset, files, ownership, runs
+from cifar10_suite import best_checkpoint, checkpoints, dataset, files, runs
 from cifar10_suite.errors import UserError
 from cifar10_suite.metrics import Measures
 
@@ -61,15 +61,6 @@ class Record(Measures):
 _NEEDED = {'step', 'digest', 'run'} | Measures.__required_keys__
 
 
-class Best(TypedDict):
-  """Content of best.json: part of the best checkpoint's record."""
-
-  step: int
-  precision: float
-  checkpoint: str
-  eval_data: str
-
-
 class Scores:
   """Scores in an evaluation directory.
 
@@ -97,11 +88,8 @@ class Scores:
     self._path = os.path.join(eval_dir, files.SCORES)
     self.records = self._load()
     # Fail now rather than after an evaluation.
-    best_dir = os.path.join(eval_dir, 'best')
-    ownership.refuse_to_overwrite_best(
-      best_dir, known=self._load_best() is not None
-    )
-    for path in (self._path, best_dir):
+    best_checkpoint.refuse_to_overwrite(eval_dir)
+    for path in (self._path, best_checkpoint.directory(eval_dir)):
       if os.path.lexists(path) and not os.access(path, os.W_OK):
         raise UserError(
           f'Cannot write to {path}: no permission. Choose another --eval_dir.'
@@ -199,7 +187,7 @@ class Scores:
     if step > max(earlier, default=-1) and step != self._step_without_record:
       self._writer.add_summary(summary, step)
       self._writer.flush()
-    self._keep_if_best(checkpoint, record)
+    best_checkpoint.keep_if_better(self._eval_dir, checkpoint, record)
     with open(self._path, 'a') as file:
       file.write(json.dumps(record) + '\n')
     self.records.append(record)
@@ -298,53 +286,6 @@ class Scores:
       len(known) > 1 or step in steps or (is_latest and step < max(steps))
     )
     return run + 1 if is_another else run
-
-  def _keep_if_best(self, checkpoint: str, record: Record) -> None:
-    """Move a copy of a checkpoint to best/ if it is better than all before.
-
-    Only the checkpoint named in best.json is removed; others are not ours.
-    """
-    before = self._load_best()
-    if before and before['precision'] >= record['precision']:
-      return
-    best_dir = os.path.join(self._eval_dir, 'best')
-    os.makedirs(best_dir, exist_ok=True)
-    for source in checkpoints.files_with_run(checkpoint):
-      os.replace(source, os.path.join(best_dir, os.path.basename(source)))
-    checkpoints.write_state(best_dir, [checkpoint])
-    best = _best(record)
-    if before and before['checkpoint'] != best['checkpoint']:
-      old = os.path.join(best_dir, before['checkpoint'])
-      for path in checkpoints.files_of(old):
-        os.remove(path)
-    files.write_whole(
-      os.path.join(best_dir, 'best.json'), json.dumps(best).encode()
-    )
-
-  def _load_best(self) -> Best | None:
-    path = os.path.join(self._eval_dir, 'best', 'best.json')
-    if not os.path.exists(path):
-      return None
-    try:
-      with open(path) as file:
-        best = _best(json.load(file))
-      best['precision'] += 0.0  # fails unless it is a number
-      return best
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      raise UserError(
-        f'{path} does not name a best checkpoint. Fix or remove it, or choose '
-        'another --eval_dir.'
-      ) from error
-
-
-def _best(record: Record | Best) -> Best:
-  """Return the part of a record that belongs in best.json."""
-  return {
-    'step': record['step'],
-    'precision': record['precision'],
-    'checkpoint': record['checkpoint'],
-    'eval_data': record.get('eval_data', 'test'),  # missing in old files
-  }
 
 
 def _flags(settings: Mapping[str, object]) -> str:
