@@ -20,10 +20,18 @@ import download
 ROOT = os.path.dirname(os.path.abspath(download.__file__))
 TIMEOUT = 120  # seconds after which a process counts as hung
 
-# Programs take most of their startup time to import TensorFlow. The tests
-# therefore fork them from a process that has already imported it.
+# Programs take most of their startup time to import these packages. The tests
+# therefore fork them from a process that has already imported them.
 _processes = multiprocessing.get_context('forkserver')
-_processes.set_forkserver_preload(['tensorflow.compat.v1', 'tqdm'])
+_processes.set_forkserver_preload(
+  [
+    'tensorflow.compat.v1',
+    'tqdm',
+    'scipy.stats',
+    'matplotlib.backends.backend_agg',
+    'tensorboard.plugins.hparams.summary',
+  ]
+)
 
 
 def _run_as_main(path, arguments, cwd, environment, stdout, stderr_name):
