@@ -24,7 +24,7 @@ PROGRAMS = {
   'cifar10_train.py': """
     import datetime
     print('Recipe tutorial, in float32')
-    for step, rate in (0, 10.5), (100, 200.5), (200, 400.5):
+    for step, rate in (0, 10.5), (100, 200.5), (200, 300), (300, 600):
       print(
         f'{datetime.datetime.now()}: step {step}, loss = 4.67 '
         f'({rate} examples/sec; 0.320 sec/batch)'
@@ -149,7 +149,7 @@ def test_all_contestants_report(suite, run):
   keras = results['rounds'][KERAS]
   assert [figures['examples_per_sec'] for figures in keras] == [30, 30]
   (trained, _) = results['rounds']['this suite, float32']
-  assert trained['examples_per_sec'] == 400.5
+  assert trained['examples_per_sec'] == pytest.approx(400)
   assert 0 < trained['startup_secs'] < TIMEOUT
   assert suite.has_chart()
 
