@@ -37,13 +37,14 @@ def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
 def collected_signals(
   received: list[int], saves: bool = True
 ) -> Iterator[None]:
-  """Collect SIGINT and SIGTERM, as they arrive, in a list.
+  """Collect the numbers of SIGINT, SIGTERM and SIGHUP in a list, on arrival.
 
   The caller is expected to stop soon. Because it may be blocked in TensorFlow,
-  which ignores signals, another signal some seconds later ends the process.
+  which ignores signals, another signal at least five seconds later ends the
+  process.
 
   Args:
-    received: the list, emptied first.
+    received: the list, which this empties first.
     saves: whether this process saves the step, for the message.
   """
   received.clear()
@@ -65,7 +66,8 @@ def _end_if_repeated(reader: int, saves: bool) -> None:
   """End the process if a signal arrives long after the first one.
 
   Args:
-    reader: end of a pipe, to which Python writes the number of each signal.
+    reader: file descriptor to read from: Python writes the number of each
+      signal to the other end of this pipe.
     saves: whether this process saves the step.
   """
   with open(reader, 'rb', buffering=0) as pipe:

@@ -36,8 +36,8 @@ def run_training(
 ) -> None:
   """Train the default graph up to the last step.
 
-  Training resumes from the newest checkpoint in `train_dir`. After SIGINT or
-  SIGTERM, it completes and saves the current step, then exits.
+  Training resumes from the newest checkpoint in `train_dir`. After SIGINT,
+  SIGTERM or SIGHUP, it completes and saves the current step, then exits.
 
   Args:
     loss: float32 []; printed, and training stops if it is not finite.
@@ -51,27 +51,15 @@ def run_training(
 
   Raises:
     UserError: if training cannot continue.
-    SystemExit: with status 130 or 143 after a signal.
+    SystemExit: after a signal, with status 128 plus the number of the signal.
   """
   begin = time.monotonic()
   max_steps = settings.recipe.max_steps
-  found = _find_start(settings) if cluster.is_chief else None
-  start = found or 0
-  if start >= max_steps:
-    where = commands.short_path(settings.train_dir)
-    print(
-      f'{where} is already at step {start}: nothing left to train. To '
-      'continue, raise --max_steps.'
-    )
-    run = runs.read(settings.train_dir)
-    if run and runs.last_step(run) > start:
-      runs.record_stop(settings.train_dir, start)  # for --until_trained
-    if cluster.is_alone:
-      return
-    # In a cluster, the chief continues: the workers wait for it to restore the
-    # variables, and only then see that no step is left.
-  elif cluster.is_chief:
-    _record_start(settings, found, num_towers, len(cluster.workers))
+  start = _start(settings, cluster, num_towers) if cluster.is_chief else 0
+  # In a cluster, the chief continues even if no step is left: the workers see
+  # that only after it has restored the variables.
+  if start >= max_steps and cluster.is_alone:
+    return
 
   log_hook = hooks.LogHook(
     loss,
@@ -102,8 +90,8 @@ def run_training(
         profiler.stop()
     # Leaving the session has saved the last step.
   except tf.errors.OpError as error:
-    # After a signal in a cluster, an error is expected, and ignored: a task may
-    # stop while another one waits for it. That does not make writing fail.
+    # After a signal in a cluster, errors are expected, and ignored: a task may
+    # stop while another one waits for it. That cannot explain a failed write.
     is_expected = cluster.signals and not cluster.is_alone
     if not is_expected or hooks.is_of_writing(error):
       cluster.recover(error, log_hook.step)
@@ -117,10 +105,32 @@ def run_training(
   cluster.leave()
 
 
-def _find_start(settings: TrainSettings) -> int | None:
-  """Return the step from which to resume, and prepare the directory for that.
+def _start(settings: TrainSettings, cluster: Cluster, num_towers: int) -> int:
+  """Return the step from which the chief starts, and record the start.
 
-  It is None for a new run.
+  If no step is left to train, print that instead, and record no start.
+
+  Raises:
+    UserError: as `_find_start`.
+  """
+  found = _find_start(settings)
+  start = found or 0
+  if start < settings.recipe.max_steps:
+    _record_start(settings, found, num_towers, len(cluster.workers))
+    return start
+  where = commands.short_path(settings.train_dir)
+  print(
+    f'{where} is already at step {start}: nothing left to train. To continue, '
+    'raise --max_steps.'
+  )
+  run = runs.read(settings.train_dir)
+  if run and runs.last_step(run) > start:
+    runs.record_stop(settings.train_dir, start)  # for --until_trained
+  return start
+
+
+def _find_start(settings: TrainSettings) -> int | None:
+  """Prepare the directory; return the step to resume from, None for a new run.
 
   Raises:
     UserError: if the run in the directory has other classes or another number
@@ -180,7 +190,10 @@ def _record_start(
 
 
 def _watch_scores(settings: TrainSettings) -> stopping.StopByScore | None:
-  """Return what ends training by score, if the settings ask for it."""
+  """Return the listener that stops training by score; None without one.
+
+  Also print the command of the evaluator whose scores it reads.
+  """
   if not settings.stops_by_score:
     return None
   watch = stopping.StopByScore(
