@@ -20,7 +20,7 @@ _SAVES = 20  # checkpoints per run, unless it is short
 _SAVE_PAUSE = 100  # pause after a save, in durations of that save
 _MIN_SAVE_PAUSE_SECS = 15
 _WRITERS = ('SaveV2', 'MergeV2Checkpoints')  # operations
-_ERRORS_OF_FULL_DISKS = (
+_DISK_FULL_ERRORS = (
   tf.errors.ResourceExhaustedError,
   tf.errors.OutOfRangeError,
 )
@@ -28,9 +28,6 @@ _ERRORS_OF_FULL_DISKS = (
 
 class LogHook(tf.train.SessionRunHook):
   """Hook that prints a line every few steps and, on a terminal, a progress bar.
-
-  Without parameter servers (`counts`), the hook counts the steps itself; with
-  them, it reads the global step, which all workers increment.
 
   Attributes:
     start: step from which this process trains.
@@ -44,14 +41,25 @@ class LogHook(tf.train.SessionRunHook):
     start: int,
     max_steps: int,
     log_frequency: int,
-    counts: bool,
+    counts_steps: bool,
   ):
+    """Initialize the hook.
+
+    Args:
+      loss: float32 []; printed, and training stops if it is not finite.
+      examples_per_step: number of images per step, over all towers and workers.
+      start: step from which this process trains, as far as it knows.
+      max_steps: step at which training ends.
+      log_frequency: steps between lines.
+      counts_steps: whether the hook counts the steps itself. With parameter
+        servers, it must read the global step, which all workers increment.
+    """
     self._loss = loss
     self._examples_per_step = examples_per_step
     self._next = self.start = self.step = start
     self._max_steps = max_steps
     self._log_frequency = log_frequency
-    self._counts = counts
+    self._counts_steps = counts_steps
     self._has_bar = False
     self._bar: tqdm  # created with the first session
 
@@ -84,7 +92,7 @@ class LogHook(tf.train.SessionRunHook):
     self, run_context: tf.train.SessionRunContext
   ) -> tf.train.SessionRunArgs:
     fetches = {}
-    if not self._counts:
+    if not self._counts_steps:
       fetches['step'] = self._global_step
     if self.step >= self._next:
       fetches['loss'] = self._loss
@@ -95,7 +103,7 @@ class LogHook(tf.train.SessionRunHook):
     run_context: tf.train.SessionRunContext,
     run_values: tf.train.SessionRunValues,
   ) -> None:
-    # The number of this step: that of the completed steps before its update.
+    # A step's number is that of the steps that were completed before it.
     step = run_values.results.get('step', self.step)
     self._bar.update(step + 1 - self.step)
     is_back = step + 1 < self.step
@@ -134,7 +142,7 @@ class LogHook(tf.train.SessionRunHook):
     )
 
   def end(self, session: tf.Session) -> None:
-    if not self._counts:  # other workers may have continued
+    if not self._counts_steps:  # other workers may have continued
       with contextlib.suppress(tf.errors.OpError):  # or finished
         self.step = int(session.run(self._global_step))
     self.close()
@@ -149,7 +157,8 @@ class SaveCheckpoints(tf.train.CheckpointSaverHook):
   """Hook that saves by time, and often enough to see a curve.
 
   It saves the first and the last step, whenever `save_secs` have passed, and
-  after each twentieth of the steps, unless saving would take more than 1% of
+  after each twentieth of the steps; the latter not within 15 seconds of the
+  last save, nor within 100 times its duration, so that they take at most 1% of
   the time.
   """
 
@@ -161,6 +170,15 @@ class SaveCheckpoints(tf.train.CheckpointSaverHook):
     scaffold: tf.train.Scaffold,
     listeners: list[tf.train.CheckpointSaverListener],
   ):
+    """Initialize the hook.
+
+    Args:
+      train_dir: directory for the checkpoints.
+      save_secs: maximum number of seconds between checkpoints.
+      max_steps: step at which training ends.
+      scaffold: holds the saver.
+      listeners: called before and after each save.
+    """
     super().__init__(
       train_dir, save_secs=save_secs, scaffold=scaffold, listeners=listeners
     )
@@ -184,7 +202,8 @@ class SaveCheckpoints(tf.train.CheckpointSaverHook):
 class _SaveTimer(tf.train.SecondOrStepTimer):
   """Timer that triggers after `secs`, or after `steps` and a pause.
 
-  TensorFlow's own timer would pause after the clock is set back.
+  If the system's clock is set back, TensorFlow's own timer does not trigger
+  until the clock has caught up. This one does not depend on that clock.
   """
 
   def __init__(self, secs: float, steps: int):
@@ -271,7 +290,7 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
   if ' histogram for: ' in error.message.lower():  # NaN or infinity
     _stop_at_nan('a summarized value is not finite', step)
   what = first_line(error.message)
-  if is_of_writing(error):
+  if is_write_error(error):
     reason = re.search(r'; (.*)', what)
     is_full = not isinstance(error, tf.errors.PermissionDeniedError)
     remedy = 'Free some space' if is_full else 'Make it writable'
@@ -293,18 +312,18 @@ def explain(error: tf.errors.OpError, step: int, where: str) -> NoReturn:
   raise error
 
 
-def is_of_writing(error: tf.errors.OpError) -> bool:
+def is_write_error(error: tf.errors.OpError) -> bool:
   """Return whether writing failed: a full disk, a size limit, no permission.
 
   The same error types occur for exhausted memory, closed queues and unreadable
   files, but not in operations that save.
   """
   if error.node_def is not None and error.node_def.op in _WRITERS:
-    types = (*_ERRORS_OF_FULL_DISKS, tf.errors.PermissionDeniedError)
+    types = (*_DISK_FULL_ERRORS, tf.errors.PermissionDeniedError)
     return isinstance(error, types)
-  # Without a node: from writing event files or the state file. Queue runners,
-  # whose errors have none either, end quietly when input is exhausted.
-  return error.node_def is None and isinstance(error, _ERRORS_OF_FULL_DISKS)
+  # Errors in writing event files or the state file have no node. Those of queue
+  # runners have none either, but these end quietly when input is exhausted.
+  return error.node_def is None and isinstance(error, _DISK_FULL_ERRORS)
 
 
 def _stop_at_nan(what: str, step: int) -> NoReturn:

@@ -67,7 +67,7 @@ def run_training(
     start,
     max_steps,
     settings.log_frequency,
-    counts=not cluster.servers,
+    counts_steps=not cluster.servers,
   )
   watch = _watch_scores(settings)
   profiler = None
@@ -93,7 +93,7 @@ def run_training(
     # After a signal in a cluster, errors are expected, and ignored: a task may
     # stop while another one waits for it. That cannot explain a failed write.
     is_expected = cluster.signals and not cluster.is_alone
-    if not is_expected or hooks.is_of_writing(error):
+    if not is_expected or hooks.is_write_error(error):
       cluster.recover(error, log_hook.step)
       where = commands.short_path(settings.train_dir)
       hooks.explain(error, log_hook.step, where)

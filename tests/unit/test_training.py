@@ -89,7 +89,7 @@ def test_a_worker_says_that_the_chief_went_back(graph, capsys):
   """A chief that returns to parameter servers restores a checkpoint."""
   step = tf.train.get_or_create_global_step()
   train_op = tf.no_op()
-  hook = hooks.LogHook(tf.constant(2.5), 8, 0, 100, 5, counts=False)
+  hook = hooks.LogHook(tf.constant(2.5), 8, 0, 100, 5, counts_steps=False)
   numbers = iter([*range(12), *range(4, 12)])
 
   def move(step_context):
