@@ -325,9 +325,9 @@ def learning_rate(
   """Return the learning rate, float32 [], and add a summary of it.
 
   In recipes with a stepwise schedule, the rate drops by a factor of 10 every
-  350 epochs. In recipes with a linear one, it rises linearly from zero before
-  the first step, for 5% of the steps, then falls linearly to zero after the
-  last one.
+  350 epochs. In recipes with a linear one, it is zero in the first step, rises
+  linearly over the first 5% of the steps, and then falls linearly; it would be
+  zero in the step after the last one.
 
   Args:
     global_step: integer [], the number of completed steps.
@@ -337,7 +337,7 @@ def learning_rate(
     recipe: the initial or peak learning rate, and the schedule.
   """
   steps_per_epoch = examples_per_epoch / examples_per_step
-  # Of a tiny data set, many epochs may be less than a step.
+  # With a tiny data set, 350 epochs may have fewer images than one step.
   decay_steps = max(int(steps_per_epoch * NUM_EPOCHS_PER_DECAY), 1)
   rate = schedules.of_recipe(
     global_step, recipe, LEARNING_RATE_DECAY_FACTOR, decay_steps

@@ -264,7 +264,7 @@ def distort(
     planes,
     tf.random.uniform([count, distortion.NUM_RANDOM]),
     IMAGE_SIZE,
-    # On the CPU, as the input; XLA then compiles beside a GPU, too.
+    # A copy on the CPU: with a GPU, XLA compiles only if all tensors are there.
     tf.identity(tf.cast(crop_margin, tf.float32)),
     MAX_BRIGHTNESS,
     saturation,

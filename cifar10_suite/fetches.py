@@ -46,7 +46,7 @@ def _remembering_run(session: tf.Session) -> Callable:
 
 
 def _key(fetches: object) -> Hashable:
-  """Return fetches in tuples, with the types of their containers."""
+  """Return a key that is equal for equal fetches in equal containers."""
   if isinstance(fetches, dict):
     return dict, *((key, _key(value)) for key, value in fetches.items())
   if isinstance(fetches, (list, tuple)):

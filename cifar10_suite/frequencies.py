@@ -15,7 +15,8 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   and width are products with small constant matrices, which all channels share.
 
   Args:
-    x: float32 or bfloat16 [batch, height, width, channels].
+    x: float32 or bfloat16 [batch, height, width, channels]; only the batch size
+      may be unknown.
     kernel: [size, size, channels, outputs], where size is odd; dtype of `x`.
 
   Returns:

@@ -22,8 +22,8 @@ def relu_and_normalize(x: tf.Tensor, biases: tf.Tensor, name: str) -> tf.Tensor:
 
   `tf.nn.lrn` computes each sum in a loop, and a power per element. Here, square
   roots and reciprocals replace the power. On CPUs, XLA compiles the whole
-  function into a few passes over memory, and so its gradient, which takes
-  s^-0.25 from the forward pass.
+  function into a few passes over memory. It also compiles the gradient, which
+  takes s^-0.25 from the forward pass.
 
   Args:
     x: float32, float16 or bfloat16 [batch, height, width, channels]; sums are

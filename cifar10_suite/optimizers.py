@@ -90,9 +90,9 @@ class MuonOptimizer(tf.train.Optimizer):
   u = g + momentum * m (Nesterov). Biases change by -learning_rate * u.
   Weights change by about -learning_rate * U V', where U S V' is the singular
   value decomposition of u as a matrix [inputs, outputs]; `orthogonalized` says
-  how exactly. All directions of the gradient thus have similar weights, but for
-  very small ones. From Jordan et al., "Muon: An optimizer for hidden layers in
-  neural networks" (2024), who leave out the first and the last layer, and
+  how exactly. All directions of the gradient thus count about equally, except
+  for very small ones. From Jordan et al., "Muon: An optimizer for hidden layers
+  in neural networks" (2024), who leave out the first and the last layer, and
   multiply by a factor for the shape.
 
   Decoupled weight decay multiplies weights by 1 - learning_rate * weight_decay
@@ -105,8 +105,8 @@ class MuonOptimizer(tf.train.Optimizer):
     weight_decay: at least 0; biases do not decay.
     step_scales: factors of the steps u or U V' by variable name, by default 1;
       weight decay does not change.
-    dtype: the compute type. If it is bfloat16, and known to be fast where a
-      variable is, the matrix products are in it, otherwise in float32.
+    dtype: the compute type. The matrix products are in bfloat16 if this is
+      bfloat16 and known to be fast on the variable's device, else in float32.
   """
 
   NAME = 'Muon'  # momentum variables are named '<variable>/Muon'

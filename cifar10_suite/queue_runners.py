@@ -8,9 +8,10 @@ import tensorflow.compat.v1 as tf
 
 @contextlib.contextmanager
 def on_own_threads() -> Iterator[None]:
-  """Let each queue runner that is added in this context use its own thread.
+  """Run each queue runner that this context adds on a separate Python thread.
 
-  If it has several operations, they run together, so that none gets ahead.
+  If a queue runner has several operations, it runs all of them each time, so
+  that none gets ahead.
   """
   runners = tf.get_collection_ref(tf.GraphKeys.QUEUE_RUNNERS)
   count = len(runners)
@@ -33,8 +34,8 @@ class _OwnThreadQueueRunner(tf.train.QueueRunner):
   An operation that waits, for example for a file, leaves those after it to the
   thread that ends the wait. Operations of a `tf.train.QueueRunner` occupy
   TensorFlow's threads instead, where a training step then has to wait for them:
-  with two cores, that costs 2% of the time. In a session of a cluster, both
-  kinds of queue runners do that.
+  with two cores, that costs 2% of the time. In a session of a cluster, this
+  queue runner does the same.
   """
 
   def create_threads(

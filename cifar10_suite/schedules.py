@@ -36,8 +36,8 @@ def staircase(
 def triangle(global_step: tf.Variable, peak: float, steps: int) -> tf.Tensor:
   """Return a linear warm-up to `peak` and linear decay to 0, float32 [].
 
-  The warm-up takes 5% of the steps. The rate is 0 before the first step and
-  would be 0 after the last one.
+  The warm-up takes 5% of the steps. The rate is 0 in the first step, whose
+  `global_step` is 0, and would be 0 in the step after the last one.
   """
   progress = _progress(global_step, steps)
   rising = progress / _RISING_FRACTION

@@ -16,7 +16,7 @@ _USED = ('digest', 'step', 'precision')  # of a `scores.Record`
 
 
 class StopByScore(tf.train.CheckpointSaverListener):
-  """Listener that knows the checkpoints of this run and reads their scores.
+  """Listener that says when to stop, by the scores of this run's checkpoints.
 
   Scores of other checkpoints, such as those of an earlier run, and of other
   images do not count.
@@ -53,7 +53,8 @@ class StopByScore(tf.train.CheckpointSaverListener):
     self._precision = precision
     self._patience = patience
     self._begin = time.monotonic()
-    # Seconds from the start to each save, by digest; unknown for earlier ones.
+    # Seconds from the start of this process to each save, by digest; None for
+    # checkpoints that were there before.
     self._saved: dict[str, float | None] = {}
     for path in checkpoints.saved_in(train_dir):
       with contextlib.suppress(checkpoints.CheckpointError):
