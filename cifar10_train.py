@@ -118,14 +118,16 @@ tf.app.flags.register_validator(
 tf.app.flags.DEFINE_integer(
   'patience',
   None,
-  'Stop this many scores after the best one; as for --stop_at_precision.',
+  'Stop after this many scores without a new best; scores as for '
+  '--stop_at_precision.',
   lower_bound=1,
 )
 cli.define_eval_dir()
 tf.app.flags.DEFINE_string(
   'init_from',
   None,
-  'Run or checkpoint whose weights to start from; a run is its directory.',
+  'Run directory or checkpoint to start from; its weights become the initial '
+  'ones.',
 )
 tf.app.flags.DEFINE_integer(
   'seed', None, 'Random seed; by default, each run differs.'
@@ -138,7 +140,7 @@ tf.app.flags.DEFINE_boolean(
 tf.app.flags.DEFINE_integer(
   'cluster_timeout_secs',
   600,
-  'Seconds to wait for a silent task; in a cluster.',
+  'In a cluster, seconds to wait for a silent task.',
   lower_bound=1,
 )
 tf.app.flags.DEFINE_list(
@@ -186,10 +188,11 @@ def main(recipe: Recipe | None = None) -> None:
 
 
 def settings_from_flags(recipe: Recipe) -> TrainSettings:
-  """Return the settings from the flags; those that are set override the recipe.
+  """Return the settings; flags that the user has set override the recipe.
 
-  If the recipe prefers bfloat16, this also changes the default of `--use_bf16`.
-  It also sets the number of threads: measuring compute types depends on it.
+  First, this sets the number of threads, on which measurements of compute types
+  depend. If the recipe prefers bfloat16, the default of `--use_bf16` becomes
+  whether that is fast on this CPU.
 
   Raises:
     UserError: if training ends before `--profile_steps`.
@@ -415,8 +418,9 @@ def prepared(
   """Prepare the data set and, on the chief, the directory of the run.
 
   Yields:
-    The settings, with the data set and, if a run continues, its scale of
-    activations. Meanwhile, the chief holds the lock of `train_dir`.
+    The settings, with the data set and, on the chief, the activation scale of
+    the network to start from. Meanwhile, the chief holds the lock of
+    `train_dir`.
 
   Raises:
     UserError: if the data or the directory cannot be used.
@@ -438,7 +442,7 @@ def prepared(
     yield settings
     return
   with files.locked_dir('--train_dir', train_dir):
-    yield starting.continuing(settings, cluster.is_alone)
+    yield starting.with_activation_scale(settings, cluster.is_alone)
 
 
 def cluster_of(task: tf_config.Task, addresses: tf_config.Addresses) -> Cluster:

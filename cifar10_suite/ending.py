@@ -34,6 +34,9 @@ def report(
     watch: what may have ended training by score.
     log_hook: knows the first and the last step of this process.
     seconds: duration of training.
+
+  Raises:
+    SystemExit: with status 128 plus the number of the signal.
   """
   where = commands.short_path(settings.train_dir)
   max_steps = settings.recipe.max_steps
@@ -71,14 +74,14 @@ def report(
 
 
 def scoring_command(settings: TrainSettings, *flags: str) -> str:
-  """Return a command that scores checkpoints of the run, with more flags."""
+  """Return a command that scores checkpoints of the run, with these flags."""
   train_dir, eval_dir = os.path.abspath(settings.train_dir), settings.eval_dir
   is_default = eval_dir in ('', cli.DEFAULT_EVAL_DIR)
   if is_default and not settings.stops_by_score:
     # Scores of another run belong elsewhere: cifar10_train has cifar10_eval,
     # the default, and runs/1/train has runs/1/eval.
-    is_named = train_dir.endswith('train')
-    eval_dir = f'{train_dir[:-5]}eval' if is_named else f'{train_dir}_eval'
+    base = train_dir.removesuffix('train')
+    eval_dir = f'{train_dir}_eval' if base == train_dir else f'{base}eval'
   arguments = [*flags, '--checkpoint_dir', commands.short_path(train_dir)]
   if os.path.abspath(eval_dir) != cli.DEFAULT_EVAL_DIR:
     arguments += ['--eval_dir', commands.short_path(eval_dir)]

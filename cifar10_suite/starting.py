@@ -1,4 +1,4 @@
-"""Prepares training: initial network, first line, settings workers share."""
+"""Start of training: initial network, first line, settings of all workers."""
 
 import dataclasses
 import os
@@ -16,10 +16,13 @@ from cifar10_suite.train_settings import TrainSettings
 _AVERAGE = '/ExponentialMovingAverage'  # suffix of their names
 
 
-def continuing(settings: TrainSettings, is_alone: bool) -> TrainSettings:
+def with_activation_scale(
+  settings: TrainSettings, is_alone: bool
+) -> TrainSettings:
   """Return the settings, with the `activation_scale` of the run to start from.
 
-  That is the run to resume, or the one to initialize from.
+  That is the run to resume or, in a new run, the one of `--init_from`. Without
+  either, the recipe's scale stays.
 
   Args:
     settings: settings from the flags.

@@ -34,7 +34,7 @@ class TrainSettings:
     cluster_timeout_secs: seconds without response after which to give up on a
       task of the cluster.
     scale_learning_rate: whether to multiply the learning rate by the number of
-      towers of all workers, or of one with parameter servers.
+      towers of all workers; with parameter servers, of one worker.
   """
 
   recipe: Recipe

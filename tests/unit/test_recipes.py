@@ -33,7 +33,8 @@ def test_keeps_the_activation_scale_of_the_earlier_network(tmp_path, resumes):
     new = str(tmp_path / 'new')
     where = (earlier[source], None) if resumes else (new, earlier[source])
     settings = TrainSettings(recipe, where[0], init_from=where[1])
-    return starting.continuing(settings, True).recipe.activation_scale
+    new_settings = starting.with_activation_scale(settings, True)
+    return new_settings.recipe.activation_scale
 
   assert scale(TUTORIAL, TUTORIAL) == 1
   assert scale(FAST, TUTORIAL) == 1
@@ -42,7 +43,9 @@ def test_keeps_the_activation_scale_of_the_earlier_network(tmp_path, resumes):
     with pytest.raises(UserError, match='needs --recipe fast or long'):
       scale(TUTORIAL, LONG)
   afresh = TrainSettings(FAST, earlier[TUTORIAL], restart=True)
-  assert starting.continuing(afresh, True).recipe.activation_scale == 20
+  assert (
+    starting.with_activation_scale(afresh, True).recipe.activation_scale == 20
+  )
 
 
 class TestParts:
