@@ -212,10 +212,14 @@ def report_path() -> str | None:
 
 
 def number_to_score(settings: EvalSettings, hold_out: int) -> int:
-  """Return the number of images to score, given that of held-out ones.
+  """Return the number of images to score.
 
-  By default, these are all test images, all held-out images, or 10,000 of the
-  training images.
+  By default, it is that of all test images or all held-out images; of training
+  images, at most 10,000 are scored.
+
+  Args:
+    settings: settings from the flags.
+    hold_out: number of held-out images; 0 to score other images.
 
   Raises:
     UserError: if there are fewer images than `--num_examples`.
@@ -253,7 +257,14 @@ def held_out(settings: EvalSettings) -> int:
 def build_evaluation(
   settings: EvalSettings, num_classes: int, num_examples: int, hold_out: int
 ) -> Evaluation:
-  """Build the evaluation in the default graph."""
+  """Build the evaluation in the default graph.
+
+  Args:
+    settings: settings from the flags.
+    num_classes: number of classes.
+    num_examples: number of images to score.
+    hold_out: number of held-out images to read; 0 to read other images.
+  """
   images, labels = cifar10_input.inputs(
     settings.is_test,
     settings.batches_dir,
@@ -310,7 +321,8 @@ def score(
         f'--hold_out={runs.hold_out(run)}, not {network.hold_out}. Start the '
         'evaluation again.'
       )
-    dataset.evaluation_files(settings.is_test, settings.batches_dir)  # exist
+    # An error if a file is gone.
+    dataset.evaluation_files(settings.is_test, settings.batches_dir)
     # The original, because an error names its path.
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(
@@ -364,6 +376,9 @@ def evaluate(
     labels: int32 [num_examples].
     log_probabilities: float32 [num_examples, classes].
     summary: a serialized `tf.Summary` of the first batch.
+
+  Raises:
+    UserError: if the files contain fewer images.
   """
   num_examples = network.num_examples
   fetches = [network.labels, network.log_probabilities]
@@ -419,10 +434,11 @@ def wrong_images(
 
   Args:
     settings: which images were scored.
-    labels: int32 [n], of the first n images of the files or held-out ones.
+    labels: int32 [n], of the first n images of the files, or of the held-out
+      ones.
     log_probabilities: float32 [n, classes].
     class_names: name of each class.
-    hold_out: number of held-out images; 0 if the images are others.
+    hold_out: number of held-out images; 0 if other images were scored.
   """
   wrong = metrics.most_confidently_wrong(
     labels, log_probabilities, figures.WRONG_IMAGES

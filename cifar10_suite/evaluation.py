@@ -81,7 +81,8 @@ def checkpoints_to_score(
     scores: existing scores, to which the caller adds those of the checkpoints.
 
   Raises:
-    CheckpointError: with `run_once`, if all checkpoints are unusable.
+    CheckpointError: with `run_once`, if all checkpoints are unusable; in any
+      case, if `checkpoint_dir` names a checkpoint that does not exist.
   """
   begin = time.monotonic()
   directory = settings.checkpoint_dir
@@ -104,8 +105,9 @@ def checkpoints_to_score(
 def _identity(checkpoint: str | None) -> tuple[str | None, ...]:
   """Return the path of a checkpoint, its digest and the start of its run.
 
-  A run that starts over may save a checkpoint of the same name and, with the
-  same seed, an equal one. Both are None if they are unknown.
+  The path alone does not identify it: a run that starts over may save another
+  checkpoint under the same name or, with the same seed, even an equal one. What
+  is unknown is None.
   """
   if checkpoint is None:
     return None, None, None
@@ -199,7 +201,7 @@ def _later_checkpoints(
       if now >= begin + _START_SECS:
         print(f'Evaluation ends: {name} is the last step.')
         return
-      tell(f'{name} is the last step. Waiting in case training goes on.')
+      tell(f'{name} is the last step. Waiting in case training continues.')
     elif not is_new and now > last_time + (settings.timeout_secs or math.inf):
       print(
         f'Evaluation ends: no new checkpoint in {where} for '

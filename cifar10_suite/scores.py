@@ -44,7 +44,8 @@ class Record(Measures):
     checkpoint: name of the checkpoint.
     digest: digest from `checkpoints.digest`.
     run: number of the training run, from 0.
-    started: time at which that run started, from its run.json; None without.
+    started: time at which that run started, from its run.json, in ISO format;
+      None without run.json.
     eval_data, num_views: as in `Settings`.
   """
 
@@ -100,7 +101,8 @@ class Scores:
   def find(self, checkpoint: str) -> Record | None:
     """Return the record of a checkpoint, or None if it has no score.
 
-    Runs of the same seed may begin with equal checkpoints.
+    The start of the run must be the same, too, where it is known: runs of the
+    same seed may begin with equal checkpoints.
 
     Raises:
       CheckpointError: if the checkpoint is unreadable.
@@ -146,7 +148,7 @@ class Scores:
       is_latest: whether this is the newest checkpoint. If so, a step lower than
         an earlier one means that training has started over, even if the run
         has no run.json.
-      started: time at which the run started, from `runs.started`.
+      started: time at which the run started, from `runs.started`, or None.
       measures: results of `metrics.measure`.
     """
     return {
@@ -210,10 +212,13 @@ class Scores:
     return records
 
   def _mend_end(self, part: bytes, number: int) -> list[Record]:
-    """Mend a last line that does not end; return its record, if it has one.
+    """Complete or remove a last line without newline; return its record.
 
-    An editor may have removed the end of the line. An incomplete record, which
-    a killed evaluation left, is removed.
+    An editor may have removed the newline. An incomplete record, which a killed
+    evaluation left, is removed; the list is then empty.
+
+    Raises:
+      UserError: if the line is neither.
     """
     with contextlib.suppress(ValueError):
       json.loads(part)

@@ -152,7 +152,7 @@ class TestUntilTrained:
     assert list(found) == [self.path()]
     assert now[0] <= 20
     waiting, end = capsys.readouterr().out.splitlines()
-    assert waiting.endswith('Waiting in case training goes on.')
+    assert waiting.endswith('Waiting in case training continues.')
     assert end.endswith('model.ckpt-5 is the last step.')
 
   def test_the_trainer_may_start_later(self, found, now, monkeypatch):
