@@ -6,8 +6,9 @@
 The contestants run in turn, each in a separate process, for several rounds. The
 program prints a table of medians. After each contestant, so that an
 interruption loses nothing, it writes results/bench.json, which has an entry for
-each kind of processor. An earlier entry is kept until the first round is
-complete, and with --only. Finally, it draws the bar chart results/bench.png.
+each kind of processor; it keeps an earlier entry until the first round is
+complete. Finally, it draws the bar chart results/bench.png. With --only,
+--inputs or --startup, it writes neither file.
 
 If a contestant fails, the program prints the last line of its error output and
 does not try it again. The others continue, and the exit status is 1.
@@ -43,8 +44,8 @@ _BATCHES_DIR = os.path.join(_ROOT, 'cifar10_data', 'cifar-10-batches-bin')
 _SUITE_PYTHON = os.path.join(_ROOT, '.venv', 'bin', 'python')
 _STEPS = 301  # of the training program; the last two hundred are measured
 _TIME_LIMIT = 300  # seconds after which a process counts as hung
-# Multiplications and additions of a training step with direct convolutions; the
-# suite's convolution in the frequency domain takes fewer.
+# Millions of multiplications and additions per image of a training step, with
+# direct convolutions; those in the frequency domain take fewer.
 _MFLOP_PER_EXAMPLE = 105
 _LINE = re.compile(
   r'(?P<time>[\d-]+ [\d:.]+): step \d+, .*\((?P<rate>[\d.]+) examples/sec;'
