@@ -360,7 +360,13 @@ def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _ready_batches(
   images: tf.Tensor, labels: tf.Tensor, batch_size: int
 ) -> tf.QueueBase:
-  """Prefetch a few batches, so that steps do not wait for input."""
+  """Return a queue of ready batches, so that steps do not wait for input.
+
+  Args:
+    images: [n, height, width, channels]; n is a multiple of `batch_size`.
+    labels: int32 [n].
+    batch_size: number of images per batch.
+  """
   queue = tf.FIFOQueue(
     _READY_BATCHES,
     dtypes=[images.dtype, labels.dtype],
