@@ -299,7 +299,7 @@ def distorted_batches(
   """
   recipe = settings.recipe
   return cifar10_input.distorted_batches(
-    os.path.join(settings.data_dir, dataset.BATCHES_DIR),
+    settings.batches_dir,
     recipe.batch_size,
     count,
     contrast=recipe.contrast,
@@ -328,7 +328,7 @@ def build_loss(
     )
   filters = None
   if recipe.whitened:
-    filters = first_filters(settings.data_dir, settings.hold_out)
+    filters = first_filters(settings.batches_dir, settings.hold_out)
   logits = cifar10.inference(
     images,
     is_training=True,
@@ -340,9 +340,8 @@ def build_loss(
 
 
 @functools.cache
-def first_filters(data_dir: str, hold_out: int) -> np.ndarray:
+def first_filters(batches_dir: str, hold_out: int) -> np.ndarray:
   """Return whitening filters, float32 [5, 5, 3, 64], cached for all towers."""
-  batches_dir = os.path.join(data_dir, dataset.BATCHES_DIR)
   return whitening.whitening_filters(
     batches_dir, cifar10.IMAGE_SIZE, size=5, count=64, hold_out=hold_out
   )
@@ -433,8 +432,7 @@ def prepared(
       ownership.refuse_to_remove_others(train_dir)
     else:
       ownership.refuse_to_overwrite(train_dir)
-      batches_dir = os.path.join(settings.data_dir, dataset.BATCHES_DIR)
-      runs.refuse_download_for_other_classes(train_dir, batches_dir)
+      runs.refuse_download_for_other_classes(train_dir, settings.batches_dir)
   download.maybe_download_and_extract(settings.data_dir)
   data_set = dataset.load(settings.data_dir, settings.hold_out)
   settings = dataclasses.replace(settings, data_set=data_set)

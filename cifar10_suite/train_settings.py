@@ -1,10 +1,11 @@
 """Settings of a training program."""
 
 import dataclasses
+import os
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite.dataset import CIFAR10, DataSet
+from cifar10_suite.dataset import BATCHES_DIR, CIFAR10, DataSet
 from cifar10_suite.recipes import Recipe
 
 
@@ -56,6 +57,11 @@ class TrainSettings:
   restart: bool = False
   cluster_timeout_secs: int = 600
   scale_learning_rate: bool = False
+
+  @property
+  def batches_dir(self) -> str:
+    """Directory of the data files."""
+    return os.path.join(self.data_dir, BATCHES_DIR)
 
   @property
   def stops_by_score(self) -> bool:
