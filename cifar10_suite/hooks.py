@@ -328,6 +328,6 @@ def is_write_error(error: tf.errors.OpError) -> bool:
 
 def _stop_at_nan(what: str, step: int) -> NoReturn:
   raise UserError(
-    f'Training diverged: at step {step} {what}. The last checkpoint is intact; '
+    f'Training diverged at step {step}: {what}. The last checkpoint is intact; '
     'resume with a lower --learning_rate.'
   )

@@ -365,7 +365,7 @@ def test_nan_among_the_summaries(flags, tmp_path, record_fault):
     '--log_frequency=100',
     status=1,
   )
-  assert 'diverged: at step 2 a summarized value is not finite' in errors
+  assert 'diverged at step 2: a summarized value is not finite' in errors
   assert len(errors.splitlines()) == 1
   assert tf.train.latest_checkpoint(f'{tmp_path}/train') == path
   np.testing.assert_array_equal(

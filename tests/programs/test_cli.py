@@ -450,7 +450,7 @@ def test_an_error_has_a_line_of_its_own_below_the_progress(
 ):
   flags = [*train_flags, '--learning_rate=1e30', '--log_frequency=1']
   lines = shown_of(on_terminal(*flags, status=1))
-  assert lines[-1] == '' and lines[-2].startswith('Training diverged: ')
+  assert lines[-1] == '' and lines[-2].startswith('Training diverged at ')
 
 
 def test_no_progress_between_the_lines_of_a_pipe(on_terminal, train_flags):
@@ -475,10 +475,10 @@ def test_precisions_share_checkpoints(train_flags, record_fault):
   [
     pytest.param(
       1e30,
-      'diverged: at step 2 the loss is inf',
+      'diverged at step 2: the loss is inf',
       marks=pytest.mark.faults,
     ),
-    (np.nan, 'diverged: at step 2 a variable is not finite'),
+    (np.nan, 'diverged at step 2: a variable is not finite'),
   ],
 )
 def test_nan_stops_before_anything_is_saved(
