@@ -110,8 +110,7 @@ class Scores:
     digest = checkpoints.digest(checkpoint)
     started = runs.started(runs.read(os.path.dirname(checkpoint)))
     for record in self.records:
-      known = {started, record.get('started')} - {None}
-      if record['digest'] == digest and len(known) < 2:
+      if record['digest'] == digest and _may_be_same(started, record):
         return record
     return None
 
@@ -282,15 +281,23 @@ class Scores:
     return {record['step'] for record in self.records if record['run'] == run}
 
   def _run(self, step: int, is_latest: bool, started: str | None) -> int:
+    """Return the number of a checkpoint's run; arguments as `make_record`."""
     if not self.records:
       return 0
     run = self._last_run()
     steps = self._steps(run)
-    known = {started, self.records[-1].get('started')} - {None}
     is_another = (
-      len(known) > 1 or step in steps or (is_latest and step < max(steps))
+      not _may_be_same(started, self.records[-1])
+      or step in steps
+      or (is_latest and step < max(steps))
     )
     return run + 1 if is_another else run
+
+
+def _may_be_same(started: str | None, record: Record) -> bool:
+  """Return whether a run with this start, if known, may be that of a record."""
+  other = record.get('started')
+  return None in (started, other) or started == other
 
 
 def _flags(settings: Mapping[str, object]) -> str:
