@@ -34,7 +34,12 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 
 def max_pool(x: tf.Tensor, name: str) -> tf.Tensor:
-  """Apply 3x3 max pooling with stride 2, in the dtype of `x`."""
+  """Apply 3x3 max pooling with stride 2 and 'SAME' padding.
+
+  Args:
+    x: float32, float16 or bfloat16 [batch, height, width, channels].
+    name: name of the operation.
+  """
   return _in_a_fast_type(
     lambda x: tf.nn.max_pool2d(x, 3, strides=2, padding='SAME', name=name), x
   )
@@ -100,9 +105,11 @@ def is_fast(dtype: tf.DType) -> bool:
     return False
   times = _seconds()
   best = frequencies.convolution if frequencies_are_faster(dtype) else direct
-  wide = times[frequencies.convolution, tf.float32]
-  wide += times[tf.matmul, tf.float32]
-  return wide / (times[best, dtype] + times[tf.matmul, dtype]) > _MIN_SPEEDUP
+  wide = (
+    times[frequencies.convolution, tf.float32] + times[tf.matmul, tf.float32]
+  )
+  short = times[best, dtype] + times[tf.matmul, dtype]
+  return wide > _MIN_SPEEDUP * short
 
 
 def prefers_bfloat16() -> bool:

@@ -18,8 +18,8 @@ def seconds(
   Args:
     *builds: functions that build the operations of a contestant in the default
       graph.
-    too_slow: a contestant that takes so many times as long as the first one
-      does not run again.
+    too_slow: a contestant that takes more than this many times as long as the
+      first one does not run again.
 
   Returns:
     A time per contestant; infinity if TensorFlow cannot run it.

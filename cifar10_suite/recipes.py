@@ -29,9 +29,9 @@ class Recipe:
     label_smoothing: probability moved from the label to a uniform distribution
       over all classes.
     dropout: dropout rate of the last feature maps.
-    activation_scale: factor of the activations of both convolutions: the
-      initial filters of conv1 and biases of conv2 are so many times as large,
-      the weights of local3 so many times as small, and Muon's steps likewise.
+    activation_scale: factor of the activations of both convolutions. It
+      multiplies the initial filters of conv1 and biases of conv2, and divides
+      the initial weights of local3; Muon's steps change to match.
       With 1, as in the tutorial, activations are so small that local response
       normalization changes them by less than 0.1%.
     mixup: concentration of `mixup.mixed`; 0 mixes no images.
