@@ -43,8 +43,6 @@ from cifar10_suite import scores as scoring
 from cifar10_suite.errors import UserError
 from cifar10_suite.evaluation import EvalSettings
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
-
 cli.define_eval_dir()
 tf.app.flags.DEFINE_enum(
   'eval_data',
@@ -52,7 +50,7 @@ tf.app.flags.DEFINE_enum(
   ['test', 'train_eval', 'held_out'],
   'Images to score; held_out are those that training left out.',
 )
-cli.define_checkpoint_flags(os.path.join(_HERE, 'cifar10_train'))
+cli.define_checkpoint_flags()
 cli.define_threads_flag()
 tf.app.flags.DEFINE_integer(
   'eval_interval_secs',

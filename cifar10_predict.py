@@ -43,7 +43,7 @@ from cifar10_suite.pictures import SIZE
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
-cli.define_checkpoint_flags(os.path.join(_HERE, 'cifar10_train'))
+cli.define_checkpoint_flags()
 tf.app.flags.DEFINE_string(
   'saved_model', None, 'Directory of an exported model to use.'
 )

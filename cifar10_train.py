@@ -55,7 +55,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 tf.app.flags.DEFINE_string(
   'train_dir',
-  os.path.join(_HERE, 'cifar10_train'),
+  cli.DEFAULT_TRAIN_DIR,
   'Directory for checkpoints and event files.',
 )
 tf.app.flags.DEFINE_integer(

@@ -11,9 +11,9 @@ from cifar10_suite import dataset, files, loading, usage
 from cifar10_suite.commands import same_command
 from cifar10_suite.errors import UserError, first_line
 
-DEFAULT_EVAL_DIR = os.path.join(
-  os.path.dirname(dataset.DEFAULT_DATA_DIR), 'cifar10_eval'
-)
+_ROOT = os.path.dirname(dataset.DEFAULT_DATA_DIR)
+DEFAULT_TRAIN_DIR = os.path.join(_ROOT, 'cifar10_train')
+DEFAULT_EVAL_DIR = os.path.join(_ROOT, 'cifar10_eval')
 
 _REMOVED_FLAGS = dict.fromkeys(
   ['sync', 'nosync', 'backup_workers'],
@@ -135,18 +135,15 @@ def _answer_early(arguments: list[str]) -> None:
       sys.exit(f'Unknown flag --{name}. Did you mean {_OTHER_NAMES[name]}?')
 
 
-def define_checkpoint_flags(checkpoint_dir: str) -> None:
+def define_checkpoint_flags() -> None:
   """Define the flags shared by programs that read checkpoints.
 
   Repeated calls have no further effect.
-
-  Args:
-    checkpoint_dir: default of `--checkpoint_dir`.
   """
   if 'checkpoint_dir' not in flags.FLAGS:
     flags.DEFINE_string(
       'checkpoint_dir',
-      checkpoint_dir,
+      DEFAULT_TRAIN_DIR,
       'Directory of checkpoints, or one of them; of a directory, the latest is '
       'used. An example of one is cifar10_train/model.ckpt-1000.',
     )

@@ -47,6 +47,10 @@ def _run_as_main(path, arguments, cwd, environment, stdout, stderr_name):
   os.environ.update(environment)
   sys.argv = [path, *arguments]
   sys.path[0] = os.path.dirname(path)
+  # The program may be a copy, which has modules of its own.
+  for name in list(sys.modules):
+    if name.startswith(('cifar10', 'download')):
+      del sys.modules[name]
   runpy.run_path(path, run_name='__main__')
 
 
