@@ -140,6 +140,8 @@ def _moments(planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   size = np.prod(planes.shape.as_list()[2:])
   sums = tf.reduce_sum(pixels, [2, 3], keepdims=True)
   squares = tf.reduce_sum(pixels * pixels, [2, 3], keepdims=True)
-  means = tf.cast(sums, tf.float64) / size
-  variances = tf.cast(squares, tf.float64) / size - means**2
-  return tf.cast(means, tf.float32), tf.cast(variances, tf.float32)
+  sums, squares = tf.cast(sums, tf.float64), tf.cast(squares, tf.float64)
+  # Rounded before the subtraction, the variance of a plain image could be less
+  # than zero, which has no square root.
+  variances = (squares * size - sums**2) / size**2
+  return tf.cast(sums / size, tf.float32), tf.cast(variances, tf.float32)

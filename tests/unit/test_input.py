@@ -246,9 +246,12 @@ class TestDistort:
     uniform = scipy.stats.uniform(0.5, 1)
     assert scipy.stats.kstest(factors, uniform.cdf).pvalue > P_VALUE
 
-  def test_a_plain_image_becomes_zero(self, graph):
-    plain = np.full([2, 3, 32, 32], 200, np.uint8)
-    distorted = cifar10_input.distort(tf.constant(plain))
+  @pytest.mark.parametrize('count', [2, 256])  # without and with XLA
+  @pytest.mark.parametrize('saturation', [None, (0.5, 1.5)])
+  def test_a_plain_image_becomes_zero(self, graph, count, saturation):
+    greys = np.linspace(0, 255, count).astype(np.uint8).reshape(-1, 1, 1, 1)
+    plain = np.tile(greys, [1, 3, 32, 32])
+    distorted = cifar10_input.distort(tf.constant(plain), saturation=saturation)
     with tf.Session() as session:
       np.testing.assert_allclose(session.run(distorted), 0, atol=0.02)
 
