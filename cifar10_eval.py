@@ -351,7 +351,7 @@ def score(
     report.write_page(
       settings.report,
       os.path.dirname(checkpoint),
-      scores.curve(),
+      scores.curve(known or record),
       record,
       wrong,
     )

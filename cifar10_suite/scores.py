@@ -114,13 +114,24 @@ class Scores:
         return record
     return None
 
-  def curve(self) -> list[Record]:
-    """Return the records of the last run, sorted by step.
+  def curve(self, record: Record | None = None) -> list[Record]:
+    """Return the records of a run, sorted by step.
 
     If a run went back to an earlier step, or was scored in turn with another
     one, its scores before that belong to it, too.
+
+    Args:
+      record: one of the records of the run; by default, the last record.
     """
-    last = [r for r in self.records if r['run'] == self._last_run()]
+    run = self._last_run()
+    if record:
+      begun = {record.get('started')} - {None}
+      run = max(
+        r['run']
+        for r in self.records
+        if r['run'] == record['run'] or r.get('started') in begun
+      )
+    last = [r for r in self.records if r['run'] == run]
     first = min((r['step'] for r in last), default=0)
     started = last[-1].get('started') if last else None
     earlier = [

@@ -196,6 +196,18 @@ class TestScores:
       add_score(scores, tmp_path, step)
     assert [r['step'] for r in scores.curve()] == [10, 20, 30, 35]
 
+  def test_each_run_has_its_curve(self, tmp_path):
+    scores = make_scores(tmp_path)
+    for start, step in (('a', 10), ('b', 10), ('b', 20), ('a', 30), ('c', 40)):
+      start_run(tmp_path, start)
+      add_score(scores, tmp_path, step)
+    for record, steps in zip(
+      scores.records,
+      [[10, 30], [10, 20], [10, 20], [10, 30], [40]],
+      strict=True,
+    ):
+      assert [r['step'] for r in scores.curve(record)] == steps
+
   @pytest.mark.parametrize('name', ['metrics.jsonl', 'best'])
   def test_files_without_permission_are_named(
     self, tmp_path, monkeypatch, name
