@@ -4,6 +4,7 @@ It is a copy, so it stays when the trainer removes old checkpoints. best.json
 names it.
 """
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ def keep_if_better(
   best_dir = directory(eval_dir)
   os.makedirs(best_dir, exist_ok=True)
   for source in checkpoints.files_with_run(checkpoint):
-    os.replace(source, os.path.join(best_dir, os.path.basename(source)))
+    _move(source, os.path.join(best_dir, os.path.basename(source)))
   checkpoints.write_state(best_dir, [checkpoint])
   if before and before['checkpoint'] != best['checkpoint']:
     for path in checkpoints.files_of(
@@ -67,6 +68,17 @@ def keep_if_better(
     ):
       os.remove(path)
   files.write_whole(_file(eval_dir), json.dumps(best).encode())
+
+
+def _move(source: str, target: str) -> None:
+  """Move a file, also if best/ is a link to another file system."""
+  try:
+    os.replace(source, target)
+  except OSError as error:
+    if error.errno != errno.EXDEV:
+      raise
+    with open(source, 'rb') as file:
+      files.write_whole(target, file.read())
 
 
 def _load(eval_dir: str) -> Best | None:

@@ -1,5 +1,6 @@
 """Test scores and the files in an evaluation directory."""
 
+import errno
 import itertools
 import json
 import math
@@ -313,6 +314,20 @@ class TestScores:
       'model.ckpt-20.index',
     ]
     assert tf.train.latest_checkpoint(str(best)) == str(best / 'model.ckpt-20')
+
+  def test_the_best_may_be_on_another_file_system(self, tmp_path, monkeypatch):
+    replace = os.replace
+
+    def replace_in_directory(source, target):
+      if os.path.dirname(source) != os.path.dirname(target):
+        raise OSError(errno.EXDEV, 'Invalid cross-device link')
+      replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', replace_in_directory)
+    add_score(make_scores(tmp_path), tmp_path, 10)
+    best = tmp_path / 'best'
+    assert (best / 'model.ckpt-10.index').read_text() == '10, 0'
+    assert tf.train.latest_checkpoint(str(best)) == str(best / 'model.ckpt-10')
 
   def test_what_others_put_beside_the_best_stays(self, tmp_path):
     scores = make_scores(tmp_path)
