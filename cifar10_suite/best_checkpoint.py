@@ -89,6 +89,10 @@ def _load(eval_dir: str) -> Best | None:
     with open(path) as file:
       best = _best(json.load(file))
     best['precision'] += 0.0  # fails unless it is a number
+    # A path could lead to another directory's checkpoint, which would be
+    # removed instead.
+    if os.path.basename(best['checkpoint']) != best['checkpoint']:
+      raise ValueError
     return best
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(

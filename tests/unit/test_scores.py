@@ -293,10 +293,19 @@ class TestScores:
     with pytest.raises(UserError, match=r'metrics.jsonl is not a file'):
       make_scores(tmp_path)
 
-  def test_a_best_without_a_number_is_refused(self, tmp_path):
+  @pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+      ('precision', '0.5'),
+      ('checkpoint', 10),
+      ('checkpoint', '../model.ckpt-10'),
+      ('checkpoint', '/runs/model.ckpt-10'),
+    ],
+  )
+  def test_a_best_that_is_none_is_refused(self, tmp_path, key, value):
     add_score(make_scores(tmp_path), tmp_path, 10)
     path = tmp_path / 'best' / 'best.json'
-    path.write_text(path.read_text().replace('0.5', '"0.5"'))
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(UserError, match=r'best.json does not name'):
       make_scores(tmp_path)
 
