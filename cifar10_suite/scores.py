@@ -199,7 +199,10 @@ class Scores:
     if step > max(earlier, default=-1) and step != self._step_without_record:
       self._writer.add_summary(summary, step)
       self._writer.flush()
-    best_checkpoint.keep_if_better(self._eval_dir, checkpoint, record)
+    # best/ may have been moved away; a worse checkpoint is not the best.
+    before = max((r['precision'] for r in self.records), default=-1.0)
+    if record['precision'] > before:
+      best_checkpoint.keep_if_better(self._eval_dir, checkpoint, record)
     with open(self._path, 'a') as file:
       file.write(json.dumps(record) + '\n')
     self.records.append(record)

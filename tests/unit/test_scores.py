@@ -338,6 +338,17 @@ class TestScores:
     assert (best / 'model.ckpt-10.index').read_text() == '10, 0'
     assert tf.train.latest_checkpoint(str(best)) == str(best / 'model.ckpt-10')
 
+  def test_a_worse_one_is_not_the_best_if_that_was_moved(self, tmp_path):
+    scores = make_scores(tmp_path)
+    add_score(scores, tmp_path, 10, precision=0.5)
+    best = tmp_path / 'best'
+    best.rename(tmp_path / 'moved')
+    for step, precision in ((20, 0.4), (30, 0.5)):
+      add_score(make_scores(tmp_path), tmp_path, step, precision=precision)
+    assert not best.exists()
+    add_score(make_scores(tmp_path), tmp_path, 40, precision=0.6)
+    assert json.loads((best / 'best.json').read_text())['step'] == 40
+
   def test_what_others_put_beside_the_best_stays(self, tmp_path):
     scores = make_scores(tmp_path)
     best = tmp_path / 'best'
