@@ -196,10 +196,19 @@ def locked_dir(flag: str, directory: str) -> Iterator[None]:
 
 
 def is_lock(path: str) -> bool:
-  """Return whether a path does not exist or is a lock file of this suite."""
+  """Return whether a path does not exist or is a lock file of this suite.
+
+  Raises:
+    UserError: if the file cannot be read.
+  """
   if not os.path.lexists(path):
     return True
   if not os.path.isfile(path):
     return False
-  with open(path, errors='replace') as file:
-    return _LOCK_TEXT.fullmatch(file.read()) is not None
+  try:
+    with open(path, errors='replace') as file:
+      return _LOCK_TEXT.fullmatch(file.read()) is not None
+  except OSError as error:
+    raise UserError(
+      f'Cannot read {path}: {error.strerror}. Choose another directory.'
+    ) from error

@@ -239,5 +239,15 @@ def _has_content(path: str) -> bool:
 
 
 def _read(path: str) -> bytes:
-  with open(path, 'rb') as file:
-    return file.read()
+  """Return the content of a file.
+
+  Raises:
+    UserError: if the file cannot be read.
+  """
+  try:
+    with open(path, 'rb') as file:
+      return file.read()
+  except OSError as error:
+    raise UserError(
+      f'Cannot read {path}: {error.strerror}. Choose another directory.'
+    ) from error

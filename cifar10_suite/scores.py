@@ -87,14 +87,16 @@ class Scores:
     self._settings = settings
     self._class_names = class_names
     self._path = os.path.join(eval_dir, files.SCORES)
-    self.records = self._load()
     # Fail now rather than after an evaluation.
-    best_checkpoint.refuse_to_overwrite(eval_dir)
     for path in (self._path, best_checkpoint.directory(eval_dir)):
-      if os.path.lexists(path) and not os.access(path, os.W_OK):
+      mode = os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0)
+      if os.path.exists(path) and not os.access(path, mode):
         raise UserError(
-          f'Cannot write to {path}: no permission. Choose another --eval_dir.'
+          f'Cannot read and write {path}: no permission. Choose another '
+          '--eval_dir.'
         )
+    self.records = self._load()
+    best_checkpoint.refuse_to_overwrite(eval_dir)
     self._step_without_record = self._find_step_without_record()
     self._writer = tf.summary.FileWriter(eval_dir)  # creates no file yet
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from cifar10_suite import files
+from cifar10_suite import files, ownership
 from cifar10_suite.errors import UserError
 
 
@@ -41,6 +41,26 @@ def test_a_directory_has_one_owner(tmp_path):
     pass
   with files.locked_dir('--train_dir', str(tmp_path)):  # free again
     pass
+
+
+@pytest.mark.parametrize(
+  ('module', 'name'), [(files, '.lock'), (ownership, 'graph.pbtxt')]
+)
+def test_a_file_that_cannot_be_read_is_named(
+  tmp_path, monkeypatch, module, name
+):
+  def refuse(path, *_, **__):
+    raise PermissionError(errno.EACCES, 'Permission denied', path)
+
+  (tmp_path / name).write_text('process 1 on another host')
+  monkeypatch.setattr(module, 'open', refuse, raising=False)
+  message = f'Cannot read {tmp_path}/{name}: Permission denied'
+  with pytest.raises(UserError, match=message):
+    if name == '.lock':
+      with files.locked_dir('--train_dir', str(tmp_path)):
+        pass
+    else:
+      ownership.refuse_to_overwrite(str(tmp_path))
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):

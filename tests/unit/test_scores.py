@@ -210,14 +210,17 @@ class TestScores:
       assert [r['step'] for r in scores.curve(record)] == steps
 
   @pytest.mark.parametrize('name', ['metrics.jsonl', 'best'])
+  @pytest.mark.parametrize('right', [os.R_OK, os.W_OK])
   def test_files_without_permission_are_named(
-    self, tmp_path, monkeypatch, name
+    self, tmp_path, monkeypatch, name, right
   ):
     add_score(make_scores(tmp_path), tmp_path, 10)
     monkeypatch.setattr(
-      os, 'access', lambda path, mode: os.path.basename(path) != name
+      os,
+      'access',
+      lambda path, mode: os.path.basename(path) != name or not mode & right,
     )
-    with pytest.raises(UserError, match=f'Cannot write to .*{name}'):
+    with pytest.raises(UserError, match=f'Cannot read and write .*{name}'):
       make_scores(tmp_path)
 
   def test_killed_before_the_line_was_written(self, tmp_path):
