@@ -107,9 +107,10 @@ def refuse_to_overwrite(path: str) -> None:
   """
   if not os.path.exists(path):
     return
-  with contextlib.suppress(OSError), open(path, 'rb') as file:
-    if _WHOLE_TITLE.search(file.read(1000)):
-      return
+  if os.path.isfile(path):  # reading a pipe would wait for a writer
+    with contextlib.suppress(OSError), open(path, 'rb') as file:
+      if _WHOLE_TITLE.search(file.read(1000)):
+        return
   raise UserError(f'{path} is not a report. Name another file with --report.')
 
 

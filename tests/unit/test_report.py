@@ -2,6 +2,7 @@
 
 import html.parser
 import io
+import os
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import figures, metrics, report, runs
+from cifar10_suite.errors import UserError
 from cifar10_suite.recipes import FAST
 
 LINKS = ('href', 'src')
@@ -105,6 +107,13 @@ def test_a_report_needs_no_other_file_and_suits_light_and_dark(tmp_path):
   assert page.count('<svg fill="currentColor"') == 3
   # Nothing has a colour that only one of the two backgrounds suits.
   assert not re.search(r'(fill|stroke): (#000000|#ffffff|black|white)', page)
+
+
+def test_a_pipe_is_not_a_report(tmp_path):
+  path = tmp_path / 'report.html'
+  os.mkfifo(path)
+  with pytest.raises(UserError, match='is not a report'):
+    report.refuse_to_overwrite(str(path))
 
 
 def write_losses(directory, number, losses):
