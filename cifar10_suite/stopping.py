@@ -124,9 +124,12 @@ class StopByScore(tf.train.CheckpointSaverListener):
   def _scores(self) -> list[dict]:
     """Return the scores that count, one for each checkpoint, sorted by step."""
     scores = {}
+    # An editor may have put a byte order mark before the first line.
     with (
       contextlib.suppress(FileNotFoundError),
-      open(self._path, errors='replace') as file,
+      open(
+        self._path, encoding='utf-8-sig', errors='replace', opener=_without_wait
+      ) as file,
     ):
       for line in file:
         # The last line may be incomplete.
@@ -138,3 +141,8 @@ class StopByScore(tf.train.CheckpointSaverListener):
           ):
             scores[score['digest']] = {name: score[name] for name in _USED}
     return sorted(scores.values(), key=lambda score: score['step'])
+
+
+def _without_wait(path: str, flags: int) -> int:
+  """Open a file; a named pipe is empty, instead of waiting for a writer."""
+  return os.open(path, flags | os.O_NONBLOCK)
