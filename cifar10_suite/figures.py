@@ -74,8 +74,12 @@ def confusion_matrix(
   axes = figure.subplots()
   axes.imshow(shares, cmap=_BLUES, vmin=0, vmax=1)
   if count <= MAX_NUMBERED:
+    # Long names leave two thirds of the width to the cells. Digits are 0.64
+    # times as wide as the font is high.
+    cell = 72 * side * 2 / 3 / count
+    size = min(10, cell / 0.64 / (len(str(counts.max())) + 0.5))
     for (row, column), number in np.ndenumerate(counts):
-      axes.text(column, row, number, ha='center', va='center')
+      axes.text(column, row, number, ha='center', va='center', fontsize=size)
     axes.set_xticks(*ticks, rotation=45, ha='right')
     axes.set_yticks(*ticks)
   else:
@@ -101,7 +105,8 @@ def wrong_images(wrong: list[WrongImage]) -> Figure:
     axes.text(
       column + 0.5,
       top - 0.04,
-      f'{it.label},\ntaken for {it.prediction}\n{it.probability:.2%}',
+      f'{_short(it.label)},\ntaken for {_short(it.prediction, 13)}\n'
+      f'{it.probability:.2%}',
       fontsize=9,
       ha='center',
     )
@@ -160,9 +165,9 @@ def loss_curves(
   return figure
 
 
-def _short(name: str) -> str:
+def _short(name: str, length: int = 20) -> str:
   """Shorten a name that would not leave enough room for the figure."""
-  return name if len(name) <= 20 else f'{name[:19]}…'
+  return name if len(name) <= length else f'{name[: length - 1]}…'
 
 
 def _curves() -> Figure:

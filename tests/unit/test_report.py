@@ -2,6 +2,7 @@
 
 import html.parser
 import io
+import itertools
 import os
 import re
 
@@ -159,3 +160,21 @@ def test_figures_for_tensorboard_are_pictures():
   ):
     picture = PIL.Image.open(io.BytesIO(figures.png(figure)))
     assert picture.width > 300 and picture.getpixel((0, 0))[:3] == (255,) * 3
+
+
+def test_texts_of_figures_do_not_overlap():
+  names = ['white-cheeked honeyeater'] * 20
+  matrix = np.full([20, 20], 1234).tolist()
+  wrong = [
+    figures.WrongImage(np.zeros([32, 32, 3], np.uint8), name, name, 0.9876)
+    for name in [*names, 'cat', 'aquarium_fish', 'cat', *names[:2]]
+  ]
+  for figure, columns in (
+    (figures.wrong_images(wrong), 5),
+    (figures.confusion_matrix(matrix, names), 20),
+  ):
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for place, (left, right) in enumerate(itertools.pairwise(boxes), start=1):
+      assert place % columns == 0 or left.x1 < right.x0, place
