@@ -60,6 +60,7 @@ class Record(Measures):
 
 
 _NEEDED = {'step', 'digest', 'run'} | Measures.__required_keys__
+_NUMBERS = ('step', 'run', 'right', 'num_examples', 'precision', 'loss')
 
 
 class Scores:
@@ -254,6 +255,8 @@ class Scores:
       if not record.keys() >= _NEEDED:
         raise KeyError
       names = tuple(record['class_accuracy'])
+      # Fails unless all are numbers.
+      sum([*(record[key] for key in _NUMBERS), *record['interval']])
     except (ValueError, KeyError, TypeError, AttributeError):
       self._refuse_line(number)
     if settings != self._settings:

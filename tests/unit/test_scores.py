@@ -259,6 +259,8 @@ class TestScores:
       '{"st}',
       '{"step": 1, "loss": 2.0}',
       '{"step": 1, "lo',
+      score.replace('0.5', '"0.5"', 1),
+      score.replace('"step": 10', '"step": null'),
     ):
       path.write_text(score + line)
       with pytest.raises(UserError, match=r'metrics.jsonl, line 2'):
