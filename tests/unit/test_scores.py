@@ -274,7 +274,9 @@ class TestScores:
     scores = make_scores(tmp_path)
     assert [r['step'] for r in scores.records] == [10]
     add_score(scores, tmp_path, 20)
-    assert [r['step'] for r in make_scores(tmp_path).records] == [10, 20]
+    path.write_text(path.read_text().rstrip())  # during the evaluation
+    add_score(scores, tmp_path, 30)
+    assert [r['step'] for r in make_scores(tmp_path).records] == [10, 20, 30]
 
   def test_scores_of_other_classes_are_refused(self, tmp_path):
     add_score(make_scores(tmp_path), tmp_path, 10)
