@@ -83,7 +83,7 @@ def write_whole(path: str, content: bytes) -> None:
   """Write a file atomically: write a temporary file and rename it."""
   beside = f'{path}.{secrets.token_hex(4)}.tmp'
   try:
-    with open(beside, 'xb') as file:
+    with errors_named(path), open(beside, 'xb') as file:
       file.write(content)
       file.flush()
       os.fsync(file.fileno())  # or a power failure may leave an empty file
@@ -91,6 +91,16 @@ def write_whole(path: str, content: bytes) -> None:
   finally:
     if os.path.exists(beside):
       os.remove(beside)
+
+
+@contextlib.contextmanager
+def errors_named(path: str) -> Iterator[None]:
+  """Add a file's path to the errors of writing, which lack it."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or path
+    raise
 
 
 def write_unless_taken(

@@ -206,7 +206,7 @@ class Scores:
     before = max((r['precision'] for r in self.records), default=-1.0)
     if record['precision'] > before:
       best_checkpoint.keep_if_better(self._eval_dir, checkpoint, record)
-    with open(self._path, 'a+b') as file:
+    with files.errors_named(self._path), open(self._path, 'a+b') as file:
       # An editor may have removed the end of the last line meanwhile.
       file.seek(max(file.tell() - 1, 0))
       end = b'' if file.read() in (b'', b'\n') else b'\n'

@@ -32,6 +32,18 @@ def test_a_file_of_somebody_else_is_not_written_over(tmp_path):
   assert path.read_bytes() == b'two'
 
 
+def test_an_error_of_writing_names_the_file(tmp_path, monkeypatch):
+  def refuse(_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'fsync', refuse)
+  path = str(tmp_path / 'page.html')
+  with pytest.raises(OSError, match='No space left') as caught:
+    files.write_whole(path, b'new')
+  assert caught.value.filename == path
+  assert os.listdir(tmp_path) == []
+
+
 def test_a_directory_has_one_owner(tmp_path):
   with (
     files.locked_dir('--train_dir', str(tmp_path)),
