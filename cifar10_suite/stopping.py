@@ -127,9 +127,7 @@ class StopByScore(tf.train.CheckpointSaverListener):
     # An editor may have put a byte order mark before the first line.
     with (
       contextlib.suppress(FileNotFoundError),
-      open(
-        self._path, encoding='utf-8-sig', errors='replace', opener=_without_wait
-      ) as file,
+      open(self._path, encoding='utf-8-sig', errors='replace') as file,
     ):
       for line in file:
         # The last line may be incomplete.
@@ -141,8 +139,3 @@ class StopByScore(tf.train.CheckpointSaverListener):
           ):
             scores[score['digest']] = {name: score[name] for name in _USED}
     return sorted(scores.values(), key=lambda score: score['step'])
-
-
-def _without_wait(path: str, flags: int) -> int:
-  """Open a file; a named pipe is empty, instead of waiting for a writer."""
-  return os.open(path, flags | os.O_NONBLOCK)

@@ -1,7 +1,6 @@
 """Test which scores end training."""
 
 import json
-import os
 
 import pytest
 
@@ -126,13 +125,6 @@ def test_a_byte_order_mark_does_not_hide_the_first_score(run, tmp_path):
   scores = tmp_path / 'metrics.jsonl'
   scores.write_text(scores.read_text(), encoding='utf-8-sig')
   assert run.stops()
-
-
-def test_a_pipe_in_place_of_the_scores_is_not_waited_for(run, tmp_path):
-  os.mkfifo(tmp_path / 'metrics.jsonl')
-  run.watch(precision=0.5)
-  run.save(1, 'one')
-  assert not run.stops()
 
 
 def test_scores_that_cannot_be_read_at_the_start_are_an_error(tmp_path):
