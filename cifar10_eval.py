@@ -345,7 +345,7 @@ def score(
       scores.add(record, copy, summary, tf.get_default_graph())
   _print(record)
   if not settings.run_once:
-    best = max(scores.curve(), key=lambda it: it['precision'])
+    best = max(scores.curve(record), key=lambda it: it['precision'])
     print(f'  best so far: {best["precision"]:.3f} at step {best["step"]}')
   if settings.report:
     report.write_page(

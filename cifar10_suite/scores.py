@@ -117,32 +117,24 @@ class Scores:
         return record
     return None
 
-  def curve(self, record: Record | None = None) -> list[Record]:
-    """Return the records of a run, sorted by step.
+  def curve(self, record: Record) -> list[Record]:
+    """Return the records of a record's run, sorted by step.
 
-    If a run went back to an earlier step, or was scored in turn with another
-    one, its scores before that belong to it, too.
-
-    Args:
-      record: one of the records of the run; by default, the last record.
+    If a run was scored in turn with another one, or went back to an earlier
+    step, it has several numbers. Scores before the last one's first step count,
+    too.
     """
-    run = self._last_run()
-    if record:
-      begun = {record.get('started')} - {None}
-      run = max(
-        r['run']
-        for r in self.records
-        if r['run'] == record['run'] or r.get('started') in begun
-      )
-    last = [r for r in self.records if r['run'] == run]
-    first = min((r['step'] for r in last), default=0)
-    started = last[-1].get('started') if last else None
-    earlier = [
+    started = record.get('started')
+    same = [
       r
       for r in self.records
-      if started and r.get('started') == started and r['step'] < first
+      if r['run'] == record['run'] or (started and r.get('started') == started)
     ]
-    by_step = {record['step']: record for record in [*earlier, *last]}
+    number = max(r['run'] for r in same)
+    first = min(r['step'] for r in same if r['run'] == number)
+    by_step = {
+      r['step']: r for r in same if r['run'] == number or r['step'] < first
+    }
     return [by_step[step] for step in sorted(by_step)]
 
   def make_record(
