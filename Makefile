@@ -12,6 +12,9 @@ ENVIRONMENT = .venv/$(if $(GPU),gpu,run)
 N ?= 3
 ROW ?=
 
+# Names with spaces would fall apart in commands.
+$(if $(word 2,$(RUN)),$(error RUN=$(RUN) contains a space. Choose another name))
+
 comma := ,
 train_dir = $(if $(RUN),runs/$(RUN)/train,cifar10_train)
 eval_dir = $(if $(RUN),runs/$(RUN)/eval,cifar10_eval)

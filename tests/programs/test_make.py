@@ -106,3 +106,10 @@ def test_other_failures_are_errors(make):
   )
   _, errors = process.communicate(timeout=TIMEOUT)
   assert process.returncode == 2 and 'Error' in errors
+
+
+def test_a_name_with_a_space_is_refused(make):
+  process = make('train', 'RUN=my run', stderr=subprocess.PIPE)
+  _, errors = process.communicate(timeout=TIMEOUT)
+  assert process.returncode == 2
+  assert 'RUN=my run contains a space. Choose another name.' in errors
