@@ -202,8 +202,9 @@ def loss(
 
   Args:
     logits: float32 [batch, num_classes].
-    labels: integers [batch], less than `num_classes`; or a distribution over
-      the classes for each image, float32 [batch, num_classes].
+    labels: numbers of any type [batch], less than `num_classes`; or a
+      distribution over the classes for each image, float32 [batch,
+      num_classes].
     label_smoothing: probability moved from the label to a uniform distribution
       over all classes.
 
@@ -212,9 +213,11 @@ def loss(
     decay. Within a tower's name scope, only the losses of that tower count.
   """
   labels = tf.convert_to_tensor(labels)
-  cross_entropy_of = tf.nn.sparse_softmax_cross_entropy_with_logits
-  if labels.dtype.is_floating:
+  if labels.dtype.is_floating and labels.shape.rank == 2:
     cross_entropy_of = tf.nn.softmax_cross_entropy_with_logits_v2
+  else:
+    cross_entropy_of = tf.nn.sparse_softmax_cross_entropy_with_logits
+    labels = tf.cast(labels, tf.int64)
   cross_entropy = cross_entropy_of(
     labels=labels, logits=logits, name='cross_entropy_per_example'
   )

@@ -244,6 +244,19 @@ class TestLoss:
     np.testing.assert_allclose(got, sum(decays) + cross_entropy, rtol=1e-5)
     assert cross_entropy == pytest.approx(np.log(10), abs=0.1)
 
+  @pytest.mark.parametrize('dtype', [np.uint8, np.int64, np.float32])
+  def test_takes_labels_of_any_type(self, graph, dtype):
+    """The tutorial converts them, such as the bytes of records."""
+    images, labels = random_batch(4)
+    logits = cifar10.inference(tf.constant(images))
+    cifar10.loss(logits, labels)
+    cifar10.loss(logits, labels.astype(dtype))
+    *_, of_int32, of_dtype = tf.get_collection('losses')
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      expected, got = session.run([of_int32, of_dtype])
+    assert got == expected
+
 
 class TestLearningRate:
   @pytest.mark.parametrize(
