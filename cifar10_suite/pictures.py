@@ -12,7 +12,11 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from PIL.EpsImagePlugin import has_ghostscript
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from PIL.TiffImagePlugin import (
+  BITSPERSAMPLE,
+  PHOTOMETRIC_INTERPRETATION,
+  TiffImageFile,
+)
 
 from cifar10_suite.errors import UserError
 
@@ -254,6 +258,11 @@ def _has_8_or_16_bits(image: PIL.Image.Image) -> bool:
 def _from_16_bits(image: PIL.Image.Image) -> PIL.Image.Image:
   """Convert a grey picture with 16 bits to 8, with its transparent value."""
   values = np.array(image)
+  if (
+    isinstance(image, TiffImageFile)
+    and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+  ):
+    values = 65535 - values  # zero is white, which Pillow ignores
   grey = PIL.Image.fromarray((values // 256).astype(np.uint8))
   if 'transparency' in image.info:
     opaque = values != image.info['transparency']

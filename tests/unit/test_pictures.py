@@ -112,16 +112,23 @@ class TestReadPicture:
       pictures.read_picture(str(path))
 
   @pytest.mark.parametrize(
-    ('bits', 'sign', 'refused'),
-    [(16, 1, False), (16, 2, True), (12, 1, True)],
+    ('bits', 'sign', 'zero_is_white', 'refused'),
+    [
+      (16, 1, False, False),
+      (16, 1, True, False),
+      (16, 2, False, True),
+      (12, 1, False, True),
+    ],
   )
-  def test_16_bits_of_a_tiff(self, tmp_path, bits, sign, refused):
+  def test_16_bits_of_a_tiff(
+    self, tmp_path, bits, sign, zero_is_white, refused
+  ):
     tags = {  # of grey pixels, 40 x 40, in one uncompressed strip
       256: 40,
       257: 40,
       258: bits,
       259: 1,
-      262: 1,
+      262: 0 if zero_is_white else 1,
       273: 200,
       277: 1,
       278: 40,
@@ -132,9 +139,11 @@ class TestReadPicture:
       struct.pack('<HHIHH', tag, 3, 1, value, 0) for tag, value in tags.items()
     ]
     head = b'II*\0' + struct.pack('<IH', 8, len(tags)) + b''.join(entries)
-    pixels = np.full(40 * 40 * bits // 8, 100, np.uint8).tobytes()
+    value = 155 if zero_is_white else 100
     path = tmp_path / 'x.tif'
-    path.write_bytes(head.ljust(200, b'\0') + pixels)
+    path.write_bytes(
+      head.ljust(200, b'\0') + bytes([value] * (40 * 40 * bits // 8))
+    )
     check_bits(path, refused)
 
   @pytest.mark.parametrize(('bits', 'refused'), [(8, False), (16, True)])
