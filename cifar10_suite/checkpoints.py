@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import files, runs
@@ -192,7 +193,8 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
     The global step of the checkpoint.
 
   Raises:
-    CheckpointError: if the checkpoint, or one of the variables, is unreadable.
+    CheckpointError: if the checkpoint, or one of the variables, is unreadable,
+      or if a variable is not finite.
     OtherNetworkError: if a variable is missing or has a different shape or
       dtype.
   """
@@ -214,7 +216,25 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
         f'{path} does not match this network: {name} is {there} in the '
         f'checkpoint, {here} in the network.'
       )
+  refuse_not_finite(path, values)
   return step
+
+
+def refuse_not_finite(path: str, values: dict[str, np.ndarray]) -> None:
+  """Refuse a checkpoint of a training that diverged, as others may save one.
+
+  Args:
+    path: path of the checkpoint.
+    values: the values of its variables, by name.
+
+  Raises:
+    CheckpointError: if one is NaN or infinite.
+  """
+  for name, value in values.items():
+    if not np.isfinite(value).all():
+      raise CheckpointError(
+        f'{path} is of a training that diverged: {name} is not finite.'
+      )
 
 
 @contextlib.contextmanager

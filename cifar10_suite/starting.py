@@ -157,7 +157,7 @@ def _averages_in(path: str) -> dict[str, np.ndarray]:
   that the checkpoint lacks are left out.
 
   Raises:
-    CheckpointError: if it is unreadable.
+    CheckpointError: if it is unreadable, or if a value is not finite.
   """
   values = {}
   with checkpoints.reading(path):
@@ -167,6 +167,7 @@ def _averages_in(path: str) -> dict[str, np.ndarray]:
       for key in (f'{name}{_AVERAGE}', name):
         if name not in values and reader.has_tensor(key):
           values[name] = reader.get_tensor(key)
+  checkpoints.refuse_not_finite(path, values)
   return values
 
 

@@ -471,18 +471,21 @@ def test_precisions_share_checkpoints(train_flags, record_fault):
 
 
 @pytest.mark.parametrize(
-  ('value', 'says'),
+  ('values', 'says'),
   [
     pytest.param(
-      1e30,
+      {'local3/weights': 1e30},
       'diverged at step 2: the loss is inf',
       marks=pytest.mark.faults,
     ),
-    (np.nan, 'diverged at step 2: a variable is not finite'),
+    (  # The loss is finite, but the next moving average overflows.
+      {'conv1/biases': -3e38, 'conv1/biases/ExponentialMovingAverage': 3e38},
+      'diverged at step 5: a variable is not finite',
+    ),
   ],
 )
 def test_nan_stops_before_anything_is_saved(
-  train_flags, tmp_path, value, says, record_fault
+  train_flags, tmp_path, values, says, record_fault
 ):
   train_dir = str(tmp_path / 'train')
   run('cifar10_train.py', *train_flags, '--max_steps=2')
@@ -490,13 +493,35 @@ def test_nan_stops_before_anything_is_saved(
   rewrite_checkpoint(
     path,
     path,
-    lambda name, old: np.full_like(old, value) if 'local3' in name else old,
+    lambda name, old: np.full_like(old, values.get(name, old)),
   )
-  _, errors = run('cifar10_train.py', *train_flags, status=1)
+  _, errors = run('cifar10_train.py', *train_flags, '--max_steps=5', status=1)
   assert says in errors
   assert 'Traceback' not in errors
   assert tf.train.latest_checkpoint(train_dir) == path
   record_fault('a value that is not finite')
+
+
+@pytest.mark.faults
+def test_a_checkpoint_that_is_not_finite_is_not_resumed(train_flags, tmp_path):
+  run('cifar10_train.py', *train_flags, '--max_steps=2')
+  path = tf.train.latest_checkpoint(str(tmp_path / 'train'))
+  bad = path.replace('ckpt-2', 'ckpt-3')
+  rewrite_checkpoint(
+    path,
+    bad,
+    lambda name, old: old + 1 if name == 'global_step' else np.nan * old,
+  )
+  flags = [*train_flags, '--max_steps=4']
+  lines, errors = run('cifar10_train.py', *flags)
+  assert errors == ''
+  assert any(f'Skipped: {bad} is of a training that' in it for it in lines)
+  assert 'Resuming from step 2' in lines
+  source = f'--init_from={bad}'
+  _, errors = run(
+    'cifar10_train.py', *flags, source, f'--train_dir={tmp_path}/b', status=1
+  )
+  assert f'--init_from {bad} has no readable checkpoint' in errors
 
 
 def test_reads_the_tutorials_checkpoints(train_flags, eval_flags, tmp_path):

@@ -12,7 +12,13 @@ import PIL.Image
 import pytest
 import tensorflow.compat.v1 as tf
 from support.network_by_hand import COLOURS, write_network_by_hand
-from support.programs import ROOT, TIMEOUT, probabilities, run
+from support.programs import (
+  ROOT,
+  TIMEOUT,
+  probabilities,
+  rewrite_checkpoint,
+  run,
+)
 
 from cifar10_suite import dataset
 
@@ -269,6 +275,27 @@ def test_a_skipped_checkpoint_is_not_among_the_results(tmp_path, train_dir):
   )
   assert list(predictions(lines)) == ['a.png']
   assert f'Skipped: Cannot read {path}' in errors
+
+
+def test_a_checkpoint_that_is_not_finite_is_skipped(tmp_path, train_dir):
+  """Its predictions would be NaN, which is not JSON."""
+  colour_image((1, 0, 0)).save(tmp_path / 'a.png')
+  path = write_network_by_hand(train_dir, 9)
+  name = 'softmax_linear/biases/ExponentialMovingAverage'
+  rewrite_checkpoint(
+    path, path, lambda it, old: np.nan * old if it == name else old
+  )
+  flags = ['--json', str(tmp_path / 'a.png')]
+  lines, errors = run(
+    'cifar10_predict.py', f'--checkpoint_dir={train_dir}', *flags
+  )
+  assert list(predictions(lines)) == ['a.png']
+  assert f'Skipped: {path} is of a training that diverged: {name}' in errors
+  lines, errors = run(
+    'cifar10_predict.py', f'--checkpoint_dir={path}', *flags, status=1
+  )
+  assert lines == []
+  assert errors.splitlines()[-1].startswith(f'{path} is of a training that')
 
 
 @pytest.mark.parametrize('damage', ['variables', 'saved_model.pb'])
