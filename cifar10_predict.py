@@ -208,7 +208,8 @@ def restore(checkpoint_dir: str) -> tuple[tf.Session, str, int]:
     step: step of the checkpoint.
 
   Raises:
-    CheckpointError: if there is no checkpoint, or it does not match the graph.
+    CheckpointError: if there is no checkpoint, or it does not match the graph,
+      or is deleted meanwhile.
   """
   variables = optimizers.variables_to_restore()
   # Not among the results, which programs may read.
@@ -222,7 +223,8 @@ def restore(checkpoint_dir: str) -> tuple[tf.Session, str, int]:
   path, step = found
   checkpoints.refuse_pattern(path)
   session = tf.Session()
-  tf.train.Saver(variables).restore(session, path)
+  with checkpoints.reading(path):  # which may be deleted at any time
+    tf.train.Saver(variables).restore(session, path)
   return session, path, step
 
 

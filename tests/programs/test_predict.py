@@ -20,7 +20,8 @@ from support.programs import (
   run,
 )
 
-from cifar10_suite import dataset
+import cifar10_predict
+from cifar10_suite import checkpoints, dataset
 
 
 @pytest.fixture
@@ -296,6 +297,21 @@ def test_a_checkpoint_that_is_not_finite_is_skipped(tmp_path, train_dir):
   )
   assert lines == []
   assert errors.splitlines()[-1].startswith(f'{path} is of a training that')
+
+
+@pytest.mark.parametrize('end', ['index', 'data-00000-of-00001'])
+def test_a_checkpoint_that_vanishes_meanwhile(train_dir, monkeypatch, end):
+  newest_good = checkpoints.newest_good
+
+  def then_delete(*arguments):
+    found = newest_good(*arguments)
+    os.remove(f'{found[0]}.{end}')
+    return found
+
+  monkeypatch.setattr(checkpoints, 'newest_good', then_delete)
+  message = f'Cannot read {train_dir}/model.ckpt-3: '
+  with pytest.raises(checkpoints.CheckpointError, match=message):
+    cifar10_predict.load_checkpoint(train_dir, num_views=1)
 
 
 @pytest.mark.parametrize('damage', ['variables', 'saved_model.pb'])
