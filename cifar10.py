@@ -15,6 +15,7 @@ Variables, logits and loss are always float32.
 """
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 
@@ -131,7 +132,7 @@ def inference(
   is_training: bool = False,
   recipe: Recipe = TUTORIAL,
   first_filters: np.ndarray | None = None,
-  num_classes: int = NUM_CLASSES,
+  num_classes: int | None = None,
   portable: bool = False,
 ) -> tf.Tensor:
   """Build the network from images to logits.
@@ -144,7 +145,7 @@ def inference(
     first_filters: float32 [5, 5, 3, 64], initial filters of the first
       convolution, before multiplication by the recipe's `activation_scale`;
       random by default.
-    num_classes: number of classes.
+    num_classes: number of classes; NUM_CLASSES by default.
     portable: whether to use only operations that the runtimes of exported
       models know, which may be slower here.
 
@@ -190,7 +191,8 @@ def inference(
     _activation_summary(local4)
   with tf.variable_scope('softmax_linear'):
     wide = precision.leave_compute_type(local4)
-    logits = _dense(wide, num_classes, stddev=1 / 192.0, bias=0.0, wd=None)
+    classes = num_classes or NUM_CLASSES
+    logits = _dense(wide, classes, stddev=1 / 192.0, bias=0.0, wd=None)
     _activation_summary(logits)
   return logits
 
@@ -237,7 +239,7 @@ def train(
   total_loss: tf.Tensor,
   global_step: tf.Variable,
   *,
-  recipe: Recipe = TUTORIAL,
+  recipe: Recipe | None = None,
   examples_per_step: int | None = None,
   dtype: tf.DType = tf.float32,
 ) -> tf.Operation:
@@ -248,7 +250,8 @@ def train(
   Args:
     total_loss: float32 [], from `loss`.
     global_step: integer [], incremented by each step.
-    recipe: the learning rate schedule and the optimizer.
+    recipe: the learning rate schedule and the optimizer; by default, TUTORIAL
+      with INITIAL_LEARNING_RATE.
     examples_per_step: number of images per step; `--batch_size` by default.
     dtype: the compute type, for Muon's matrix products.
 
@@ -260,8 +263,10 @@ def train(
     global_step,
     examples_per_step=examples_per_step
     or compatibility.known_flags().batch_size,
-    recipe=recipe,
+    recipe=recipe
+    or dataclasses.replace(TUTORIAL, learning_rate=INITIAL_LEARNING_RATE),
     dtype=dtype,
+    examples_per_epoch=NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
   )
   return train_op
 

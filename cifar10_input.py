@@ -63,13 +63,14 @@ class CIFAR10Record:
 
 
 def read_cifar10(
-  filename_queue: tf.QueueBase, *, num_classes: int = NUM_CLASSES
+  filename_queue: tf.QueueBase, *, num_classes: int | None = None
 ) -> CIFAR10Record:
   """Read the next record from the files in a filename queue.
 
   Args:
     filename_queue: queue of strings with the names of the files to read.
-    num_classes: number of classes; higher labels are an error.
+    num_classes: number of classes, NUM_CLASSES by default; higher labels are an
+      error.
 
   Returns:
     A `CIFAR10Record`. Evaluating its tensors raises `OutOfRangeError` if the
@@ -77,7 +78,9 @@ def read_cifar10(
   """
   with tf.device('/cpu:0'):
     key, value = _reader().read(filename_queue)
-    record = _check_labels(key[tf.newaxis], value[tf.newaxis], num_classes)
+    record = _check_labels(
+      key[tf.newaxis], value[tf.newaxis], num_classes or NUM_CLASSES
+    )
     images, labels = _images_and_labels(record)
   return CIFAR10Record(
     dataset.HEIGHT, dataset.WIDTH, dataset.DEPTH, key, labels, images[0]
@@ -100,7 +103,13 @@ def distorted_inputs(
   Raises:
     DataError: if a file is missing or damaged (a subclass of ValueError).
   """
-  (batch,) = distorted_batches(data_dir, batch_size, count=1)
+  (batch,) = distorted_batches(
+    data_dir,
+    batch_size,
+    count=1,
+    num_classes=NUM_CLASSES,
+    num_examples=NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
+  )
   return batch
 
 
@@ -183,7 +192,7 @@ def inputs(
   *,
   num_epochs: int | None = None,
   num_views: int = 1,
-  num_classes: int = NUM_CLASSES,
+  num_classes: int | None = None,
   hold_out: int = 0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Build batches of undistorted images, in file order.
@@ -197,7 +206,8 @@ def inputs(
       `OutOfRangeError`. Passes are counted in a local variable, which the
       caller must initialize.
     num_views: number of windows per image, as in `views.cut`.
-    num_classes: number of classes; higher labels are an error.
+    num_classes: number of classes, NUM_CLASSES by default; higher labels are an
+      error.
     hold_out: if not 0, read only this number of images, from the end of the
       training files.
 
@@ -222,7 +232,11 @@ def inputs(
       filenames, num_epochs=num_epochs, shuffle=False
     )
     batch = tf.train.batch(
-      [_read_many(filename_queue, num_classes, split_file, bounds)],
+      [
+        _read_many(
+          filename_queue, num_classes or NUM_CLASSES, split_file, bounds
+        )
+      ],
       batch_size,
       capacity=_READY_BATCHES * batch_size,
       enqueue_many=True,

@@ -309,6 +309,24 @@ class TestImageSize:
       cifar10_input.inputs(True, batches_dir, 8)
 
 
+def test_constants_may_be_assigned(graph, monkeypatch, tmp_path, capsys):
+  """Scripts may do so: the tutorial's functions read them when called."""
+  for name in ('test_batch.bin', 'data_batch_1.bin'):
+    write_records(tmp_path / name, [11] * 50, random_images(50))
+  monkeypatch.setattr(cifar10_input, 'NUM_CLASSES', 12)
+  monkeypatch.setattr(cifar10_input, 'NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN', 50)
+  queue = tf.train.string_input_producer([str(tmp_path / 'test_batch.bin')])
+  labels = [
+    cifar10_input.read_cifar10(queue).label,
+    cifar10_input.inputs(True, str(tmp_path), 2)[1],
+    cifar10_input.distorted_inputs(str(tmp_path), 2)[1],
+  ]
+  assert 'Filling queue with 20 CIFAR images' in capsys.readouterr().out
+  with tf.train.MonitoredSession() as session:
+    for got in session.run(labels):
+      assert set(got) == {11}
+
+
 class TestDistortedInputs:
   def test_makes_full_batches(self, graph, batches_dir, capsys):
     images, labels = cifar10_input.distorted_inputs(batches_dir, 8)

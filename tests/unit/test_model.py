@@ -280,6 +280,25 @@ class TestLearningRate:
 
 
 class TestTrain:
+  def test_constants_may_be_assigned(self, graph, monkeypatch):
+    """Scripts may do so: the tutorial's functions read them when called."""
+    monkeypatch.setattr(cifar10, 'NUM_CLASSES', 12)
+    monkeypatch.setattr(cifar10, 'INITIAL_LEARNING_RATE', 0.01)
+    monkeypatch.setattr(cifar10, 'NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN', 256)
+    monkeypatch.setattr(cifar10, 'NUM_EPOCHS_PER_DECAY', 10.0)
+    loss, train_op = build_training(8)
+    biases = tf.trainable_variables()[-1]
+    assert biases.shape.as_list() == [12]
+    (gradient,) = tf.gradients(loss, [biases])
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      for step, rate in ((19, 0.01), (20, 0.001)):
+        session.run(tf.train.get_global_step().assign(step))
+        before, slope = session.run([biases, gradient])
+        session.run(train_op)
+        after = session.run(biases)
+        np.testing.assert_allclose(before - after, rate * slope, atol=1e-7)
+
   def test_descends_then_averages(self, graph):
     loss, train_op = build_training(8)
     variables = tf.trainable_variables()
