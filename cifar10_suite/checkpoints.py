@@ -190,7 +190,7 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
     variables: the variables to restore, by checkpoint name.
 
   Returns:
-    The global step of the checkpoint.
+    The global step of the checkpoint; without one, that in its name.
 
   Raises:
     CheckpointError: if the checkpoint, or one of the variables, is unreadable,
@@ -200,7 +200,10 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
   """
   with reading(path):
     reader = tf.train.load_checkpoint(path)
-    step = int(reader.get_tensor('global_step'))
+    # The tutorial's first version did not name it.
+    step = step_in_name(path)
+    if step == math.inf or reader.has_tensor('global_step'):
+      step = int(reader.get_tensor('global_step'))
     values = {
       name: reader.get_tensor(name)
       for name in variables
@@ -217,7 +220,7 @@ def check(path: str, variables: dict[str, tf.Variable]) -> int:
         f'checkpoint, {here} in the network.'
       )
   refuse_not_finite(path, values)
-  return step
+  return int(step)
 
 
 def refuse_not_finite(path: str, values: dict[str, np.ndarray]) -> None:

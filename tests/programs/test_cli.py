@@ -547,6 +547,26 @@ def test_reads_the_tutorials_checkpoints(train_flags, eval_flags, tmp_path):
   assert 'Resuming from step 2' in lines
 
 
+def test_reads_checkpoints_of_the_first_tutorial(
+  train_flags, eval_flags, tmp_path
+):
+  """Its global step has no name; the evaluator takes it from the file's."""
+  run('cifar10_train.py', *train_flags, '--max_steps=2')
+  (tmp_path / 'train').rename(tmp_path / 'source')
+  (tmp_path / 'train').mkdir()
+  reader = tf.train.load_checkpoint(str(tmp_path / 'source'))
+  with tf.Graph().as_default(), tf.Session() as session:
+    for name in reader.get_variable_to_shape_map():
+      is_step = name == 'global_step'
+      tf.Variable(reader.get_tensor(name), name=None if is_step else name)
+    session.run(tf.global_variables_initializer())
+    tf.train.Saver().save(session, f'{tmp_path}/train/model.ckpt', 7)
+  lines, _ = run('cifar10_eval.py', *eval_flags, '--run_once')
+  assert lines[-1].startswith('  step 7: ')
+  _, errors = run('cifar10_train.py', *train_flags, '--max_steps=9', status=1)
+  assert 'global_step is missing in the checkpoint' in errors
+
+
 @pytest.mark.parametrize(
   ('program', 'flag', 'main', 'rare'),
   [
