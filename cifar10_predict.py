@@ -131,7 +131,11 @@ def checkpoint_dir() -> str:
   The latter is the default if there is no checkpoint in the default directory.
   """
   directory = FLAGS.checkpoint_dir
-  if FLAGS['checkpoint_dir'].present or checkpoints.saved_in(directory):
+  if (
+    FLAGS['checkpoint_dir'].present
+    or checkpoints.saved_in(directory)
+    or checkpoints.latest(directory)  # whose name may be without a step
+  ):
     return directory
   print(
     f'{commands.short_path(directory)} has no checkpoint: using the pretrained '

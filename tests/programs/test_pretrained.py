@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from support.programs import ROOT, run
+from support.programs import ROOT, rewrite_checkpoint, run
 
 from cifar10_suite import dataset, runs
 from cifar10_suite.recipes import LONG
@@ -67,6 +67,21 @@ def test_predicts_without_training(clone):
   named = f'--checkpoint_dir={clone}/pretrained'
   same, errors = run(f'{clone}/cifar10_predict.py', named, '--json', *pictures)
   assert same == lines and len(errors.splitlines()) == 1
+
+
+def test_is_not_used_beside_a_checkpoint_without_a_number(clone):
+  """Scripts may save one."""
+  train_dir = clone / 'cifar10_train'
+  train_dir.mkdir()
+  rewrite_checkpoint(
+    f'{DIRECTORY}/model.ckpt-{STEP}',
+    f'{train_dir}/model.ckpt',
+    lambda name, old: np.array(7) if name == 'global_step' else old,
+  )
+  picture = f'{ROOT}/examples/samples/cat.jpg'
+  _, errors = run(f'{clone}/cifar10_predict.py', picture)
+  assert errors == f'Using {train_dir}/model.ckpt (step 7).\n'
+  shutil.rmtree(train_dir)
 
 
 def test_is_scored_and_trained_further(clone, data_dir, tmp_path):
