@@ -90,7 +90,7 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
         raise
       sys.exit(_what_is_full(path, reason))
     except KeyboardInterrupt:
-      print('Stopped by SIGINT.')
+      print('Stopped by SIGINT.', file=sys.stderr)  # not among results
       sys.exit(130)
 
   app.run(checked_main)

@@ -105,8 +105,10 @@ def _announced() -> Iterator[None]:
     yield
     return
 
+  stderr = os.dup(2)  # which `discarded_stderr` replaces
+
   def stop(*_: object) -> NoReturn:
-    os.write(1, b'Stopped by SIGINT.\n')
+    os.write(stderr, b'Stopped by SIGINT.\n')
     os._exit(130)  # an exception could get lost in an import
 
   previous = signal.signal(signal.SIGINT, stop)
@@ -117,6 +119,7 @@ def _announced() -> Iterator[None]:
   if is_terminal:
     print('\x1b[K', end='', file=sys.stderr, flush=True)  # clears the line
   signal.signal(signal.SIGINT, previous)
+  os.close(stderr)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from support.network_by_hand import COLOURS, write_network_by_hand
 from support.programs import (
   ROOT,
   TIMEOUT,
+  Program,
   probabilities,
   rewrite_checkpoint,
   run,
@@ -261,6 +263,20 @@ def test_a_reader_may_have_enough(tmp_path, train_dir):
   )
   assert result.stderr.startswith(b'Using ')
   assert result.stderr.count(b'\n') == 1
+
+
+def test_a_signal_is_not_among_the_results(tmp_path, train_dir):
+  colour_image((1, 0, 0)).save(tmp_path / 'a.png')
+  for k in range(2000):
+    (tmp_path / f'{k}.png').symlink_to('a.png')
+  flags = [f'--checkpoint_dir={train_dir}', '--json']
+  with Program('cifar10_predict.py', *flags, str(tmp_path)) as program:
+    program.wait_for('picture')
+    program.send_signal(signal.SIGINT)
+    status, lines = program.finish()
+    assert status == 130
+    assert set(predictions(lines).values()) <= {3}
+    assert program.errors().endswith(' (step 3).\nStopped by SIGINT.\n')
 
 
 def test_a_skipped_checkpoint_is_not_among_the_results(tmp_path, train_dir):
