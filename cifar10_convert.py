@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import time
+import unicodedata
 
 from cifar10_suite import loading
 
@@ -141,9 +142,12 @@ def _compare_names(names: list[str]) -> None:
   """Warn about classes that may be meant to be one."""
   by_key: dict[str, str] = {}
   for name in names:
-    first = by_key.setdefault(name.lower(), name)
+    key = unicodedata.normalize('NFC', name).lower()
+    first = by_key.setdefault(key, name)
     if first != name:
-      _warn(f'The classes {first} and {name} differ only in case.')
+      is_case = first.lower() == name.lower()
+      how = 'case' if is_case else 'the encoding of accents'
+      _warn(f'The classes {first} and {name} differ only in {how}.')
 
 
 def _name_repeated(examples: Examples) -> None:

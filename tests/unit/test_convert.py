@@ -392,6 +392,12 @@ class TestClassNames:
       assert as_set(images_of(np.concatenate(both))) == as_set(images[name])
     assert f'Wrote {count} classes to' in capsys.readouterr().out
 
+  def test_names_that_look_the_same(self, source, data_dir, capsys):
+    """macOS may write an accent as a character of its own."""
+    write_classes(source, {'caf\u00e9': 3, 'cafe\u0301': 3})
+    cifar10_convert.convert(str(source), str(data_dir))
+    assert ' differ only in the encoding of accents.' in capsys.readouterr().err
+
   def test_names_that_differ_only_in_case(self, source, data_dir, capsys):
     write_classes(source, dict.fromkeys(['Cat', 'cat', 'dog'], 2))
     cifar10_convert.convert(source, data_dir)
