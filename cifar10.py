@@ -63,7 +63,7 @@ NUM_EXAMPLES_PER_EPOCH_FOR_EVAL = cifar10_input.NUM_EXAMPLES_PER_EPOCH_FOR_EVAL
 MOVING_AVERAGE_DECAY = 0.9999  # moving averages of variables, for evaluation
 NUM_EPOCHS_PER_DECAY = 350.0  # epochs between learning rate drops
 LEARNING_RATE_DECAY_FACTOR = 0.1
-INITIAL_LEARNING_RATE = TUTORIAL.learning_rate  # of the default recipe
+INITIAL_LEARNING_RATE = TUTORIAL.learning_rate  # of `train` without a recipe
 NUM_EPOCHS_OF_WARM_UP = 5.0  # for a learning rate scaled for several towers
 
 # The tutorial defines these two here as well, and scripts expect them here.
