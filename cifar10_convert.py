@@ -19,7 +19,6 @@ import os
 import signal
 import sys
 import time
-import unicodedata
 
 from cifar10_suite import loading
 
@@ -142,8 +141,7 @@ def _compare_names(names: list[str]) -> None:
   """Warn about classes that may be meant to be one."""
   by_key: dict[str, str] = {}
   for name in names:
-    key = unicodedata.normalize('NFC', name).lower()
-    first = by_key.setdefault(key, name)
+    first = by_key.setdefault(class_folders.composed(name).lower(), name)
     if first != name:
       is_case = first.lower() == name.lower()
       how = 'case' if is_case else 'the encoding of accents'

@@ -169,10 +169,10 @@ def _find_parts(root: str) -> Pictures:
   train, test = (os.path.join(root, part) for part in (_TRAIN, _TEST))
   names, others = list_folder(train)
   test_names, test_others = list_folder(test)
-  names.sort(key=_composed)
-  test_names.sort(key=_composed)
+  names.sort(key=composed)
+  test_names.sort(key=composed)
   counts, test_counts = (
-    collections.Counter(map(_composed, some)) for some in (names, test_names)
+    collections.Counter(map(composed, some)) for some in (names, test_names)
   )
   differences = [
     f'only {part} has {", ".join(map(repr, sorted(only)[:5]))}'
@@ -197,7 +197,7 @@ def _find_parts(root: str) -> Pictures:
   return found
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
   """Return a name in the normal form NFC; macOS may write another one."""
   return unicodedata.normalize('NFC', name)
 
