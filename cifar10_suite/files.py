@@ -215,9 +215,19 @@ def is_lock(path: str) -> bool:
     return True
   if not os.path.isfile(path):
     return False
+  text = content_of(path).decode(errors='replace')
+  return _LOCK_TEXT.fullmatch(text) is not None
+
+
+def content_of(path: str) -> bytes:
+  """Return the content of a file.
+
+  Raises:
+    UserError: if the file cannot be read.
+  """
   try:
-    with open(path, errors='replace') as file:
-      return _LOCK_TEXT.fullmatch(file.read()) is not None
+    with open(path, 'rb') as file:
+      return file.read()
   except OSError as error:
     raise UserError(
       f'Cannot read {path}: {error.strerror}. Choose another directory.'

@@ -12,7 +12,7 @@ import stat
 
 from cifar10_suite import checkpoints, runs
 from cifar10_suite.errors import UserError
-from cifar10_suite.files import LOCK, is_lock
+from cifar10_suite.files import LOCK, content_of, is_lock
 from cifar10_suite.profiling import TRACE
 
 _VARIABLE = 'local3/weights'  # occurs in every file of this network
@@ -200,7 +200,7 @@ def _is_ours(path: str) -> bool | None:
   if name == runs.NAME:
     return runs.is_ours(path)
   if name == 'graph.pbtxt' or name.startswith('events.'):
-    content = _read(path)
+    content = content_of(path)
     # A full disk may have truncated the graph.
     is_cut = _VARIABLE.encode() not in content and b'data_batch_' in content
     return None if is_cut else _VARIABLE.encode() in content
@@ -224,7 +224,7 @@ def _is_profile(path: str) -> bool:
 
 def _is_our_checkpoint(prefix: str) -> bool | None:
   if os.path.isfile(f'{prefix}.meta') and _has_content(f'{prefix}.meta'):
-    return _VARIABLE.encode() in _read(f'{prefix}.meta')
+    return _VARIABLE.encode() in content_of(f'{prefix}.meta')
   names = checkpoints.names_in(prefix)
   return None if names is None else _VARIABLE in names
 
@@ -236,18 +236,3 @@ def _has_content(path: str) -> bool:
   is_event_file = os.path.basename(path).startswith('events.')
   least = _EMPTY_EVENTS if is_event_file else 0
   return os.path.isdir(path) or os.path.getsize(path) > least
-
-
-def _read(path: str) -> bytes:
-  """Return the content of a file.
-
-  Raises:
-    UserError: if the file cannot be read.
-  """
-  try:
-    with open(path, 'rb') as file:
-      return file.read()
-  except OSError as error:
-    raise UserError(
-      f'Cannot read {path}: {error.strerror}. Choose another directory.'
-    ) from error

@@ -55,17 +55,13 @@ def test_a_directory_has_one_owner(tmp_path):
     pass
 
 
-@pytest.mark.parametrize(
-  ('module', 'name'), [(files, '.lock'), (ownership, 'graph.pbtxt')]
-)
-def test_a_file_that_cannot_be_read_is_named(
-  tmp_path, monkeypatch, module, name
-):
+@pytest.mark.parametrize('name', ['.lock', 'graph.pbtxt'])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, name):
   def refuse(path, *_, **__):
     raise PermissionError(errno.EACCES, 'Permission denied', path)
 
   (tmp_path / name).write_text('process 1 on another host')
-  monkeypatch.setattr(module, 'open', refuse, raising=False)
+  monkeypatch.setattr(files, 'open', refuse, raising=False)
   message = f'Cannot read {tmp_path}/{name}: Permission denied'
   with pytest.raises(UserError, match=message):
     if name == '.lock':
