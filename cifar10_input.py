@@ -78,9 +78,7 @@ def read_cifar10(
   """
   with tf.device('/cpu:0'):
     key, value = _reader().read(filename_queue)
-    record = _check_labels(
-      key[tf.newaxis], value[tf.newaxis], num_classes or NUM_CLASSES
-    )
+    record = _check_labels(key[tf.newaxis], value[tf.newaxis], num_classes)
     images, labels = _images_and_labels(record)
   return CIFAR10Record(
     dataset.HEIGHT, dataset.WIDTH, dataset.DEPTH, key, labels, images[0]
@@ -103,13 +101,7 @@ def distorted_inputs(
   Raises:
     DataError: if a file is missing or damaged (a subclass of ValueError).
   """
-  (batch,) = distorted_batches(
-    data_dir,
-    batch_size,
-    count=1,
-    num_classes=NUM_CLASSES,
-    num_examples=NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
-  )
+  (batch,) = distorted_batches(data_dir, batch_size, count=1)
   return batch
 
 
@@ -121,8 +113,8 @@ def distorted_batches(
   contrast: tuple[float, float] = CONTRAST,
   crop_margin: float | tf.Tensor = CROP_MARGIN,
   dtype: tf.DType = tf.float32,
-  num_classes: int = NUM_CLASSES,
-  num_examples: int = NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN,
+  num_classes: int | None = None,
+  num_examples: int | None = None,
   hold_out: int = 0,
   saturation: tuple[float, float] | None = None,
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
@@ -132,8 +124,10 @@ def distorted_batches(
     data_dir, batch_size: as for `distorted_inputs`.
     count: number of batches per step.
     contrast, crop_margin, dtype, saturation: as for `distort`.
-    num_classes: number of classes; higher labels are an error.
-    num_examples: number of training images; shuffling draws from 40% of them.
+    num_classes: number of classes, NUM_CLASSES by default; higher labels are an
+      error.
+    num_examples: number of training images, by default
+      NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN; shuffling draws from 40% of them.
     hold_out: number of images at the end of the training files to leave out.
 
   Returns:
@@ -152,7 +146,10 @@ def distorted_batches(
     filenames = filenames[: place + 1 if split_record else place]
   for name in filenames:
     tf.add_to_collection(dataset.DATA_FILES, name)
-  min_queue_examples = int(num_examples * _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE)
+  min_queue_examples = int(
+    (num_examples or NUM_EXAMPLES_PER_EPOCH_FOR_TRAIN)
+    * _MIN_FRACTION_OF_EXAMPLES_IN_QUEUE
+  )
   print(
     f'Filling queue with {min_queue_examples} CIFAR images before starting to '
     'train.'
@@ -232,11 +229,7 @@ def inputs(
       filenames, num_epochs=num_epochs, shuffle=False
     )
     batch = tf.train.batch(
-      [
-        _read_many(
-          filename_queue, num_classes or NUM_CLASSES, split_file, bounds
-        )
-      ],
+      [_read_many(filename_queue, num_classes, split_file, bounds)],
       batch_size,
       capacity=_READY_BATCHES * batch_size,
       enqueue_many=True,
@@ -302,7 +295,7 @@ def _reader() -> tf.FixedLengthRecordReader:
 
 def _read_many(
   filename_queue: tf.QueueBase,
-  num_classes: int,
+  num_classes: int | None,
   path: str = '',
   bounds: tuple[int, int | None] = (0, None),
 ) -> tf.Tensor:
@@ -310,7 +303,8 @@ def _read_many(
 
   Args:
     filename_queue: queue of the names of the files to read.
-    num_classes: number of classes; higher labels are an error.
+    num_classes: number of classes, NUM_CLASSES by default; higher labels are an
+      error.
     path: a file of which only some records are wanted.
     bounds: the first of these records, and the one after the last; None is the
       end of the file.
@@ -332,9 +326,10 @@ def _read_many(
 
 
 def _check_labels(
-  keys: tf.Tensor, records: tf.Tensor, num_classes: int
+  keys: tf.Tensor, records: tf.Tensor, num_classes: int | None
 ) -> tf.Tensor:
   """Return records, strings [n]; running it fails at an unknown label."""
+  num_classes = num_classes or NUM_CLASSES
   first_bytes = tf.strings.substr(records, 0, 1)
   labels = tf.reshape(tf.decode_raw(first_bytes, tf.uint8), [-1])
   wrong = tf.cast(labels, tf.int32) >= num_classes  # which may be 256
