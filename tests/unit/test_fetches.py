@@ -19,18 +19,20 @@ def session(graph):
 
 
 @pytest.fixture
-def look_ups(monkeypatch):
-  """The fetches that any session has looked up."""
+def look_ups(session, monkeypatch):
+  """The fetches that the session has looked up."""
   found = []
   for name in ('run', 'make_callable'):
     old = getattr(tf.Session, name)
-    monkeypatch.setattr(tf.Session, name, _reporting(old, found))
+    monkeypatch.setattr(tf.Session, name, _reporting(old, session, found))
   return found
 
 
-def _reporting(method, found):
+def _reporting(method, session, found):
+  # Threads of other tests may still run sessions of their own.
   def report_and_call(self, fetches, *args, **kwargs):
-    found.append(fetches)
+    if self is session:
+      found.append(fetches)
     return method(self, fetches, *args, **kwargs)
 
   return report_and_call
