@@ -133,6 +133,7 @@ def inference(
   recipe: Recipe = TUTORIAL,
   first_filters: np.ndarray | None = None,
   num_classes: int | None = None,
+  num_parts: int = 1,
   portable: bool = False,
 ) -> tf.Tensor:
   """Build the network from images to logits.
@@ -146,6 +147,9 @@ def inference(
       convolution, before multiplication by the recipe's `activation_scale`;
       random by default.
     num_classes: number of classes; NUM_CLASSES by default.
+    num_parts: number of equal parts of the batch, a divisor of its size. Each
+      passes through the convolutions by itself, so that TensorFlow can work on
+      several at a time. The results are the same, up to rounding.
     portable: whether to use only operations that the runtimes of exported
       models know, which may be slower here.
 
@@ -157,26 +161,27 @@ def inference(
   """
   compatibility.require_graph_mode()
   scale = recipe.activation_scale
+  parts = [images] if num_parts == 1 else tf.split(images, num_parts)
   with tf.variable_scope('conv1'):
     filters = None if first_filters is None else scale * first_filters
     sums, biases = _convolution(
-      images, 64, stddev=0.05 * scale, bias=0.0, filters=filters
+      parts, 64, stddev=0.05 * scale, bias=0.0, filters=filters
     )
-    _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
+    _activation_summary(tf.nn.relu(tf.nn.bias_add(_joined(sums), biases)))
     # Bias and ReLU are monotonic, so they commute with the maximum: pooling
     # first gives the same result for a quarter of the work. The summary shows
     # the activations before pooling, as in the tutorial; they are computed only
     # in steps that write summaries.
-    pool1 = convolution.max_pool(sums, name='pool1')
-  norm1 = lrn.relu_and_normalize(pool1, biases, name='norm1')
+    pool1 = [convolution.max_pool(part, name='pool1') for part in sums]
+  norm1 = [lrn.relu_and_normalize(it, biases, name='norm1') for it in pool1]
 
   with tf.variable_scope('conv2'):
     sums, biases = _convolution(
       norm1, 64, stddev=0.05, bias=0.1 * scale, portable=portable
     )
-    _activation_summary(tf.nn.relu(tf.nn.bias_add(sums, biases)))
-  norm2 = lrn.relu_and_normalize(sums, biases, name='norm2')
-  pool2 = convolution.max_pool(norm2, name='pool2')
+    _activation_summary(tf.nn.relu(tf.nn.bias_add(_joined(sums), biases)))
+  norm2 = [lrn.relu_and_normalize(part, biases, name='norm2') for part in sums]
+  pool2 = _joined([convolution.max_pool(it, name='pool2') for it in norm2])
 
   height, width, depth = pool2.shape.as_list()[1:]
   flat = tf.reshape(pool2, [-1, height * width * depth])
@@ -376,27 +381,34 @@ def _step_scales(scale: float) -> dict[str, float]:
 
 
 def _convolution(
-  x: tf.Tensor,
+  parts: list[tf.Tensor],
   channels: int,
   stddev: float,
   bias: float,
   filters: np.ndarray | None = None,
   portable: bool = False,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[list[tf.Tensor], tf.Tensor]:
   """Convolve with 5x5 filters; return the sums and, separately, the biases.
 
-  `lrn.relu_and_normalize` adds the biases.
+  `lrn.relu_and_normalize` adds the biases. The parts of the batch share all
+  variables.
   """
   initializer = tf.truncated_normal_initializer(stddev=stddev)
   if filters is not None:
     initializer = tf.constant_initializer(filters)
-  shape = [5, 5, x.shape.as_list()[-1], channels]
+  dtype = parts[0].dtype
+  shape = [5, 5, parts[0].shape.as_list()[-1], channels]
   kernel = _variable('weights', shape, initializer)
   biases = _variable('biases', [channels], tf.constant_initializer(bias))
-  kernel = precision.enter_compute_type(kernel, x.dtype)
-  biases = precision.enter_compute_type(biases, x.dtype)
+  kernel = precision.enter_compute_type(kernel, dtype)
+  biases = precision.enter_compute_type(biases, dtype)
   convolve = convolution.direct if portable else convolution.convolution
-  return convolve(x, kernel), biases
+  return [convolve(part, kernel) for part in parts], biases
+
+
+def _joined(parts: list[tf.Tensor]) -> tf.Tensor:
+  """Return the whole batch."""
+  return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
 
 
 def _dense(

@@ -335,6 +335,7 @@ def build_loss(
     recipe=recipe,
     first_filters=filters,
     num_classes=num_classes,
+    num_parts=convolution.num_parts(recipe.batch_size, num_threads()),
   )
   return cifar10.loss(logits, labels, label_smoothing=recipe.label_smoothing)
 

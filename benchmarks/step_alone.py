@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 from timing import report_steps
 
 import cifar10
-from cifar10_suite import sessions
+from cifar10_suite import convolution, processor, sessions
 from cifar10_suite.recipes import RECIPES
 
 
@@ -33,7 +33,10 @@ def main(dtype, recipe_name):
     use_resource=True,
   )
   logits = cifar10.inference(
-    tf.cast(images, dtype), is_training=True, recipe=recipe
+    tf.cast(images, dtype),
+    is_training=True,
+    recipe=recipe,
+    num_parts=convolution.num_parts(count, processor.usable_cores()),
   )
   loss = cifar10.loss(logits, labels, label_smoothing=recipe.label_smoothing)
   train_op = cifar10.train(

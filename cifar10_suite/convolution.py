@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 from cifar10_suite import frequencies, measurement
 
 _MIN_SPEEDUP = 1.2  # over float32, to justify the loss of precision
+_MIN_SPEEDUP_OF_DIRECT = 1.25  # over frequencies, whose speed varies less
 _TOO_SLOW = 2  # times as slow as float32, for a few images: measure no further
 
 
@@ -122,7 +123,9 @@ def frequencies_are_faster(dtype: tf.DType) -> bool:
   """Return whether convolution in the frequency domain is faster here.
 
   In float32, it was faster on all processors measured: AMD Zen 3 (AVX2), Zen 4,
-  and Intel with AVX-512. In bfloat16, this depends on the processor.
+  and Intel with AVX-512. In bfloat16, this depends on the processor. With AMX,
+  both take the same time at best, but other users of the processor slow the
+  direct way by a factor of two or three: it must be clearly faster.
 
   Args:
     dtype: float32 or bfloat16; on a GPU, any.
@@ -132,7 +135,23 @@ def frequencies_are_faster(dtype: tf.DType) -> bool:
   if dtype == tf.float32:
     return True
   times = _seconds()
-  return times[frequencies.convolution, dtype] < times[direct, dtype]
+  limit = _MIN_SPEEDUP_OF_DIRECT * times[direct, dtype]
+  return times[frequencies.convolution, dtype] < limit
+
+
+def num_parts(batch_size: int, num_threads: int) -> int:
+  """Return into how many parts training should split a batch.
+
+  On a CPU, the threads of an operation wait for each other at its end. Two
+  halves of a batch give TensorFlow another operation to run meanwhile. Other
+  numbers of threads than two have not been measured.
+
+  Args:
+    batch_size: number of images.
+    num_threads: number of threads that each operation uses.
+  """
+  on_gpu = tf.config.get_visible_devices('GPU')
+  return 2 if num_threads == 2 and batch_size % 2 == 0 and not on_gpu else 1
 
 
 _Operation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]

@@ -155,6 +155,42 @@ class TestInference:
       got, wanted = session.run([logits, expected])
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
 
+  @pytest.mark.parametrize('num_parts', [2, 4])
+  def test_parts_of_the_batch_change_nothing(self, graph, num_parts):
+    images, labels = random_batch(8)
+    logits, gradients = [], []
+    for count in (1, num_parts):
+      with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
+        logits.append(cifar10.inference(tf.constant(images), num_parts=count))
+      loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=labels, logits=logits[-1]
+      )
+      gradients.append(tf.gradients(loss, tf.trainable_variables()))
+    names = [variable.op.name for variable in tf.trainable_variables()]
+    assert sorted(names) == sorted(SHAPES)
+    convolutions = [
+      op.outputs[0].shape[0]
+      for op in graph.get_operations()
+      if op.type == 'Conv2D' and op.name.startswith('conv1')
+    ]
+    assert convolutions == [8] + [8 // num_parts] * num_parts
+    summaries = tf.get_collection(tf.GraphKeys.SUMMARIES)
+    with tf.Session() as session:
+      session.run(tf.global_variables_initializer())
+      (whole, parts), gradients, summaries = session.run(
+        [logits, gradients, summaries]
+      )
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-6)
+    for got, expected in zip(*gradients, strict=True):
+      np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+    values = [tf.Summary.FromString(it).value[0] for it in summaries]
+    half = len(values) // 2
+    for one, other in zip(values[:half], values[half:], strict=True):
+      assert other.tag == f'{one.tag}_1'
+      assert other.simple_value == pytest.approx(one.simple_value, abs=1e-4)
+      assert other.histo.num == one.histo.num
+      assert other.histo.sum == pytest.approx(one.histo.sum, rel=1e-4)
+
   def test_takes_any_batch_size(self, graph):
     images = tf.placeholder(tf.float32, [None, 24, 24, 3])
     logits = cifar10.inference(images)

@@ -1,5 +1,6 @@
 """Test that no operation runs in a type for which TensorFlow is slow."""
 
+import dataclasses
 import functools
 import os
 import statistics
@@ -18,6 +19,7 @@ import cifar10_train
 from cifar10_suite import convolution, measurement, optimizers, precision
 from cifar10_suite.recipes import RECIPES
 from cifar10_suite.sessions import session_config
+from cifar10_suite.train_settings import TrainSettings
 
 # Operations on whole layers. In a type without an optimized kernel, TensorFlow
 # loops over single numbers.
@@ -178,6 +180,49 @@ def test_a_few_images_in_a_slow_moment_do_not_decide(
   results = iter([few, many])
   monkeypatch.setattr(measurement, 'seconds', lambda *_, **__: next(results))
   assert convolution.is_fast(tf.bfloat16)
+
+
+@pytest.mark.parametrize(
+  ('by_frequencies', 'directly', 'expected'),
+  [(7, 20, True), (7.4, 7, True), (10, 7, False)],
+)
+def test_direct_convolution_must_be_clearly_faster(
+  monkeypatch, no_measurements, by_frequencies, directly, expected
+):
+  results = [14.0, by_frequencies, directly, 4.0, 2.0]
+  monkeypatch.setattr(measurement, 'seconds', lambda *_, **__: results)
+  assert convolution.frequencies_are_faster(tf.bfloat16) == expected
+
+
+@pytest.mark.parametrize(
+  ('batch_size', 'threads', 'gpus', 'expected'),
+  [
+    (128, 2, [], 2),
+    (127, 2, [], 1),
+    (128, 1, [], 1),
+    (128, 4, [], 1),
+    (128, 2, ['gpu'], 1),
+  ],
+)
+def test_two_threads_train_with_two_halves_of_a_batch(
+  graph, monkeypatch, batch_size, threads, gpus, expected
+):
+  monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind: gpus)
+  images = tf.zeros([batch_size, 24, 24, 3])
+  recipe = dataclasses.replace(RECIPES['tutorial'], batch_size=batch_size)
+  with flagsaver.flagsaver():
+    cifar10.FLAGS(['program', f'--num_threads={threads}'])
+    cifar10_train.build_loss(
+      TrainSettings(recipe, train_dir=''),
+      images,
+      tf.zeros([batch_size], tf.int32),
+    )
+  convolutions = [
+    op
+    for op in graph.get_operations()
+    if op.type == 'Conv2D' and op.name.startswith('conv1')
+  ]
+  assert len(convolutions) == expected
 
 
 class TestMeasurement:
