@@ -20,9 +20,9 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
   """Convolve with stride 1 and 'SAME' padding, like `tf.nn.conv2d`.
 
   On CPUs, images with many channels are convolved in the frequency domain,
-  which takes fewer operations; in bfloat16, only if a measurement finds it
-  faster. This rounds more often: in bfloat16, the error is 0.7% of the standard
-  deviation of the results instead of 0.3%.
+  which takes fewer operations; in bfloat16, unless a measurement finds the
+  direct way clearly faster. This rounds more often: in bfloat16, the error is
+  0.7% of the standard deviation of the results instead of 0.3%.
 
   Args:
     x: float32, float16 or bfloat16 [batch, height, width, channels].
@@ -142,13 +142,13 @@ def frequencies_are_faster(dtype: tf.DType) -> bool:
 def num_parts(batch_size: int, num_threads: int) -> int:
   """Return into how many parts training should split a batch.
 
-  On a CPU, the threads of an operation wait for each other at its end. Two
-  halves of a batch give TensorFlow another operation to run meanwhile. Other
-  numbers of threads than two have not been measured.
+  On a CPU, threads that share an operation wait for each other at its end. With
+  two halves of a batch, each of two threads runs operations of its own. Other
+  numbers of threads have not been measured.
 
   Args:
     batch_size: number of images.
-    num_threads: number of threads that each operation uses.
+    num_threads: number of threads for all parts together.
   """
   on_gpu = tf.config.get_visible_devices('GPU')
   return 2 if num_threads == 2 and batch_size % 2 == 0 and not on_gpu else 1
