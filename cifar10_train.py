@@ -197,14 +197,13 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
   Raises:
     UserError: if training ends before `--profile_steps`.
   """
+  processor.use_threads(num_threads())
   changes = {
     name: FLAGS[name].value
     for name in ('batch_size', 'learning_rate', 'max_steps')
     if FLAGS[name].present
   }
   recipe = dataclasses.replace(recipe, **changes)
-  parts = convolution.num_parts(recipe.batch_size, num_threads())
-  processor.use_threads(num_threads() // parts)
   if recipe.bfloat16 and not FLAGS.use_fp16 and not FLAGS['use_bf16'].present:
     # `cifar10.compute_type`, below, reads this flag.
     FLAGS.set_default('use_bf16', convolution.prefers_bfloat16())

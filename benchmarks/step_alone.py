@@ -20,10 +20,6 @@ from cifar10_suite.recipes import RECIPES
 def main(dtype, recipe_name):
   recipe = RECIPES[recipe_name]
   count = recipe.batch_size
-  # As in the training program.
-  threads = processor.usable_cores()
-  parts = convolution.num_parts(count, threads)
-  processor.use_threads(threads // parts)
   tf.disable_v2_behavior()
   tf.app.flags.FLAGS(sys.argv[:1])
   images = tf.get_local_variable(
@@ -40,7 +36,7 @@ def main(dtype, recipe_name):
     tf.cast(images, dtype),
     is_training=True,
     recipe=recipe,
-    num_parts=parts,
+    num_parts=convolution.num_parts(count, processor.usable_cores()),
   )
   loss = cifar10.loss(logits, labels, label_smoothing=recipe.label_smoothing)
   train_op = cifar10.train(

@@ -142,13 +142,13 @@ def frequencies_are_faster(dtype: tf.DType) -> bool:
 def num_parts(batch_size: int, num_threads: int) -> int:
   """Return into how many parts training should split a batch.
 
-  On a CPU, threads that share an operation wait for each other at its end. With
-  two halves of a batch, each of two threads runs operations of its own. Other
-  numbers of threads have not been measured.
+  On a CPU, threads that share an operation wait for each other at its end. Two
+  halves of a batch give them another operation to run meanwhile. Numbers of
+  threads other than two have not been measured.
 
   Args:
     batch_size: number of images.
-    num_threads: number of threads for all parts together.
+    num_threads: number of threads for computing.
   """
   on_gpu = tf.config.get_visible_devices('GPU')
   return 2 if num_threads == 2 and batch_size % 2 == 0 and not on_gpu else 1

@@ -80,7 +80,7 @@ def usable_cores(
 
 
 def use_threads(count: int) -> None:
-  """Set how many threads each operation may use; call it before the first one.
+  """Set how many threads TensorFlow's operations use; call it before the first.
 
   By default, TensorFlow uses one per available core, and ignores limits on its
   share of processor time.
