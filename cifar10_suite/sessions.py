@@ -27,8 +27,9 @@ def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
   )
   config.gpu_options.allow_growth = True  # evaluation may share the GPU
   if not tf.config.get_visible_devices('GPU'):
-    # One thread more than for a single chain of operations: it runs Muon's
-    # update of a layer, for example, during the backward pass of earlier ones.
+    # One thread more than for a single chain of operations: it runs the other
+    # half of a batch (see `convolution.num_parts`), or Muon's update of a layer
+    # during the backward pass of earlier ones.
     config.inter_op_parallelism_threads = 2
   return config
 
