@@ -10,14 +10,15 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import zipfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import dataset
+from cifar10_suite import dataset, stop_signals
 from cifar10_suite.errors import UserError, first_line
 from cifar10_suite.pictures import SIZE
 
@@ -94,11 +95,12 @@ def export(
   path = path.rstrip('/')
   temporary = f'{path}.{secrets.token_hex(4)}.tmp'
   try:
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    write(temporary)
-    comparison = _compare(flag, load(temporary), reference, is_quantized)
-    refuse_existing(flag, path)
-    os.replace(temporary, path)
+    with stop_signals.handled(_stop):
+      os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+      write(temporary)
+      comparison = _compare(flag, load(temporary), reference, is_quantized)
+      refuse_existing(flag, path)
+      os.replace(temporary, path)
   except (OSError, tf.errors.OpError) as error:
     reason = first_line(f'{error}')
     raise UserError(f'Cannot write to {flag} {path}: {reason}') from error
@@ -108,6 +110,13 @@ def export(
     elif os.path.exists(temporary):
       os.remove(temporary)
   return comparison
+
+
+def _stop(number: int) -> NoReturn:
+  """End the program by an exception, so that unfinished files are removed."""
+  if number == signal.SIGINT:
+    raise KeyboardInterrupt
+  raise SystemExit(128 + number)
 
 
 def _compare(

@@ -115,13 +115,10 @@ def write_unless_taken(
       may be overwritten; by default, only a file of equal content may be.
 
   Raises:
-    UserError: if a different file exists.
+    UserError: if a different file exists, or one that cannot be read.
   """
   if os.path.lexists(path):
-    old = None
-    if os.path.isfile(path):
-      with open(path, 'rb') as file:
-        old = file.read()
+    old = content_of(path) if os.path.isfile(path) else None
     if old != content and not (is_ours and old is not None and is_ours(old)):
       raise UserError(
         f'{path} already exists and is not from this program. Move it, or '

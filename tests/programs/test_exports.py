@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -117,6 +118,7 @@ def test_onnx_needs_a_package(tmp_path, source):
 class TestComparison:
   """A model gets its name only if it is like the checkpoint."""
 
+  interrupted_by = None  # signal that arrives before the end of writing
   reference = exports.Reference(
     images=np.zeros([4, 32, 32, 3], np.uint8),
     labels=np.array([0, 1, 0, 1]),
@@ -127,6 +129,8 @@ class TestComparison:
     def write(temporary):
       with open(temporary, 'x') as file:
         file.write('model')
+      if self.interrupted_by:
+        os.kill(os.getpid(), self.interrupted_by)
 
     probabilities = self.reference.probabilities + np.float32(change)
     return exports.export(
@@ -180,6 +184,23 @@ class TestComparison:
     change[1, 1] = np.nan  # the largest value for argmax, and the right class
     with pytest.raises(UserError, match='--flag: the model was not kept'):
       self.export(tmp_path / 'model', change, is_quantized=True)
+    assert os.listdir(tmp_path) == []
+
+  @pytest.mark.parametrize(
+    ('number', 'error', 'arguments'),
+    [
+      (signal.SIGINT, KeyboardInterrupt, ()),
+      (signal.SIGTERM, SystemExit, (143,)),
+      (signal.SIGHUP, SystemExit, (129,)),
+    ],
+  )
+  def test_nothing_is_left_after_a_signal(
+    self, tmp_path, monkeypatch, number, error, arguments
+  ):
+    monkeypatch.setattr(self, 'interrupted_by', number)
+    with pytest.raises(error) as caught:
+      self.export(tmp_path / 'model', 0)
+    assert caught.value.args == arguments
     assert os.listdir(tmp_path) == []
 
   def test_nothing_is_overwritten(self, tmp_path):

@@ -55,7 +55,7 @@ def test_a_directory_has_one_owner(tmp_path):
     pass
 
 
-@pytest.mark.parametrize('name', ['.lock', 'graph.pbtxt'])
+@pytest.mark.parametrize('name', ['.lock', 'graph.pbtxt', 'picture.png'])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, name):
   def refuse(path, *_, **__):
     raise PermissionError(errno.EACCES, 'Permission denied', path)
@@ -67,6 +67,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, name):
     if name == '.lock':
       with files.locked_dir('--train_dir', str(tmp_path)):
         pass
+    elif name == 'picture.png':
+      files.write_unless_taken(str(tmp_path / name), b'new')
     else:
       ownership.refuse_to_overwrite(str(tmp_path))
 
