@@ -23,7 +23,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow.compat.v1 as tf
-from support.data import SMALL_RATE, make_data_set
+from support.data import TINY_BATCH, make_data_set
 from support.network_by_hand import write_network_by_hand
 from support.programs import (
   ROOT,
@@ -54,8 +54,7 @@ def flags(data_dir, train_dir):
   return [
     f'--data_dir={os.path.relpath(data_dir)}',
     f'--train_dir={train_dir}',
-    '--batch_size=16',
-    SMALL_RATE,
+    *TINY_BATCH,
     '--log_frequency=1',
   ]
 

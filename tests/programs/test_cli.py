@@ -17,7 +17,7 @@ import termios
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from support.data import SMALL_RATE, make_data_set
+from support.data import TINY_BATCH, make_data_set
 from support.programs import (
   ROOT,
   TIMEOUT,
@@ -45,8 +45,7 @@ def train_flags(data_dir, tmp_path):
   return [
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}/train',
-    '--batch_size=32',
-    SMALL_RATE,
+    *TINY_BATCH,
   ]
 
 
@@ -121,6 +120,7 @@ def test_runs_with_closed_output(train_flags, tmp_path):
 def test_learns_stops_resumes_and_is_evaluated(
   train_flags, eval_flags, tmp_path
 ):
+  train_flags.append('--batch_size=32')
   train_dir, eval_dir = tmp_path / 'train', tmp_path / 'eval'
 
   with Program(
@@ -140,14 +140,14 @@ def test_learns_stops_resumes_and_is_evaluated(
   assert 'model.ckpt-0.index' in names
 
   lines, errors = run(
-    'cifar10_train.py', *train_flags, '--max_steps=500', '--log_frequency=50'
+    'cifar10_train.py', *train_flags, '--max_steps=300', '--log_frequency=50'
   )
   assert errors == ''
   assert f'Resuming from step {step}' in lines
   numbers = [int(line['step']) for line in steps_in(lines)]
-  wanted = [n for n in range(0, 500, 50) if n > step]
+  wanted = [n for n in range(0, 300, 50) if n > step]
   assert numbers == [step, *wanted]
-  assert 'model.ckpt-500.index' in os.listdir(train_dir)
+  assert 'model.ckpt-300.index' in os.listdir(train_dir)
 
   lines, errors = run('cifar10_eval.py', *eval_flags, '--run_once')
   assert errors == ''
@@ -157,13 +157,13 @@ def test_learns_stops_resumes_and_is_evaluated(
     for step, tag, value in summaries(eval_dir)
     if tag == 'Precision @ 1'
   ]
-  assert precisions == [(500, 1.0)]
+  assert precisions == [(300, 1.0)]
 
   # Evaluation uses the moving averages, not the variables.
   os.mkdir(tmp_path / 'zeros')
   rewrite_checkpoint(
     tf.train.latest_checkpoint(str(train_dir)),
-    str(tmp_path / 'zeros' / 'model.ckpt-500'),
+    str(tmp_path / 'zeros' / 'model.ckpt-300'),
     lambda name, old: old if 'Moving' in name or 'step' in name else 0 * old,
   )
   lines, _ = run(
@@ -174,13 +174,14 @@ def test_learns_stops_resumes_and_is_evaluated(
   )
   assert lines[-2].endswith('precision @ 1 = 1.000')
 
-  lines, errors = run('cifar10_train.py', *train_flags, '--max_steps=500')
-  assert 'already at step 500' in lines[-1]
+  lines, errors = run('cifar10_train.py', *train_flags, '--max_steps=300')
+  assert 'already at step 300' in lines[-1]
   tags = {tag for _, tag, _ in summaries(train_dir)}
   assert {'total_loss', 'learning_rate', 'images/image/0'} <= tags
 
 
 def test_rates_are_true(train_flags, tmp_path):
+  train_flags.append('--batch_size=32')
   begin = datetime.datetime.now()
   lines, _ = run(
     'cifar10_train.py',
@@ -263,6 +264,7 @@ def test_evaluator_beside_a_trainer_that_deletes_checkpoints(
     '--save_checkpoint_secs=1',
     '--keep_checkpoint_max=2',
     '--patience=2',
+    '--learning_rate=0',  # so that no score is better than the first one
     f'--eval_dir={tmp_path}/eval',
   ) as trainer:
     eval_flags.append('--eval_interval_secs=0')
