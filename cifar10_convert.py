@@ -226,7 +226,8 @@ def _warn(message: str) -> None:
   print(message, file=sys.stderr)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
+  """Return the arguments of the command line, or exit if they are wrong."""
   parser = argparse.ArgumentParser(
     description="Convert pictures to a data set in CIFAR-10's binary format.",
     allow_abbrev=False,
@@ -261,7 +262,11 @@ def main() -> None:
     action='store_true',
     help='leave out pictures that cannot be read, instead of writing nothing',
   )
-  args = parser.parse_args()
+  return parser.parse_args()
+
+
+def main() -> None:
+  args = parse_arguments()
   loading.prepare_output()
   target = os.path.join(args.data_dir, BATCHES_DIR)
   existed = os.path.lexists(target)

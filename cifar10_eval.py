@@ -303,24 +303,17 @@ def score(
 
   Raises:
     CheckpointError: if the checkpoint is unusable.
-    UserError: if it was trained on other classes, or on the held-out images,
-      or if the data files are gone.
+    UserError: as `evaluation.refuse_other_data`.
   """
   known = scores.find(checkpoint)
   if known and not settings.run_once:
     print(f'{commands.short_path(checkpoint)} has already been scored.')
     return False
   with checkpoints.copied(checkpoint, settings.eval_dir) as copy:
-    runs.refuse_other_classes(os.path.dirname(checkpoint), class_names)
     run = runs.read(os.path.dirname(copy))
-    if network.hold_out and runs.hold_out(run) != network.hold_out:
-      raise UserError(
-        f'The run in {os.path.dirname(checkpoint)} has started over with '
-        f'--hold_out={runs.hold_out(run)}, not {network.hold_out}. Start the '
-        'evaluation again.'
-      )
-    # An error if a file is gone.
-    dataset.evaluation_files(settings.is_test, settings.batches_dir)
+    evaluation.refuse_other_data(
+      settings, os.path.dirname(checkpoint), run, network.hold_out, class_names
+    )
     # The original, because an error names its path.
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(

@@ -31,6 +31,7 @@ from cifar10_suite import (
   cli,
   commands,
   dataset,
+  export_formats,
   exports,
   files,
   optimizers,
@@ -101,7 +102,7 @@ def main(arguments: list[str]) -> None:
   if not arguments:
     raise UserError('Name a picture, a folder or a pattern. See --help.')
   if FLAGS.saved_model:
-    network, names = exports.load_saved_model(FLAGS.saved_model)
+    network, names = export_formats.load_saved_model(FLAGS.saved_model)
   else:
     network, names, _ = load_checkpoint(checkpoint_dir(), int(FLAGS.num_views))
   found, skipped, problems = pictures.find(arguments, FLAGS.recursive)
@@ -234,7 +235,7 @@ def restore(checkpoint_dir: str) -> tuple[tf.Session, str, int]:
 
 def load_checkpoint(
   checkpoint_dir: str, num_views: int
-) -> tuple[exports.Network, tuple[str, ...], str]:
+) -> tuple[export_formats.Network, tuple[str, ...], str]:
   """Load a network from a checkpoint, as `restore` does.
 
   Returns:
@@ -277,26 +278,26 @@ def export(
   for flag, path in targets.items():
     exports.refuse_existing(flag, path)
   if '--export_onnx' in targets:
-    exports.require_onnx()
+    export_formats.require_onnx()
   network, names, checkpoint = load_checkpoint(checkpoint_dir, num_views)
   reference = predict_test_images(network, checkpoints.directory_of(checkpoint))
-  model = exports.Model(
+  model = export_formats.Model(
     lambda images: predict(images, num_views, len(names), portable=True),
     lambda: restore(checkpoint)[0],
     names,
   )
   formats = {
     '--export_dir': (
-      lambda path: exports.write_saved_model(model, path),
-      lambda path: exports.load_saved_model(path)[0],
+      lambda path: export_formats.write_saved_model(model, path),
+      lambda path: export_formats.load_saved_model(path)[0],
     ),
     '--export_tflite': (
-      lambda path: exports.write_tflite(model, path, quantize),
-      exports.load_tflite,
+      lambda path: export_formats.write_tflite(model, path, quantize),
+      export_formats.load_tflite,
     ),
     '--export_onnx': (
-      lambda path: exports.write_onnx(model, path),
-      exports.load_onnx,
+      lambda path: export_formats.write_onnx(model, path),
+      export_formats.load_onnx,
     ),
   }
   for flag, path in targets.items():
@@ -310,7 +311,7 @@ def export(
 
 
 def predict_test_images(
-  network: exports.Network, run_dir: str
+  network: export_formats.Network, run_dir: str
 ) -> exports.Reference:
   """Predict the first test images of the data set in `--data_dir`.
 

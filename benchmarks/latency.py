@@ -23,25 +23,25 @@ loading.load_tensorflow()
 
 import numpy as np
 
-from cifar10_suite import exports
+from cifar10_suite import export_formats
 
 _ROUNDS, _CALLS = 5, 100
 # Name: how to load the model, and the flags that export it.
 _FORMATS = {
   'SavedModel': (
-    lambda path: exports.load_saved_model(path)[0],
+    lambda path: export_formats.load_saved_model(path)[0],
     ['--export_dir'],
   ),
-  'TFLite': (exports.load_tflite, ['--export_tflite']),
+  'TFLite': (export_formats.load_tflite, ['--export_tflite']),
   'TFLite, float16': (
-    exports.load_tflite,
+    export_formats.load_tflite,
     ['--quantize=float16', '--export_tflite'],
   ),
   'TFLite, int8': (
-    exports.load_tflite,
+    export_formats.load_tflite,
     ['--quantize=int8', '--export_tflite'],
   ),
-  'ONNX': (exports.load_onnx, ['--export_onnx']),
+  'ONNX': (export_formats.load_onnx, ['--export_onnx']),
 }
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, commands, runs
+from cifar10_suite import checkpoints, commands, dataset, runs
+from cifar10_suite.errors import UserError
 from cifar10_suite.scores import Scores
 
 _POLL_SECS = 1
@@ -138,6 +139,36 @@ def wait_for_held_out(settings: EvalSettings) -> int:
       is_told = True
     time.sleep(_POLL_SECS)
   return count
+
+
+def refuse_other_data(
+  settings: EvalSettings,
+  run_dir: str,
+  run: dict | None,
+  hold_out: int,
+  class_names: tuple[str, ...],
+) -> None:
+  """Refuse a run that was trained on other data than the evaluation expects.
+
+  Args:
+    settings: settings from the flags.
+    run_dir: directory of the run.
+    run: content of its run.json, if there is one.
+    hold_out: number of held-out images that are evaluated; 0 for other images.
+    class_names: the classes of the data set.
+
+  Raises:
+    UserError: if it was trained on other classes, or on the held-out images,
+      or if the data files are gone.
+  """
+  runs.refuse_other_classes(run_dir, class_names)
+  if hold_out and runs.hold_out(run) != hold_out:
+    raise UserError(
+      f'The run in {run_dir} has started over with '
+      f'--hold_out={runs.hold_out(run)}, not {hold_out}. Start the evaluation '
+      'again.'
+    )
+  dataset.evaluation_files(settings.is_test, settings.batches_dir)
 
 
 def _newest_good(

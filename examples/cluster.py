@@ -16,6 +16,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import TextIO
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _POLL_SECS = 0.2
@@ -101,48 +103,78 @@ def run(arguments: argparse.Namespace, command: list[str]) -> int:
     return process
 
   tasks: dict[str, subprocess.Popen] = {}
-  evaluation = 0  # exit status of an evaluator that has failed
-  restarts: dict[str, list[float]] = {name: [] for name in names}
   with open(log_path(arguments.log_dir, 'chief 0'), 'a+') as lines:
     try:
       for name in names:
         tasks[name] = start(name)
       print(f'Logs are in {arguments.log_dir}: {", ".join(names)}.')
-      while tasks['chief 0'].poll() != 0:
-        sys.stdout.write(lines.read())
-        sys.stdout.flush()
-        for name, process in list(tasks.items()):
-          if not (status := exit_status(process)):
-            continue
-          if status - 128 in _KILLED:
-            killed = f'{name}: {signal.Signals(status - 128).name}'
-            now = time.monotonic()
-            times = [it for it in restarts[name] if now - it < _RESTART_SECS]
-            if len(times) < _MAX_RESTARTS:
-              restarts[name] = [*times, now]
-              print(f'{killed}; restarted.')
-              tasks[name] = start(name, '--norestart')
-              continue
-            print(
-              f'{killed}, after {len(times)} restarts in {_RESTART_SECS} s.'
-            )
-          else:
-            report(name, status, arguments.log_dir)
-          if name != 'evaluator 0':
-            return status
-          evaluation = status  # training continues
-          del tasks[name]
-        time.sleep(_POLL_SECS)
-      sys.stdout.write(lines.read())
-      wait_for_all(tasks)
-      if evaluator := tasks.get('evaluator 0'):
-        evaluation = wait_for_evaluator(
-          evaluator, arguments.log_dir, _SCORE_SECS
-        )
-      return evaluation
+      return watch(tasks, start, lines, arguments.log_dir)
     finally:
       stop(tasks)
       sys.stdout.write(lines.read())
+
+
+def watch(
+  tasks: dict[str, subprocess.Popen],
+  start: Callable[..., subprocess.Popen],
+  lines: TextIO,
+  log_dir: str,
+) -> int:
+  """Restart killed tasks and print the chief's log until the cluster finishes.
+
+  Args:
+    tasks: the tasks by name; changed when one is restarted.
+    start: starts a task, given its name and more flags.
+    lines: the chief's log.
+    log_dir: directory of all logs.
+
+  Returns:
+    The exit status of a task that failed, or 0. Training continues if only the
+    evaluator fails.
+  """
+  evaluation = 0  # exit status of an evaluator that has failed
+  restarts: dict[str, list[float]] = {name: [] for name in tasks}
+  while tasks['chief 0'].poll() != 0:
+    sys.stdout.write(lines.read())
+    sys.stdout.flush()
+    for name, process in list(tasks.items()):
+      if not (status := exit_status(process)):
+        continue
+      if status - 128 not in _KILLED:
+        report(name, status, log_dir)
+      elif may_restart(name, status - 128, restarts[name]):
+        tasks[name] = start(name, '--norestart')
+        continue
+      if name != 'evaluator 0':
+        return status
+      evaluation = status
+      del tasks[name]
+    time.sleep(_POLL_SECS)
+  sys.stdout.write(lines.read())
+  wait_for_all(tasks)
+  if evaluator := tasks.get('evaluator 0'):
+    evaluation = wait_for_evaluator(evaluator, log_dir, _SCORE_SECS)
+  return evaluation
+
+
+def may_restart(name: str, number: int, times: list[float]) -> bool:
+  """Print which signal killed a task, and return whether to restart it.
+
+  Args:
+    name: name of the task.
+    number: number of the signal.
+    times: when the task was restarted, in seconds of `time.monotonic`; this
+      restart is added.
+  """
+  killed = f'{name}: {signal.Signals(number).name}'
+  now = time.monotonic()
+  times[:] = [it for it in times if now - it < _RESTART_SECS]
+  if len(times) >= _MAX_RESTARTS:
+    print(f'{killed}, after {len(times)} restarts in {_RESTART_SECS} s.')
+    return False
+  times.append(now)
+  print(f'{killed}; restarted.')
+  return True
 
 
 def share_cores(process: subprocess.Popen, number: int, count: int) -> None:

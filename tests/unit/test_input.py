@@ -275,7 +275,7 @@ class TestImageSize:
 
   @pytest.mark.parametrize('margin', [0, 0.5, 1])
   def test_no_crop_leaves_the_image(self, graph, size, margin):
-    windows = windows_of(distorted_positions(3000, crop_margin=margin))
+    windows = windows_of(distorted_positions(1000, crop_margin=margin))
     free = 32 - size
     centre = free // 2
     reach = [int(margin * most + 0.5) for most in (centre, free - centre)]
