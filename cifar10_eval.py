@@ -303,7 +303,7 @@ def score(
 
   Raises:
     CheckpointError: if the checkpoint is unusable.
-    UserError: as `evaluation.refuse_other_data`.
+    UserError: as `evaluation.refuse_other_data`, or if the data files are gone.
   """
   known = scores.find(checkpoint)
   if known and not settings.run_once:
@@ -312,8 +312,10 @@ def score(
   with checkpoints.copied(checkpoint, settings.eval_dir) as copy:
     run = runs.read(os.path.dirname(copy))
     evaluation.refuse_other_data(
-      settings, os.path.dirname(checkpoint), run, network.hold_out, class_names
+      os.path.dirname(checkpoint), run, network.hold_out, class_names
     )
+    # An error if a file is gone.
+    dataset.evaluation_files(settings.is_test, settings.batches_dir)
     # The original, because an error names its path.
     step = checkpoints.check(checkpoint, network.variables)
     labels, log_probabilities, summary = evaluate(

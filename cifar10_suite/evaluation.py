@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import checkpoints, commands, dataset, runs
+from cifar10_suite import checkpoints, commands, runs
 from cifar10_suite.errors import UserError
 from cifar10_suite.scores import Scores
 
@@ -142,7 +142,6 @@ def wait_for_held_out(settings: EvalSettings) -> int:
 
 
 def refuse_other_data(
-  settings: EvalSettings,
   run_dir: str,
   run: dict | None,
   hold_out: int,
@@ -151,15 +150,13 @@ def refuse_other_data(
   """Refuse a run that was trained on other data than the evaluation expects.
 
   Args:
-    settings: settings from the flags.
     run_dir: directory of the run.
     run: content of its run.json, if there is one.
     hold_out: number of held-out images that are evaluated; 0 for other images.
     class_names: the classes of the data set.
 
   Raises:
-    UserError: if it was trained on other classes, or on the held-out images,
-      or if the data files are gone.
+    UserError: if it was trained on other classes, or on the held-out images.
   """
   runs.refuse_other_classes(run_dir, class_names)
   if hold_out and runs.hold_out(run) != hold_out:
@@ -168,7 +165,6 @@ def refuse_other_data(
       f'--hold_out={runs.hold_out(run)}, not {hold_out}. Start the evaluation '
       'again.'
     )
-  dataset.evaluation_files(settings.is_test, settings.batches_dir)
 
 
 def _newest_good(

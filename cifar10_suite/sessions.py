@@ -32,7 +32,7 @@ def session_config(log_device_placement: bool = False) -> tf.ConfigProto:
     # during the backward pass of earlier ones.
     config.inter_op_parallelism_threads = 2
     # TensorFlow would optimize the graph twice for each set of fetches. Once
-    # gives steps of the same speed, and the first one up to a second sooner.
+    # gives steps of the same speed, and the first one sooner.
     config.graph_options.rewrite_options.meta_optimizer_iterations = 1
   return config
 

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from support.data import TINY_BATCH
+from support.data import SMALL_RATE, TINY_BATCH
 from support.network_by_hand import write_network_by_hand
 from support.programs import ROOT, TIMEOUT, Program, rewrite_checkpoint, run
 
@@ -60,7 +60,7 @@ def write_run(directory, steps, absolute=True):
 
 @pytest.fixture
 def flags(data_dir):
-  return [f'--data_dir={data_dir}', *TINY_BATCH]
+  return [f'--data_dir={data_dir}', TINY_BATCH, SMALL_RATE]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow.compat.v1 as tf
-from support.data import TINY_BATCH, make_data_set
+from support.data import SMALL_RATE, TINY_BATCH, make_data_set
 from support.network_by_hand import write_network_by_hand
 from support.programs import (
   ROOT,
@@ -54,7 +54,8 @@ def flags(data_dir, train_dir):
   return [
     f'--data_dir={os.path.relpath(data_dir)}',
     f'--train_dir={train_dir}',
-    *TINY_BATCH,
+    TINY_BATCH,
+    SMALL_RATE,
     '--log_frequency=1',
   ]
 

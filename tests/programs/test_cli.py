@@ -17,7 +17,7 @@ import termios
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from support.data import TINY_BATCH, make_data_set
+from support.data import SMALL_RATE, TINY_BATCH, make_data_set
 from support.programs import (
   ROOT,
   TIMEOUT,
@@ -45,7 +45,8 @@ def train_flags(data_dir, tmp_path):
   return [
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}/train',
-    *TINY_BATCH,
+    TINY_BATCH,
+    SMALL_RATE,
   ]
 
 

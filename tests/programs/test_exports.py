@@ -118,19 +118,18 @@ def test_onnx_needs_a_package(tmp_path, source):
 class TestComparison:
   """A model gets its name only if it is like the checkpoint."""
 
-  interrupted_by = None  # signal that arrives before the end of writing
   reference = exports.Reference(
     images=np.zeros([4, 32, 32, 3], np.uint8),
     labels=np.array([0, 1, 0, 1]),
     probabilities=np.array(2 * [[0.9, 0.1], [0.2, 0.8]], np.float32),
   )
 
-  def export(self, path, change, **kwargs):
+  def export(self, path, change, interrupted_by=None, **kwargs):
     def write(temporary):
       with open(temporary, 'x') as file:
         file.write('model')
-      if self.interrupted_by:
-        os.kill(os.getpid(), self.interrupted_by)
+      if interrupted_by:
+        os.kill(os.getpid(), interrupted_by)
 
     probabilities = self.reference.probabilities + np.float32(change)
     return exports.export(
@@ -195,11 +194,10 @@ class TestComparison:
     ],
   )
   def test_nothing_is_left_after_a_signal(
-    self, tmp_path, monkeypatch, number, error, arguments
+    self, tmp_path, number, error, arguments
   ):
-    monkeypatch.setattr(self, 'interrupted_by', number)
     with pytest.raises(error) as caught:
-      self.export(tmp_path / 'model', 0)
+      self.export(tmp_path / 'model', 0, interrupted_by=number)
     assert caught.value.args == arguments
     assert os.listdir(tmp_path) == []
 

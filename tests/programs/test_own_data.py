@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
-from support.data import write_class_names, write_records
+from support.data import TINY_BATCH, write_class_names, write_records
 from support.programs import ROOT, TIMEOUT, run, summaries
 from tensorboard.plugins.hparams import metadata as hparams
 
@@ -41,8 +41,7 @@ def train(data_dir, train_dir, *flags, steps=60, **kwargs):
     f'--data_dir={data_dir}',
     f'--train_dir={train_dir}',
     '--recipe=fast',
-    # A few steps learn nothing, and with two images the program starts sooner.
-    f'--batch_size={30 if steps >= 60 else 2}',
+    '--batch_size=30' if steps >= 60 else TINY_BATCH,  # a few learn nothing
     f'--max_steps={steps}',
     *flags,
     **kwargs,

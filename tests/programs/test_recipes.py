@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+from support.data import TINY_BATCH
 from support.programs import ROOT, run, summaries
 
 from cifar10_suite.recipes import FAST
@@ -34,7 +35,7 @@ def flags(data_dir, tmp_path):
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}/train',
     '--recipe=fast',
-    '--batch_size=2',  # where nothing is learned, the program starts sooner
+    TINY_BATCH,
     '--log_frequency=10',
     '--save_summaries_steps=10',
   ]
