@@ -320,8 +320,8 @@ def _read_many(
     wanted = number >= first
     if end is not None:
       wanted &= number < end
-    keep = elsewhere | wanted
-    keys, records = tf.boolean_mask(keys, keep), tf.boolean_mask(records, keep)
+    kept = tf.where(elsewhere | wanted)
+    keys, records = tf.gather_nd(keys, kept), tf.gather_nd(records, kept)
   return _check_labels(keys, records, num_classes)
 
 
@@ -332,13 +332,13 @@ def _check_labels(
   num_classes = num_classes or NUM_CLASSES
   first_bytes = tf.strings.substr(records, 0, 1)
   labels = tf.reshape(tf.decode_raw(first_bytes, tf.uint8), [-1])
-  wrong = tf.cast(labels, tf.int32) >= num_classes  # which may be 256
+  wrong = tf.where(tf.cast(labels, tf.int32) >= num_classes)  # may be 256
   check = tf.debugging.Assert(
-    tf.logical_not(tf.reduce_any(wrong)),
+    tf.equal(tf.size(wrong), 0),
     [
       f'{dataset.BAD_LABEL} {num_classes - 1}; <file>:<record> and label:',
-      tf.boolean_mask(keys, wrong),
-      tf.boolean_mask(labels, wrong),
+      tf.gather_nd(keys, wrong),
+      tf.gather_nd(labels, wrong),
     ],
   )
   with tf.control_dependencies([check]):

@@ -64,6 +64,9 @@ def write_saved_model(model: Model, directory: str) -> None:
       builder.save()
 
 
+# AutoGraph would write its version to a temporary file, which would be left
+# behind if the program is killed.
+@tf.autograph.experimental.do_not_convert
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
   """Decode the contents of a picture file into uint8 [32, 32, 3].
 

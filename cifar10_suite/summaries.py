@@ -22,7 +22,8 @@ def histogram(tag: str, values: tf.Tensor) -> None:
     for stride in itertools.count(max(size // _SAMPLE_SIZE, 1))
     if math.gcd(stride, size) == 1 or not size
   )
-  values = tf.reshape(values, [-1])[::stride]
+  if stride > 1:
+    values = tf.reshape(values, [-1])[::stride]
   with tf.device('/cpu:0'):
     summary = tf.raw_ops.HistogramSummary(tag=_unused_tag(tag), values=values)
   tf.add_to_collection(tf.GraphKeys.SUMMARIES, summary)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from support.cluster import addresses_of, environment
-from support.data import SMALL_RATE
+from support.data import SMALL_RATE, TINY_BATCH
 from support.programs import ROOT, TIMEOUT, Program, run, summaries
 
 from benchmarks.hosts import Hosts
@@ -31,7 +31,7 @@ def flags(data_dir, tmp_path):
   return [
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}/train',
-    '--batch_size=16',
+    TINY_BATCH,
     SMALL_RATE,
     '--log_frequency=10',
     '--save_checkpoint_secs=1',
@@ -139,7 +139,7 @@ def test_refuses_a_worker_with_other_flags(flags):
   flags = [*flags, '--max_steps=5']
   addresses = addresses_of()
   reason = (
-    'batch_size is 8, not 16. Start all workers with the same version, flags '
+    'batch_size is 1, not 2. Start all workers with the same version, flags '
     'and data set.'
   )
   with (
@@ -149,7 +149,7 @@ def test_refuses_a_worker_with_other_flags(flags):
     Program(
       'cifar10_train.py',
       *flags,
-      '--batch_size=8',
+      '--batch_size=1',
       environment=environment(addresses, 'worker'),
     ) as other,
   ):

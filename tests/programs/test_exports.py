@@ -48,10 +48,19 @@ def expected(source, pictures, tmp_path_factory):
   return probabilities(lines)
 
 
-def export(source, *flags):
-  lines, errors = run('cifar10_predict.py', *source, *flags)
+def export(source, *flags, **options):
+  lines, errors = run('cifar10_predict.py', *source, *flags, **options)
   assert errors.startswith('Using ') and errors.count('\n') == 1, errors
   return lines[-1]
+
+
+def test_no_temporary_files_are_left(tmp_path, source):
+  """Not even after a kill; the tests' processes do not clean up at exit."""
+  temporary = tmp_path / 'temporary'
+  temporary.mkdir()
+  environment = {'TMPDIR': str(temporary)}
+  export(source, f'--export_dir={tmp_path}/model', environment=environment)
+  assert os.listdir(temporary) == []
 
 
 @pytest.mark.parametrize(

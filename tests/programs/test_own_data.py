@@ -10,7 +10,12 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
-from support.data import TINY_BATCH, write_class_names, write_records
+from support.data import (
+  IN_FLOAT32,
+  TINY_BATCH,
+  write_class_names,
+  write_records,
+)
 from support.programs import ROOT, TIMEOUT, run, summaries
 from tensorboard.plugins.hparams import metadata as hparams
 
@@ -41,6 +46,7 @@ def train(data_dir, train_dir, *flags, steps=60, **kwargs):
     f'--data_dir={data_dir}',
     f'--train_dir={train_dir}',
     '--recipe=fast',
+    IN_FLOAT32,
     '--batch_size=30' if steps >= 60 else TINY_BATCH,  # a few learn nothing
     f'--max_steps={steps}',
     *flags,

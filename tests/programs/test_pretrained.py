@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from support.data import IN_FLOAT32
 from support.programs import ROOT, rewrite_checkpoint, run
 
 from cifar10_suite import dataset, runs
@@ -95,7 +96,12 @@ def test_is_scored_and_trained_further(clone, data_dir, tmp_path):
   )
   assert errors == '' and f'  step {STEP}: ' in lines[-1]
   flags = [f'--data_dir={data_dir}', f'--train_dir={tmp_path}/train']
-  flags += [f'--init_from={source}', '--batch_size=64', '--max_steps=2']
+  flags += [
+    f'--init_from={source}',
+    '--batch_size=64',
+    '--max_steps=2',
+    IN_FLOAT32,
+  ]
   lines, errors = run(f'{clone}/cifar10_train.py', *flags, '--recipe=fast')
   assert errors == ''
   assert any(

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from support.data import TINY_BATCH
+from support.data import IN_FLOAT32, TINY_BATCH
 from support.programs import ROOT, run, summaries
 
 from cifar10_suite.recipes import FAST
@@ -35,6 +35,7 @@ def flags(data_dir, tmp_path):
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}/train',
     '--recipe=fast',
+    IN_FLOAT32,
     TINY_BATCH,
     '--log_frequency=10',
     '--save_summaries_steps=10',
@@ -42,6 +43,7 @@ def flags(data_dir, tmp_path):
 
 
 def test_trains_resumes_and_is_evaluated(flags, eval_flags, tmp_path):
+  flags.remove(IN_FLOAT32)
   flags.append('--batch_size=64')
   run('cifar10_train.py', *flags, '--max_steps=40')
   assert_falls(tmp_path / 'train', FAST.learning_rate, rise=2, last=40)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import tensorflow.compat.v1 as tf
+from support.data import TINY_BATCH
 from support.programs import ROOT
 
 # TensorFlow's default behaviour, and that of TF1.
@@ -67,7 +68,7 @@ def test_own_training_and_evaluation_loops(data_dir, tmp_path, behaviour):
     'train.py',
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}',
-    '--batch_size=20',
+    TINY_BATCH,
     prelude=PRELUDES[behaviour],
   )
   assert 'step 4, loss = ' in output
@@ -90,7 +91,7 @@ def test_two_towers(data_dir, tmp_path, behaviour):
     'two_towers.py',
     f'--data_dir={data_dir}',
     f'--train_dir={tmp_path}',
-    '--batch_size=20',
+    TINY_BATCH,
     prelude=PRELUDES[behaviour],
   )
   assert 'step 2, loss = ' in output

@@ -48,3 +48,6 @@ SMALL_RATE = '--learning_rate=0.01'
 # For tests of anything but the training itself. Two images are too few for XLA
 # to compile their layers, which takes a third of a program's time.
 TINY_BATCH = '--batch_size=2'
+
+# Without it, the recipes fast and long measure compute types for a second.
+IN_FLOAT32 = '--nouse_bf16'

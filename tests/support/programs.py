@@ -20,7 +20,7 @@ import download
 ROOT = os.path.dirname(os.path.abspath(download.__file__))
 TIMEOUT = 120  # seconds after which a process counts as hung
 
-# Programs take most of their startup time to import these packages. The tests
+# Programs take most of their startup time to import these modules. The tests
 # therefore fork them from a process that has already imported them.
 _processes = multiprocessing.get_context('forkserver')
 _processes.set_forkserver_preload(
@@ -30,6 +30,11 @@ _processes.set_forkserver_preload(
     'scipy.stats',
     'matplotlib.backends.backend_agg',
     'tensorboard.plugins.hparams.summary',
+    # These import most other modules of the suite, and define no flags.
+    'cifar10_suite.training',
+    'cifar10_suite.evaluation',
+    'cifar10_suite.exports',
+    'cifar10_suite.pictures',
   ]
 )
 
@@ -45,12 +50,13 @@ def _run_as_main(path, arguments, cwd, environment, stdout, stderr_name):
   os.chdir(cwd)
   os.environ.clear()
   os.environ.update(environment)
+  tempfile.tempdir = None  # is found again, from TMPDIR
   sys.argv = [path, *arguments]
   sys.path[0] = os.path.dirname(path)
-  # The program may be a copy, which has modules of its own.
-  for name in list(sys.modules):
-    if name.startswith(('cifar10', 'download')):
-      del sys.modules[name]
+  if sys.path[0] != ROOT:  # perhaps a copy, which has modules of its own
+    for name in list(sys.modules):
+      if name.startswith(('cifar10', 'download')):
+        del sys.modules[name]
   runpy.run_path(path, run_name='__main__')
 
 
