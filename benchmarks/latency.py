@@ -7,6 +7,7 @@ Exports a checkpoint to a temporary directory in each format, then classifies
 one picture with each in turn, for several rounds. Prints sizes and medians.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -46,6 +47,10 @@ _FORMATS = {
 
 
 def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  _, checkpoint_flags = parser.parse_known_args()
   networks, sizes = {}, {}
   with tempfile.TemporaryDirectory() as directory:
     for name, (load, flags) in _FORMATS.items():
@@ -54,7 +59,7 @@ def main() -> None:
         [
           sys.executable,
           os.path.join(_ROOT, 'cifar10_predict.py'),
-          *sys.argv[1:],
+          *checkpoint_flags,
           *flags,
           path,
         ],

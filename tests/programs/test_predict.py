@@ -111,33 +111,35 @@ _USER = """
 import base64, json, sys
 import tensorflow as tf
 model = tf.saved_model.load(sys.argv[1])
-request = json.load(sys.stdin)
-signature = model.signatures[request.get('signature_name', 'serving_default')]
-(name,) = request['instances'][0]
-values = [instance[name] for instance in request['instances']]
-if name == 'encoded':
-  values = tf.constant([base64.b64decode(value['b64']) for value in values])
-else:
-  values = tf.constant(values, tf.uint8)
-outputs = {key: value.numpy().tolist()
-           for key, value in signature(**{name: values}).items()}
-outputs['class_names'] = [name.decode() for name in outputs['class_names']]
-print(json.dumps({'predictions': [
-    dict(zip(outputs, row)) for row in zip(*outputs.values())]}))
+for line in sys.stdin:
+  request = json.loads(line)
+  signature = model.signatures[request.get('signature_name', 'serving_default')]
+  (name,) = request['instances'][0]
+  values = [instance[name] for instance in request['instances']]
+  if name == 'encoded':
+    values = tf.constant([base64.b64decode(value['b64']) for value in values])
+  else:
+    values = tf.constant(values, tf.uint8)
+  outputs = {key: value.numpy().tolist()
+             for key, value in signature(**{name: values}).items()}
+  outputs['class_names'] = [name.decode() for name in outputs['class_names']]
+  print(json.dumps({'predictions': [
+      dict(zip(outputs, row)) for row in zip(*outputs.values())]}))
 """
 
 
-def ask(model_dir, tmp_path, request):
+def ask(model_dir, tmp_path, requests):
   result = subprocess.run(
     [sys.executable, '-c', _USER, str(model_dir)],
-    input=json.dumps(request),
+    input='\n'.join(map(json.dumps, requests)),
     capture_output=True,
     text=True,
     cwd=tmp_path,
     check=True,
     timeout=120,
   )
-  return json.loads(result.stdout)['predictions']
+  lines = result.stdout.splitlines()
+  return [json.loads(line)['predictions'] for line in lines]
 
 
 def test_exported_model_serves_without_the_project(
@@ -176,14 +178,16 @@ def test_exported_model_serves_without_the_project(
   for path in paths:
     with open(path, 'rb') as file:
       encoded.append({'b64': base64.b64encode(file.read()).decode()})
-  for request in (
+  requests = [
     {'instances': instances},
     {
       'signature_name': 'encoded',
       'instances': [{'encoded': value} for value in encoded],
     },
-  ):
-    answers = ask(model_dir, tmp_path, request)
+  ]
+  results = ask(model_dir, tmp_path, requests)
+  assert len(results) == 2
+  for answers in results:
     got = [answer['probabilities'] for answer in answers]
     np.testing.assert_allclose(got, expected, atol=1e-5)
     for answer, row in zip(answers, expected, strict=True):
