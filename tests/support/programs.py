@@ -34,7 +34,6 @@ _processes.set_forkserver_preload(
     'cifar10_suite.training',
     'cifar10_suite.evaluation',
     'cifar10_suite.exports',
-    'cifar10_suite.pictures',
   ]
 )
 

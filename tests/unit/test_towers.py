@@ -168,9 +168,9 @@ def test_everything_runs_where_it_belongs(graph, batches_dir):
 @pytest.mark.slow
 def test_tags_are_those_of_the_single_program(batches_dir):
   tags = []
-  _, config = multi.tower_devices(2)
+  _, config = multi.tower_devices(3)
   for build in (
-    lambda: build_on_files(batches_dir, 2),
+    lambda: build_on_files(batches_dir, 3),
     lambda: build_single(*cifar10_input.distorted_inputs(batches_dir, 8)),
   ):
     with tf.Graph().as_default():
@@ -196,7 +196,7 @@ def test_one_pipeline_feeds_all(batches_dir):
         if op.type.endswith('QueueV2') and 'capacity' in op.node_def.attr
       ]
 
-  assert queues(2) == queues(1) != []
+  assert queues(4) == queues(1) != []
 
 
 def test_the_schedule_counts_examples(graph):
