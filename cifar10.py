@@ -403,7 +403,7 @@ def _convolution(
   kernel = precision.enter_compute_type(kernel, dtype)
   biases = precision.enter_compute_type(biases, dtype)
   convolve = convolution.direct if portable else convolution.convolution
-  return [convolve(part, kernel) for part in parts], biases
+  return convolve(parts, kernel), biases
 
 
 def _joined(parts: list[tf.Tensor]) -> tf.Tensor:

@@ -11,27 +11,41 @@ import tensorflow.compat.v1 as tf
 
 from cifar10_suite import frequencies, measurement
 
+_Convolution = Callable[[list[tf.Tensor], tf.Tensor], list[tf.Tensor]]
+
 _MIN_SPEEDUP = 1.2  # over float32, to justify the loss of precision
-_MIN_SPEEDUP_OF_DIRECT = 1.25  # over frequencies, whose speed varies less
 _TOO_SLOW = 2  # times as slow as float32, for a few images: measure no further
 
 
-def convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def convolution(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
   """Convolve with stride 1 and 'SAME' padding, like `tf.nn.conv2d`.
 
   On CPUs, images with many channels are convolved in the frequency domain,
-  which takes fewer operations; in bfloat16, unless a measurement finds the
-  direct way clearly faster. This rounds more often: in bfloat16, the error is
-  0.7% of the standard deviation of the results instead of 0.3%.
+  which takes fewer operations. This rounds more often: in bfloat16, the error
+  is 0.5 or 0.7% of the standard deviation of the results instead of 0.3%.
 
   Args:
-    x: float32, float16 or bfloat16 [batch, height, width, channels].
-    kernel: [size, size, channels, outputs], where size is odd; dtype of `x`.
+    parts: parts of a batch, float32, float16 or bfloat16 [images, height,
+      width, channels].
+    kernel: [size, size, channels, outputs], where size is odd; dtype of the
+      parts.
 
   Returns:
-    [batch, height, width, outputs], in the dtype of `x`.
+    [images, height, width, outputs] for each part, in its dtype.
   """
-  return _in_a_fast_type(_convolution, x, kernel)
+  dtype = kernel.dtype
+  fast = _fast_type(dtype)
+  many = 16  # channels; with fewer, transforms cost more than they save
+  on_gpu = tf.config.get_visible_devices('GPU')
+  is_direct = on_gpu or parts[0].shape.as_list()[-1] < many
+  convolve = direct if is_direct else fastest_transforms(fast)
+  parts = [tf.cast(part, fast) for part in parts]
+  return [tf.cast(y, dtype) for y in convolve(parts, tf.cast(kernel, fast))]
+
+
+def direct(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
+  """Convolve like `convolution`, by TensorFlow's own operation."""
+  return [tf.nn.conv2d(x, kernel, strides=1, padding='SAME') for x in parts]
 
 
 def max_pool(x: tf.Tensor, name: str) -> tf.Tensor:
@@ -55,29 +69,20 @@ def matmul(x: tf.Tensor, y: tf.Tensor, transpose_x: bool = False) -> tf.Tensor:
 def _in_a_fast_type(
   operation: Callable[..., tf.Tensor], *tensors: tf.Tensor
 ) -> tf.Tensor:
-  """Run an operation in the dtype of its tensors, or emulate that in float32.
+  """Run an operation in the dtype of its tensors, or emulate that."""
+  dtype = tensors[0].dtype
+  fast = _fast_type(dtype)
+  return tf.cast(operation(*(tf.cast(it, fast) for it in tensors)), dtype)
 
-  If TensorFlow has no fast kernels for the dtype, the operation and its
-  gradient are computed in float32 and rounded to the dtype, as hardware for it
+
+def _fast_type(dtype: tf.DType) -> tf.DType:
+  """Return the type in which to compute results of a dtype.
+
+  If TensorFlow has no fast kernels for the dtype, operations and their
+  gradients are computed in float32 and rounded to the dtype, as hardware for it
   would do.
   """
-  dtype = tensors[0].dtype
-  if is_fast(dtype):
-    return operation(*tensors)
-  wide = operation(*(tf.cast(tensor, tf.float32) for tensor in tensors))
-  return tf.cast(wide, dtype)
-
-
-def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-  many = 16  # channels; with fewer, transforms cost more than they save
-  if x.shape.as_list()[-1] >= many and frequencies_are_faster(x.dtype):
-    return frequencies.convolution(x, kernel)
-  return direct(x, kernel)
-
-
-def direct(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-  """Convolve like `convolution`, by TensorFlow's own operation."""
-  return tf.nn.conv2d(x, kernel, strides=1, padding='SAME')
+  return dtype if is_fast(dtype) else tf.float32
 
 
 @functools.cache
@@ -105,11 +110,10 @@ def is_fast(dtype: tf.DType) -> bool:
   if short > _TOO_SLOW * wide:
     return False
   times = _seconds()
-  best = frequencies.convolution if frequencies_are_faster(dtype) else direct
-  wide = (
-    times[frequencies.convolution, tf.float32] + times[tf.matmul, tf.float32]
+  wide, short = (
+    times[fastest_transforms(it), it] + times[tf.matmul, it]
+    for it in (tf.float32, dtype)
   )
-  short = times[best, dtype] + times[tf.matmul, dtype]
   return wide > _MIN_SPEEDUP * short
 
 
@@ -119,24 +123,22 @@ def prefers_bfloat16() -> bool:
   return not on_gpu and is_fast(tf.bfloat16)
 
 
-def frequencies_are_faster(dtype: tf.DType) -> bool:
-  """Return whether convolution in the frequency domain is faster here.
+def fastest_transforms(dtype: tf.DType) -> _Convolution:
+  """Return the fastest convolution in the frequency domain on this CPU.
 
-  In float32, it was faster on all processors measured: AMD Zen 3 (AVX2), Zen 4,
-  and Intel with AVX-512. In bfloat16, this depends on the processor. With AMX,
-  both take the same time at best, but other users of the processor slow the
-  direct way by a factor of two or three: it must be clearly faster.
+  In float32, transforms by axes were the fastest on all processors measured:
+  AMD Zen 3 (AVX2), Zen 4, and Intel with AVX-512. In bfloat16, transforms by
+  images take 0.8 times as long with AMX, and 1.7 times without it. Direct
+  convolution is not faster on any of them: with AMX, it takes as long at best,
+  and other users of the processor slow it by a factor of two or three.
 
   Args:
-    dtype: float32 or bfloat16; on a GPU, any.
+    dtype: float32 or bfloat16.
   """
-  if tf.config.get_visible_devices('GPU'):
-    return False
+  ways = (frequencies.by_axes, frequencies.by_images)
   if dtype == tf.float32:
-    return True
-  times = _seconds()
-  limit = _MIN_SPEEDUP_OF_DIRECT * times[direct, dtype]
-  return times[frequencies.convolution, dtype] < limit
+    return frequencies.by_axes
+  return min(ways, key=lambda way: _seconds()[way, dtype])
 
 
 def num_parts(batch_size: int, num_threads: int) -> int:
@@ -154,30 +156,30 @@ def num_parts(batch_size: int, num_threads: int) -> int:
   return 2 if num_threads == 2 and batch_size % 2 == 0 and not on_gpu else 1
 
 
-_Operation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-
 @functools.cache
-def _seconds() -> dict[tuple[_Operation, tf.DType], float]:
+def _seconds() -> dict[tuple[Callable, tf.DType], float]:
   """Return times of the network's largest operations, with their gradients."""
   contestants = [
-    (frequencies.convolution, tf.float32),
-    (frequencies.convolution, tf.bfloat16),
-    (direct, tf.bfloat16),
+    (frequencies.by_axes, tf.float32),
+    (frequencies.by_axes, tf.bfloat16),
+    (frequencies.by_images, tf.bfloat16),
     (tf.matmul, tf.float32),
     (tf.matmul, tf.bfloat16),
   ]
   times = measurement.seconds(
-    *(functools.partial(_build, *it, 128) for it in contestants)
+    *(functools.partial(_build, *it) for it in contestants)
   )
   return dict(zip(contestants, times, strict=True))
 
 
 def _build(
-  operation: _Operation, dtype: tf.DType, batch_size: int
+  operation: Callable, dtype: tf.DType, batch_size: int = 128
 ) -> list[tf.Operation]:
   """Build the second convolution or the first product, with its gradients."""
-  shapes = [[batch_size, 12, 12, 64], [5, 5, 64, 64]]
   if operation is tf.matmul:
     shapes = [[batch_size, 2304], [2304, 384]]
-  return measurement.with_gradients(operation, shapes, dtype)
+    return measurement.with_gradients(operation, shapes, dtype)
+  shapes = [[batch_size, 12, 12, 64], [5, 5, 64, 64]]
+  return measurement.with_gradients(
+    lambda x, kernel: operation([x], kernel)[0], shapes, dtype
+  )

@@ -39,10 +39,26 @@ def relu_and_normalize(x: tf.Tensor, biases: tf.Tensor, name: str) -> tf.Tensor:
   @tf.custom_gradient
   def apply(x: tf.Tensor, biases: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     y, root = _forward(x, biases, window_sums)
-    return y, lambda dy: _backward(x, biases, root, dy, window_sums)
+
+    def gradients(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+      dx, wide = _backward(x, biases, root, dy, window_sums)
+      return dx, tf.cast(_sums_by_channel(wide), biases.dtype)
+
+    return y, gradients
 
   with tf.name_scope(name):
     return apply(x, biases)
+
+
+def _sums_by_channel(values: tf.Tensor) -> tf.Tensor:
+  """Sum over all but the last axis, by a product with ones.
+
+  Compiled by XLA, the same sums keep the whole gradient to one thread.
+  """
+  channels = values.shape.as_list()[-1]
+  rows = tf.reshape(values, [-1, channels])
+  ones = tf.ones([1, tf.shape(rows)[0]])
+  return tf.reshape(tf.matmul(ones, rows), [channels])
 
 
 def _sums_by_product(values: tf.Tensor) -> tf.Tensor:
@@ -87,7 +103,7 @@ def _backward(
   dy: tf.Tensor,
   window_sums: _WindowSums,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Return the gradients of x and the biases."""
+  """Return the gradient of x, in its dtype and in float32."""
   r = _relu(x, biases)
   dy = tf.cast(dy, tf.float32)
   square = root * root
@@ -96,8 +112,7 @@ def _backward(
   sums = window_sums(dy * r * scale * reciprocal)
   dr = dy * scale - (2 * 0.75 * _ALPHA) * r * sums
   dx = tf.where(r > 0, dr, tf.zeros_like(dr))
-  dbiases = tf.reduce_sum(dx, axis=[0, 1, 2])
-  return tf.cast(dx, x.dtype), tf.cast(dbiases, biases.dtype)
+  return tf.cast(dx, x.dtype), dx
 
 
 def _relu(x: tf.Tensor, biases: tf.Tensor) -> tf.Tensor:

@@ -11,6 +11,7 @@ import cifar10
 import cifar10_input
 from cifar10_suite import (
   convolution,
+  frequencies,
   lrn,
   precision,
   summaries,
@@ -539,18 +540,21 @@ def test_tags_of_losses_leave_out_towers(graph):
   ]
 
 
+@pytest.mark.parametrize(
+  'convolve',
+  [convolution.convolution, frequencies.by_axes, frequencies.by_images],
+)
 @pytest.mark.parametrize('channels', [3, 20])
 @pytest.mark.parametrize('size', [3, 5])
-def test_convolution_equals_tensorflows(graph, channels, size):
+def test_convolution_equals_tensorflows(graph, channels, size, convolve):
   x = tf.random.normal([6, 9, 8, channels], seed=1)
   kernel = tf.random.normal([size, size, channels, 7], seed=2)
   dy = tf.random.normal([6, 9, 8, 7], seed=3)
   results = []
-  for convolve in (
-    convolution.convolution,
-    lambda x, kernel: tf.nn.conv2d(x, kernel, strides=1, padding='SAME'),
+  for y in (
+    tf.concat(convolve([x[:2], x[2:]], kernel), axis=0),
+    tf.nn.conv2d(x, kernel, strides=1, padding='SAME'),
   ):
-    y = convolve(x, kernel)
     results.append([y, *tf.gradients(y, [x, kernel], dy)])
   with tf.Session() as session:
     for got, expected in zip(*session.run(results), strict=True):

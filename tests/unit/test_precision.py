@@ -17,7 +17,13 @@ from support.programs import ROOT, TIMEOUT
 
 import cifar10
 import cifar10_train
-from cifar10_suite import convolution, measurement, optimizers, precision
+from cifar10_suite import (
+  convolution,
+  frequencies,
+  measurement,
+  optimizers,
+  precision,
+)
 from cifar10_suite.recipes import RECIPES
 from cifar10_suite.sessions import session_config
 from cifar10_suite.train_settings import TrainSettings
@@ -192,16 +198,25 @@ def test_a_few_images_in_a_slow_moment_do_not_decide(
 
 
 @pytest.mark.parametrize(
-  ('by_frequencies', 'directly', 'expected'),
-  [(7, 20, True), (7.4, 7, True), (10, 7, False)],
+  ('by_axes', 'by_images', 'fastest'),
+  [(6, 7, frequencies.by_axes), (7, 6, frequencies.by_images)],
 )
-def test_direct_convolution_must_be_clearly_faster(
-  monkeypatch, no_measurements, by_frequencies, directly, expected
+def test_the_fastest_transforms_convolve(
+  monkeypatch, no_measurements, by_axes, by_images, fastest
 ):
-  monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind: [])
-  results = [14.0, by_frequencies, directly, 4.0, 2.0]
+  results = [14.0, by_axes, by_images, 4.0, 2.0]
   monkeypatch.setattr(measurement, 'seconds', lambda *_, **__: results)
-  assert convolution.frequencies_are_faster(tf.bfloat16) == expected
+  assert convolution.fastest_transforms(tf.bfloat16) is fastest
+  assert convolution.fastest_transforms(tf.float32) is frequencies.by_axes
+
+
+@pytest.mark.parametrize(('gpus', 'products'), [([], True), (['gpu'], False)])
+def test_gpus_convolve_directly(graph, monkeypatch, gpus, products):
+  monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind: gpus)
+  convolution.convolution([tf.zeros([2, 6, 6, 20])], tf.zeros([3, 3, 20, 7]))
+  types = {op.type for op in graph.get_operations()}
+  assert ('Conv2D' in types) != products
+  assert ('BatchMatMulV2' in types) == products
 
 
 @pytest.mark.parametrize(
@@ -343,14 +358,14 @@ def direct_convolution(x, kernel, dy):
   return [y, *tf.gradients(y, [x, kernel], dy)]
 
 
-@pytest.mark.parametrize('fast', [True, False])
-def test_convolution_in_bfloat16_is_near(graph, monkeypatch, fast):
-  monkeypatch.setattr(convolution, 'is_fast', lambda dtype: True)
-  monkeypatch.setattr(convolution, 'frequencies_are_faster', lambda _: fast)
+@pytest.mark.parametrize(
+  'convolve', [frequencies.by_axes, frequencies.by_images]
+)
+def test_convolution_in_bfloat16_is_near(graph, convolve):
   x = tf.cast(tf.random.normal([6, 9, 8, 20], seed=1), tf.bfloat16)
   kernel = tf.cast(tf.random.normal([5, 5, 20, 7], seed=2), tf.bfloat16)
   dy = tf.cast(tf.random.normal([6, 9, 8, 7], seed=3), tf.bfloat16)
-  y = convolution.convolution(x, kernel)
+  (y,) = convolve([x], kernel)
   near = [y, *tf.gradients(y, [x, kernel], dy)]
   assert {tensor.dtype for tensor in near} == {tf.bfloat16}
   direct = direct_convolution(x, kernel, dy)
@@ -376,8 +391,11 @@ def test_slow_types_are_rounded_from_float32(
   monkeypatch.setattr(convolution, 'is_fast', lambda dtype: dtype == tf.float32)
   x = tf.random.normal([2, 6, 6, 20], seed=1)
   if operation == 'convolution':
-    apply, arguments = convolution.convolution, [x, x[:1, :5, :5, :, None]]
-    arguments[1] = tf.random.normal([5, 5, 20, 7], seed=2)
+    arguments = [x, tf.random.normal([5, 5, 20, 7], seed=2)]
+
+    def apply(x, kernel):
+      return convolution.convolution([x], kernel)[0]
+
   elif operation == 'max_pool':
     apply, arguments = functools.partial(convolution.max_pool, name='p'), [x]
   else:
