@@ -187,14 +187,32 @@ def test_fast_computes_in_bfloat16_where_that_is_faster(
   assert settings.dtype == expected
 
 
-def test_a_few_images_in_a_slow_moment_do_not_decide(
-  monkeypatch, no_measurements
+@pytest.mark.parametrize(
+  ('results', 'expected'),
+  [
+    ([[1.0, 1.4], [14.0, 9.0, 7.0, 4.0, 2.0]], True),
+    # A burst of other load during the few images, or the many.
+    ([[1.0, 9.0], [1.0, 0.7], [14.0, 9.0, 7.0, 4.0, 2.0]], True),
+    (
+      [
+        [1.0, 0.7],
+        [14.0, 15.0, 14.0, 4.0, 5.0],
+        [1.0, 0.7],
+        [14.0, 9.0, 7.0, 4.0, 2.0],
+      ],
+      True,
+    ),
+    ([[1.0, 9.0], [1.0, 9.0]], False),
+    (2 * [[1.0, 1.4], [14.0, 15.0, 14.0, 4.0, 5.0]], False),
+  ],
+)
+def test_a_slow_moment_does_not_decide(
+  monkeypatch, no_measurements, results, expected
 ):
-  few = [1.0, 1.4]
-  many = [14.0, 7.0, 26.0, 4.0, 2.0]
-  results = iter([few, many])
-  monkeypatch.setattr(measurement, 'seconds', lambda *_, **__: next(results))
-  assert convolution.is_fast(tf.bfloat16)
+  remaining = iter(results)
+  monkeypatch.setattr(measurement, 'seconds', lambda *_, **__: next(remaining))
+  assert convolution.is_fast(tf.bfloat16) == expected
+  assert not list(remaining)
 
 
 @pytest.mark.parametrize(
