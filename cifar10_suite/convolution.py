@@ -137,9 +137,9 @@ def fastest_transforms(dtype: tf.DType) -> _Convolution:
 
   In float32, transforms by axes were the fastest on all processors measured:
   AMD Zen 3 (AVX2), Zen 4, and Intel with AVX-512. In bfloat16, transforms by
-  images take 0.8 times as long with AMX, and 1.7 times without it. Direct
-  convolution is not faster on any of them: with AMX, it takes as long at best,
-  and other users of the processor slow it by a factor of two or three.
+  images take 0.8 times as long with AMX, but 1.7 times without its
+  instructions. Direct convolution takes as long at best, with AMX, and other
+  users of the processor slow it by a factor of two or three.
 
   Args:
     dtype: float32 or bfloat16.
