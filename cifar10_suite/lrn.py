@@ -53,7 +53,7 @@ def relu_and_normalize(x: tf.Tensor, biases: tf.Tensor, name: str) -> tf.Tensor:
 def _sums_by_channel(values: tf.Tensor) -> tf.Tensor:
   """Sum over all but the last axis, by a product with ones.
 
-  Compiled by XLA, the same sums keep the whole gradient to one thread.
+  If XLA compiled these sums, too, it would run the gradient on one thread only.
   """
   channels = values.shape.as_list()[-1]
   rows = tf.reshape(values, [-1, channels])
