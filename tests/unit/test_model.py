@@ -564,6 +564,14 @@ def test_convolution_equals_tensorflows(graph, channels, size, convolve):
 class TestStep:
   """Conditions for a fast step, without timing."""
 
+  def test_parts_share_the_transform_of_the_filters(self, graph):
+    x, kernel = tf.zeros([6, 8, 8, 20]), tf.zeros([5, 5, 20, 7])
+    ys = frequencies.by_images([x[:3], x[3:]], kernel)
+    tf.gradients(ys, [x, kernel])
+    # Those of the images are products of batches.
+    types = [op.type for op in graph.get_operations()]
+    assert types.count('MatMul') == 2  # of the filters, and its gradient
+
   def test_graph_has_no_slow_operations(self, graph, batches_dir):
     build_program(batches_dir)
     types = {op.type for op in graph.get_operations()}
