@@ -1,7 +1,7 @@
 """Fast convolutions, pooling and matrix products.
 
-The network's second convolution is computed in the frequency domain. Operations
-in types for which TensorFlow has no fast kernels are computed in float32.
+On CPUs, convolutions of many channels are computed in the frequency domain.
+Operations in types in which TensorFlow is not faster are computed in float32.
 """
 
 import functools
@@ -21,9 +21,9 @@ def convolution(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
   """Convolve with stride 1 and 'SAME' padding, like `tf.nn.conv2d`.
 
   On CPUs, images with many channels are convolved in the frequency domain,
-  which takes fewer operations. In bfloat16, the error of results and gradients
-  is 0.5 or 0.7% of their standard deviation; directly, it is 0.2% for results
-  and 1 to 2% for gradients.
+  which takes fewer multiplications. In bfloat16, the error of results and
+  gradients is 0.5% (by images) or 0.7% (by axes) of their standard deviation;
+  that of `direct` is 0.2% for results and 1 to 2% for gradients.
 
   Args:
     parts: parts of a batch, float32, float16 or bfloat16 [images, height,
@@ -35,13 +35,14 @@ def convolution(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
     [images, height, width, outputs] for each part, in its dtype.
   """
   dtype = kernel.dtype
-  fast = _fast_type(dtype)
+  compute_type = _fast_type(dtype)
   many = 16  # channels; with fewer, transforms cost more than they save
-  on_gpu = tf.config.get_visible_devices('GPU')
-  is_direct = on_gpu or parts[0].shape.as_list()[-1] < many
-  convolve = direct if is_direct else fastest_transforms(fast)
-  parts = [tf.cast(part, fast) for part in parts]
-  return [tf.cast(y, dtype) for y in convolve(parts, tf.cast(kernel, fast))]
+  if _on_gpu() or parts[0].shape.as_list()[-1] < many:
+    convolve: _Convolution = direct
+  else:
+    convolve = fastest_transforms(compute_type)
+  kernel, *parts = (tf.cast(it, compute_type) for it in (kernel, *parts))
+  return [tf.cast(y, dtype) for y in convolve(parts, kernel)]
 
 
 def direct(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
@@ -72,16 +73,16 @@ def _in_a_fast_type(
 ) -> tf.Tensor:
   """Run an operation in the dtype of its tensors, or emulate that."""
   dtype = tensors[0].dtype
-  fast = _fast_type(dtype)
-  return tf.cast(operation(*(tf.cast(it, fast) for it in tensors)), dtype)
+  compute_type = _fast_type(dtype)
+  result = operation(*(tf.cast(it, compute_type) for it in tensors))
+  return tf.cast(result, dtype)
 
 
 def _fast_type(dtype: tf.DType) -> tf.DType:
   """Return the type in which to compute results of a dtype.
 
-  If TensorFlow has no fast kernels for the dtype, operations and their
-  gradients are computed in float32 and rounded to the dtype, as hardware for it
-  would do.
+  If TensorFlow is not faster in the dtype, operations and their gradients are
+  computed in float32 and rounded to the dtype, as hardware for it would do.
   """
   return dtype if is_fast(dtype) else tf.float32
 
@@ -93,14 +94,14 @@ def is_fast(dtype: tf.DType) -> bool:
   Processor flags are not a reliable guide: with avx512_fp16, TensorFlow's
   forward convolution in float16 is fast, but its filter gradient and matrix
   products loop over single numbers, a hundred times slower than in float32.
-  float16 therefore always counts as slow on CPUs. bfloat16 is measured once per
-  process, which takes some tenths of a second, and again if it seems slow:
-  other load on the machine may have hidden that it is fast.
+  float16 therefore always counts as slow on CPUs. bfloat16 is measured at the
+  first call, which takes some tenths of a second, and a second time if it seems
+  slow: other load on the machine may have hidden that it is fast.
 
   Args:
     dtype: float32, float16 or bfloat16.
   """
-  if dtype == tf.float32 or tf.config.get_visible_devices('GPU'):
+  if dtype == tf.float32 or _on_gpu():
     return True
   if dtype != tf.bfloat16:
     return False
@@ -111,48 +112,55 @@ def is_fast(dtype: tf.DType) -> bool:
 
 
 def _seems_fast(dtype: tf.DType) -> bool:
-  """Return whether a type is faster than float32 in one measurement."""
-  # With a few images, loops over single numbers already stand out.
-  wide, short = measurement.seconds(
-    *(functools.partial(_build, direct, it, 8) for it in (tf.float32, dtype)),
+  """Return whether a type is clearly faster than float32 in one measurement."""
+  # With a few images, kernels that loop over single numbers already stand out.
+  in_float32, in_dtype = measurement.seconds(
+    *(
+      functools.partial(_build, direct, it, batch_size=8)
+      for it in (tf.float32, dtype)
+    ),
     too_slow=_TOO_SLOW,
   )
-  if short > _TOO_SLOW * wide:
+  if in_dtype > _TOO_SLOW * in_float32:
     return False
   times = _seconds()
-  wide, short = (
+  in_float32, in_dtype = (
     times[fastest_transforms(it), it] + times[tf.matmul, it]
     for it in (tf.float32, dtype)
   )
-  return wide > _MIN_SPEEDUP * short
+  return in_float32 > _MIN_SPEEDUP * in_dtype
 
 
 def prefers_bfloat16() -> bool:
   """Return whether training runs on a CPU that is fast in bfloat16."""
-  on_gpu = tf.config.get_visible_devices('GPU')
-  return not on_gpu and is_fast(tf.bfloat16)
+  return not _on_gpu() and is_fast(tf.bfloat16)
+
+
+def _on_gpu() -> bool:
+  return bool(tf.config.get_visible_devices('GPU'))
 
 
 def fastest_transforms(dtype: tf.DType) -> _Convolution:
-  """Return the fastest convolution in the frequency domain on this CPU.
+  """Return the convolution in the frequency domain to use on this CPU.
 
-  In float32, transforms by axes were the fastest on all processors measured:
-  AMD Zen 3 (AVX2), Zen 4, and Intel with AVX-512. In bfloat16, transforms by
-  images take 0.8 times as long with AMX, but 1.7 times without its
-  instructions. Direct convolution takes as long at best, with AMX, and other
-  users of the processor slow it by a factor of two or three.
+  In float32, transforms by axes were faster than `direct` on all processors
+  measured (AMD Zen 3 and 4, Intel with AVX-512), and than those by images, which
+  take 1.4 to 1.7 times as long. bfloat16 is measured: with AMX, transforms by
+  images take 0.8 times as long as those by axes, otherwise 1.7 times. Even with
+  AMX, `direct` is at best as fast, and other users of the processor slow it by a
+  factor of two or three.
 
   Args:
     dtype: float32 or bfloat16.
   """
-  ways = (frequencies.by_axes, frequencies.by_images)
   if dtype == tf.float32:
     return frequencies.by_axes
+  ways = (frequencies.by_axes, frequencies.by_images)
   return min(ways, key=lambda way: _seconds()[way, dtype])
 
 
 def num_parts(batch_size: int, num_threads: int) -> int:
-  """Return into how many parts training should split a batch.
+  """Return the number of parts into which training should split a batch.
 
   On a CPU, threads that share an operation wait for each other at its end. Two
   halves of a batch give them another operation to run meanwhile. Numbers of
@@ -162,8 +170,8 @@ def num_parts(batch_size: int, num_threads: int) -> int:
     batch_size: number of images.
     num_threads: number of threads for computing.
   """
-  on_gpu = tf.config.get_visible_devices('GPU')
-  return 2 if num_threads == 2 and batch_size % 2 == 0 and not on_gpu else 1
+  splits = num_threads == 2 and batch_size % 2 == 0 and not _on_gpu()
+  return 2 if splits else 1
 
 
 @functools.cache
@@ -185,7 +193,7 @@ def _seconds() -> dict[tuple[Callable, tf.DType], float]:
 def _build(
   operation: Callable, dtype: tf.DType, batch_size: int = 128
 ) -> list[tf.Operation]:
-  """Build the second convolution or the first product, with its gradients."""
+  """Build the second convolution or the product of local3, with gradients."""
   if operation is tf.matmul:
     shapes = [[batch_size, 2304], [2304, 384]]
     return measurement.with_gradients(operation, shapes, dtype)
