@@ -144,10 +144,10 @@ def fastest_transforms(dtype: tf.DType) -> _Convolution:
   """Return the convolution in the frequency domain to use on this CPU.
 
   In float32, transforms by axes were faster than `direct` on all processors
-  measured (AMD Zen 3 and 4, Intel with AVX-512), and than those by images, which
-  take 1.4 to 1.7 times as long. bfloat16 is measured: with AMX, transforms by
-  images take 0.8 times as long as those by axes, otherwise 1.7 times. Even with
-  AMX, `direct` is at best as fast, and other users of the processor slow it by a
+  measured (AMD Zen 3 and 4, Intel with AVX-512). Those by images take 1.4 to
+  1.7 times as long. bfloat16 is measured: with AMX, transforms by images take
+  0.8 times as long as those by axes, otherwise 1.7 times. Even with AMX,
+  `direct` is at best as fast, and other users of the processor slow it by a
   factor of two or three.
 
   Args:
