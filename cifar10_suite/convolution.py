@@ -6,6 +6,7 @@ Operations in types in which TensorFlow is not faster are computed in float32.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow.compat.v1 as tf
 
@@ -34,15 +35,14 @@ def convolution(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
   Returns:
     [images, height, width, outputs] for each part, in its dtype.
   """
-  dtype = kernel.dtype
-  compute_type = _fast_type(dtype)
-  many = 16  # channels; with fewer, transforms cost more than they save
-  if _on_gpu() or parts[0].shape.as_list()[-1] < many:
-    convolve: _Convolution = direct
-  else:
-    convolve = fastest_transforms(compute_type)
-  kernel, *parts = (tf.cast(it, compute_type) for it in (kernel, *parts))
-  return [tf.cast(y, dtype) for y in convolve(parts, kernel)]
+
+  def convolve(kernel: tf.Tensor, *parts: tf.Tensor) -> list[tf.Tensor]:
+    many = 16  # channels; with fewer, transforms cost more than they save
+    if _on_gpu() or parts[0].shape.as_list()[-1] < many:
+      return direct(list(parts), kernel)
+    return fastest_transforms(kernel.dtype)(list(parts), kernel)
+
+  return _in_a_fast_type(convolve, kernel, *parts)
 
 
 def direct(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
@@ -68,23 +68,17 @@ def matmul(x: tf.Tensor, y: tf.Tensor, transpose_x: bool = False) -> tf.Tensor:
   return _in_a_fast_type(multiply, x, y)
 
 
-def _in_a_fast_type(
-  operation: Callable[..., tf.Tensor], *tensors: tf.Tensor
-) -> tf.Tensor:
-  """Run an operation in the dtype of its tensors, or emulate that."""
-  dtype = tensors[0].dtype
-  compute_type = _fast_type(dtype)
-  result = operation(*(tf.cast(it, compute_type) for it in tensors))
-  return tf.cast(result, dtype)
+def _in_a_fast_type(operation: Callable, *tensors: tf.Tensor) -> Any:
+  """Run an operation in the dtype of its tensors, or emulate that in float32.
 
-
-def _fast_type(dtype: tf.DType) -> tf.DType:
-  """Return the type in which to compute results of a dtype.
-
-  If TensorFlow is not faster in the dtype, operations and their gradients are
+  If TensorFlow is not faster in the dtype, the operation and its gradient are
   computed in float32 and rounded to the dtype, as hardware for it would do.
   """
-  return dtype if is_fast(dtype) else tf.float32
+  dtype = tensors[0].dtype
+  if is_fast(dtype):
+    return operation(*tensors)
+  wide = operation(*(tf.cast(tensor, tf.float32) for tensor in tensors))
+  return tf.nest.map_structure(lambda result: tf.cast(result, dtype), wide)
 
 
 @functools.cache

@@ -1,10 +1,11 @@
 """Convolution in the frequency domain."""
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+
+_Product = Callable[[tf.Tensor], tf.Tensor]
 
 
 def by_axes(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
@@ -31,31 +32,35 @@ def by_axes(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
   """
   height, width, _ = parts[0].shape.as_list()[1:]
   size, _, _, outputs = kernel.shape.as_list()
-  of_column, of_kernel_column, to_column = _of_columns(height, size)
-  of_row, of_kernel_row, to_row = _of_rows(width, size)
-  num_columns = len(of_column) // 2  # frequencies of columns
-  num_rows = len(of_row)  # factors of rows: three for each frequency
+  column_matrices, row_matrices = (
+    _of_columns(height, size),
+    _of_rows(width, size),
+  )
+  num_columns = len(column_matrices[0]) // 2  # frequencies of columns
+  num_rows = len(row_matrices[0])  # factors of rows: three for each frequency
 
   def transform(
-    of_columns: np.ndarray, of_rows: np.ndarray, values: tf.Tensor
+    of_columns: _Product, of_rows: _Product, values: tf.Tensor
   ) -> tf.Tensor:
     """Transform [h, w, m, depth] to [num_columns * num_rows, m, depth]."""
     h, w, m, depth = values.shape.as_list()
-    values = _product(of_columns, tf.reshape(values, [h, -1]))
+    values = of_columns(tf.reshape(values, [h, -1]))
     # For each frequency of columns, the real parts of a row, then its imaginary
     # parts.
-    values = _product(of_rows, tf.reshape(values, [num_columns, 2 * w, -1]))
+    values = of_rows(tf.reshape(values, [num_columns, 2 * w, -1]))
     return tf.reshape(values, [num_columns * num_rows, m or -1, depth])
 
   def convolve(x: tf.Tensor) -> tf.Tensor:
     x_factors = transform(of_column, of_row, tf.transpose(x, [1, 2, 0, 3]))
     products = tf.matmul(x_factors, kernel_factors)
-    y = _product(to_row, tf.reshape(products, [num_columns, num_rows, -1]))
-    y = _product(to_column, tf.reshape(y, [2 * num_columns, -1]))
+    y = to_row(tf.reshape(products, [num_columns, num_rows, -1]))
+    y = to_column(tf.reshape(y, [2 * num_columns, -1]))
     y = tf.reshape(y, [height, width, -1, outputs])
     return tf.transpose(y, [2, 0, 1, 3])
 
   with tf.name_scope('by_frequencies'):
+    of_column, of_kernel_column, to_column = _products(column_matrices, kernel)
+    of_row, of_kernel_row, to_row = _products(row_matrices, kernel)
     kernel_factors = transform(of_kernel_column, of_kernel_row, kernel)
     return [convolve(x) for x in parts]
 
@@ -78,46 +83,53 @@ def by_images(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
   """
   height, width, channels = parts[0].shape.as_list()[1:]
   size, _, _, outputs = kernel.shape.as_list()
-  of_image, of_kernel, to_image = _of_images(height, width, size)
-  num_frequencies = len(of_image) // 2
+  matrices = _of_images(height, width, size)
+  num_frequencies = len(matrices[0]) // 2
 
   def transform_kernel() -> tf.Tensor:
     """Return the matrices that multiply real and imaginary parts."""
-    values = _product(of_kernel, tf.reshape(kernel, [size * size, -1]))
+    values = of_kernel(tf.reshape(kernel, [size * size, -1]))
     values = tf.reshape(values, [num_frequencies, 2, 2, channels, outputs])
     values = tf.transpose(values, [0, 1, 3, 2, 4])
     return tf.reshape(values, [num_frequencies, 2 * channels, 2 * outputs])
 
   def convolve(x: tf.Tensor) -> tf.Tensor:
-    values = _product(of_image, tf.reshape(x, [-1, height * width, channels]))
+    values = of_image(tf.reshape(x, [-1, height * width, channels]))
     # For each frequency, the real parts of all channels, then their imaginary
     # parts.
     values = tf.reshape(values, [-1, num_frequencies, 2 * channels])
     products = tf.matmul(tf.transpose(values, [1, 0, 2]), kernel_matrices)
     y = tf.transpose(products, [1, 0, 2])
-    y = _product(to_image, tf.reshape(y, [-1, 2 * num_frequencies, outputs]))
+    y = to_image(tf.reshape(y, [-1, 2 * num_frequencies, outputs]))
     return tf.reshape(y, [-1, height, width, outputs])
 
   with tf.name_scope('by_frequencies'):
+    of_image, of_kernel, to_image = _products(matrices, kernel)
     kernel_matrices = transform_kernel()
     return [convolve(x) for x in parts]
 
 
-def _product(matrix: np.ndarray, values: tf.Tensor) -> tf.Tensor:
-  """Multiply [..., n, k] by a constant matrix [m, n], from the left.
+def _products(
+  matrices: tuple[np.ndarray, ...], kernel: tf.Tensor
+) -> list[_Product]:
+  """Return functions that multiply by constant matrices, in the kernel's dtype.
 
-  The gradient is a product with another constant. That of `tf.matmul` would
-  transpose the matrix in each step, which slows the product on AMX.
+  For a matrix [m, n], the function multiplies [..., n, k] from the left. All
+  calls share two constants: the matrix and, for the gradient, its transpose,
+  which `tf.matmul` would compute in each step. That slows the product on AMX.
   """
 
-  def multiply(constant: np.ndarray, x: tf.Tensor) -> tf.Tensor:
-    return tf.matmul(tf.constant(np.ascontiguousarray(constant), x.dtype), x)
+  def product(matrix: np.ndarray) -> _Product:
+    constant = tf.constant(matrix, kernel.dtype)
+    transposed = tf.constant(matrix.T, kernel.dtype)
 
-  @tf.custom_gradient
-  def product(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    return multiply(matrix, x), functools.partial(multiply, matrix.T)
+    @tf.custom_gradient
+    def multiply(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+      return tf.matmul(constant, x), lambda dy: tf.matmul(transposed, dy)
 
-  return product(values)
+    return multiply
+
+  return [product(matrix) for matrix in matrices]
 
 
 # A product of two complex numbers takes three real products (C. F. Gauss): of
