@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from cifar10_suite import frequencies, measurement
@@ -37,17 +38,53 @@ def convolution(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
   """
 
   def convolve(kernel: tf.Tensor, *parts: tf.Tensor) -> list[tf.Tensor]:
-    many = 16  # channels; with fewer, transforms cost more than they save
-    if _on_gpu() or parts[0].shape.as_list()[-1] < many:
-      return direct(list(parts), kernel)
-    return fastest_transforms(kernel.dtype)(list(parts), kernel)
+    way = _fastest(parts[0].shape.as_list()[-1], kernel.dtype)
+    return way(list(parts), kernel)
 
   return _in_a_fast_type(convolve, kernel, *parts)
+
+
+def _fastest(channels: int, dtype: tf.DType) -> _Convolution:
+  """Return the way to convolve images of so many channels."""
+  if _on_gpu():
+    return direct
+  if channels >= 16:  # with fewer, transforms cost more than they save
+    return fastest_transforms(dtype)
+  # In float32, `direct` takes 0.8 times as long as `by_neighbours`; in
+  # bfloat16, up to 1.4 times with AMX, and as long without it.
+  return direct if dtype == tf.float32 else by_neighbours
 
 
 def direct(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
   """Convolve like `convolution`, by TensorFlow's own operation."""
   return [tf.nn.conv2d(x, kernel, strides=1, padding='SAME') for x in parts]
+
+
+def by_neighbours(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
+  """Convolve like `direct`, with a gradient that suits AMX.
+
+  AMX multiplies tiles of 16 rows. TensorFlow's gradient of the filters uses one
+  row for each channel of the images, three of the 16. Here, the neighbours of a
+  pixel in its row become 15 channels first, and the filters columns.
+  """
+  size, _, channels, outputs = kernel.shape.as_list()
+  # As filters, these copy each channel of each neighbour.
+  copies = np.eye(size * channels).reshape(1, size, channels, -1)
+
+  @tf.custom_gradient
+  def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    def gradients(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+      same = {'strides': [1, 1, 1, 1], 'padding': 'SAME'}
+      dx = tf.nn.conv2d_backprop_input(tf.shape(x), kernel, dy, **same)
+      neighbours = tf.nn.conv2d(x, tf.constant(copies, x.dtype), **same)
+      dcolumns = tf.nn.conv2d_backprop_filter(
+        neighbours, [size, 1, size * channels, outputs], dy, **same
+      )
+      return dx, tf.reshape(dcolumns, kernel.shape)
+
+    return direct([x], kernel)[0], gradients
+
+  return [convolve(x, kernel) for x in parts]
 
 
 def max_pool(x: tf.Tensor, name: str) -> tf.Tensor:

@@ -51,12 +51,12 @@ def by_axes(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
     return tf.reshape(values, [num_columns * num_rows, m or -1, depth])
 
   def convolve(x: tf.Tensor) -> tf.Tensor:
-    x_factors = transform(of_column, of_row, tf.transpose(x, [1, 2, 0, 3]))
+    x_factors = transform(of_column, of_row, _transposed(x, [1, 2, 0, 3]))
     products = tf.matmul(x_factors, kernel_factors)
     y = to_row(tf.reshape(products, [num_columns, num_rows, -1]))
     y = to_column(tf.reshape(y, [2 * num_columns, -1]))
     y = tf.reshape(y, [height, width, -1, outputs])
-    return tf.transpose(y, [2, 0, 1, 3])
+    return _transposed(y, [2, 0, 1, 3])
 
   with tf.name_scope('by_frequencies'):
     of_column, of_kernel_column, to_column = _products(column_matrices, kernel)
@@ -90,7 +90,7 @@ def by_images(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
     """Return the matrices that multiply real and imaginary parts."""
     values = of_kernel(tf.reshape(kernel, [size * size, -1]))
     values = tf.reshape(values, [num_frequencies, 2, 2, channels, outputs])
-    values = tf.transpose(values, [0, 1, 3, 2, 4])
+    values = _transposed(values, [0, 1, 3, 2, 4])
     return tf.reshape(values, [num_frequencies, 2 * channels, 2 * outputs])
 
   def convolve(x: tf.Tensor) -> tf.Tensor:
@@ -98,8 +98,8 @@ def by_images(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
     # For each frequency, the real parts of all channels, then their imaginary
     # parts.
     values = tf.reshape(values, [-1, num_frequencies, 2 * channels])
-    products = tf.matmul(tf.transpose(values, [1, 0, 2]), kernel_matrices)
-    y = tf.transpose(products, [1, 0, 2])
+    products = tf.matmul(_transposed(values, [1, 0, 2]), kernel_matrices)
+    y = _transposed(products, [1, 0, 2])
     y = to_image(tf.reshape(y, [-1, 2 * num_frequencies, outputs]))
     return tf.reshape(y, [-1, height, width, outputs])
 
@@ -107,6 +107,31 @@ def by_images(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
     of_image, of_kernel, to_image = _products(matrices, kernel)
     kernel_matrices = transform_kernel()
     return [convolve(x) for x in parts]
+
+
+def _transposed(x: tf.Tensor, axes: list[int]) -> tf.Tensor:
+  """Permute all axes but the last, like `tf.transpose`, faster.
+
+  `tf.transpose` copies each number by itself, and those of eight bytes as fast
+  as shorter ones. Here, it copies adjacent numbers of the last axis together,
+  if its length is even (float32) or a multiple of four (bfloat16).
+  """
+
+  def permute(x: tf.Tensor, axes: list[int]) -> tf.Tensor:
+    *before, length = (-1 if n is None else n for n in x.shape.as_list())
+    group = 8 // x.dtype.size
+    if length % group:
+      return tf.transpose(x, axes)
+    words = tf.reshape(x, [*before, length // group, group])
+    words = tf.transpose(tf.bitcast(words, tf.int64), axes)
+    shape = [[*before, length][axis] for axis in axes]
+    return tf.reshape(tf.bitcast(words, x.dtype), shape)
+
+  @tf.custom_gradient
+  def apply(x: tf.Tensor) -> tuple[tf.Tensor, _Product]:
+    return permute(x, axes), lambda dy: permute(dy, np.argsort(axes).tolist())
+
+  return apply(x)
 
 
 def _products(

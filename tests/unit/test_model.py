@@ -542,7 +542,12 @@ def test_tags_of_losses_leave_out_towers(graph):
 
 @pytest.mark.parametrize(
   'convolve',
-  [convolution.convolution, frequencies.by_axes, frequencies.by_images],
+  [
+    convolution.convolution,
+    convolution.by_neighbours,
+    frequencies.by_axes,
+    frequencies.by_images,
+  ],
 )
 @pytest.mark.parametrize('channels', [3, 20])
 @pytest.mark.parametrize('size', [3, 5])
