@@ -79,6 +79,7 @@ bench: .venv/run .venv/bench # Compare speed with alternatives
 
 # These files are as new as the installed packages. With the lock, 'make
 # eval' waits while 'make train' installs them, if both are started together.
+# Compiling the modules afterwards uses all cores; pip would use one.
 .venv/run: requirements.txt
 .venv/gpu: requirements-gpu.txt requirements.txt
 .venv/dev: requirements-dev.txt requirements.txt
@@ -89,7 +90,8 @@ bench: .venv/run .venv/bench # Compare speed with alternatives
 	  if [ ! -e $@ ] || [ -n "$$(find $^ -newer $@)" ]; then \
 	    echo "Installing $< into .venv; the first time, this takes some minutes."; \
 	    $(PYTHON) -m venv .venv; \
-	    .venv/bin/python -m pip install --disable-pip-version-check -r $<; \
+	    .venv/bin/python -m pip install --disable-pip-version-check --no-compile -r $<; \
+	    .venv/bin/python -m compileall -qq -j 0 .venv/lib || true; \
 	    touch $@; \
 	  fi'
 
