@@ -10,6 +10,7 @@ from cifar10_suite import xla
 _RADIUS, _BIAS, _ALPHA = 4, 1.0, 0.001 / 9.0  # and beta = 0.75
 
 _WindowSums = Callable[[tf.Tensor], tf.Tensor]
+_Cast = Callable[[tf.Tensor, tf.DType], tf.Tensor]
 
 
 def relu_and_normalize(x: tf.Tensor, biases: tf.Tensor, name: str) -> tf.Tensor:
@@ -34,14 +35,17 @@ def relu_and_normalize(x: tf.Tensor, biases: tf.Tensor, name: str) -> tf.Tensor:
   Returns:
     y, in the shape and dtype of `x`.
   """
-  window_sums = _sums_by_shifts if xla.can_compile(x) else _sums_by_product
+  if xla.can_compile(x):
+    window_sums, cast = _sums_by_shifts, xla.cast
+  else:
+    window_sums, cast = _sums_by_product, tf.cast
 
   @tf.custom_gradient
   def apply(x: tf.Tensor, biases: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    y, root = _forward(x, biases, window_sums)
+    y, root = _forward(x, biases, window_sums, cast)
 
     def gradients(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-      dx, wide = _backward(x, biases, root, dy, window_sums)
+      dx, wide = _backward(x, biases, root, dy, window_sums, cast)
       return dx, tf.cast(_sums_by_channel(wide), biases.dtype)
 
     return y, gradients
@@ -86,13 +90,13 @@ def _sums_by_shifts(values: tf.Tensor) -> tf.Tensor:
 
 @xla.compiled
 def _forward(
-  x: tf.Tensor, biases: tf.Tensor, window_sums: _WindowSums
+  x: tf.Tensor, biases: tf.Tensor, window_sums: _WindowSums, cast: _Cast
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Return y and the root: s^-0.25, in float32."""
   r = _relu(x, biases)
   s = _BIAS + _ALPHA * window_sums(tf.square(r))
   root = tf.sqrt(tf.math.rsqrt(s))
-  return tf.cast(r * (root * root * root), x.dtype), root
+  return cast(r * (root * root * root), x.dtype), root
 
 
 @xla.compiled
@@ -102,6 +106,7 @@ def _backward(
   root: tf.Tensor,
   dy: tf.Tensor,
   window_sums: _WindowSums,
+  cast: _Cast,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Return the gradient of x, in its dtype and in float32."""
   r = _relu(x, biases)
@@ -112,7 +117,7 @@ def _backward(
   sums = window_sums(dy * r * scale * reciprocal)
   dr = dy * scale - (2 * 0.75 * _ALPHA) * r * sums
   dx = tf.where(r > 0, dr, tf.zeros_like(dr))
-  return tf.cast(dx, x.dtype), dx
+  return cast(dx, x.dtype), dx
 
 
 def _relu(x: tf.Tensor, biases: tf.Tensor) -> tf.Tensor:

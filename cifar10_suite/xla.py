@@ -47,6 +47,22 @@ def can_compile(*tensors: tf.Tensor) -> bool:
   )
 
 
+def cast(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+  """Cast float32 like `tf.cast`, but faster within a compiled function.
+
+  XLA's own cast to bfloat16 tests each number for NaN. This one adds half a
+  unit of the last place to the bits, or a little less so that ties go to even,
+  and drops their lower half. It keeps infinity, and all NaNs that result from
+  arithmetic.
+  """
+  if dtype != tf.bfloat16:
+    return tf.cast(x, dtype)
+  bits = tf.bitcast(x, tf.int32)
+  last_place = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, 16), 1)
+  upper_half = tf.bitwise.right_shift(bits + 0x7FFF + last_place, 16)
+  return tf.bitcast(tf.cast(upper_half, tf.int16), dtype)
+
+
 @functools.cache
 def _is_available() -> bool:
   """Return whether this build of TensorFlow can compile for the CPU."""

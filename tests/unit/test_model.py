@@ -17,6 +17,7 @@ from cifar10_suite import (
   summaries,
   training,
   updates,
+  xla,
 )
 from cifar10_suite.recipes import TUTORIAL
 from cifar10_suite.train_settings import TrainSettings
@@ -117,6 +118,26 @@ class TestReluAndNormalize:
       short = self.build(x, b, dy, batch_is_known, dtype)
       for got, expected in zip(*session.run([short, exact]), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_compiled_casts_round_like_tensorflows(graph):
+  bits = np.random.RandomState(0).randint(0, 2**32, 2**17, np.uint32)
+  bits[:1000] = bits[:1000] & 0xFFFF0000 | 0x8000  # halfway between two
+  values = bits.view(np.float32)
+  values[np.isnan(values)] = np.nan
+  values[:4] = np.inf, -np.inf, np.finfo(np.float32).max, 1e-45
+  expected = tf.cast(values, tf.bfloat16)
+  got = xla.compiled(xla.cast)(tf.constant(values), tf.bfloat16)
+  with tf.Session() as session:
+    got, expected = (
+      array.astype(np.float32) for array in session.run([got, expected])
+    )
+  np.testing.assert_array_equal(got, expected)
+  # Arithmetic may set the sign of a NaN.
+  x = tf.random.normal([2**17], seed=1)
+  nans = xla.compiled(lambda x: xla.cast(x * np.inf - x * np.inf, tf.bfloat16))
+  with tf.Session() as session:
+    assert np.isnan(session.run(nans(x)).astype(np.float32)).all()
 
 
 def build_program(batches_dir):
