@@ -32,10 +32,8 @@ def by_axes(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
   """
   height, width, _ = parts[0].shape.as_list()[1:]
   size, _, _, outputs = kernel.shape.as_list()
-  column_matrices, row_matrices = (
-    _of_columns(height, size),
-    _of_rows(width, size),
-  )
+  column_matrices = _of_columns(height, size)
+  row_matrices = _of_rows(width, size)
   num_columns = len(column_matrices[0]) // 2  # frequencies of columns
   num_rows = len(row_matrices[0])  # factors of rows: three for each frequency
 
@@ -59,8 +57,10 @@ def by_axes(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
     return _transposed(y, [2, 0, 1, 3])
 
   with tf.name_scope('by_frequencies'):
-    of_column, of_kernel_column, to_column = _products(column_matrices, kernel)
-    of_row, of_kernel_row, to_row = _products(row_matrices, kernel)
+    of_column, of_kernel_column, to_column = _products(
+      column_matrices, kernel.dtype
+    )
+    of_row, of_kernel_row, to_row = _products(row_matrices, kernel.dtype)
     kernel_factors = transform(of_kernel_column, of_kernel_row, kernel)
     return [convolve(x) for x in parts]
 
@@ -104,7 +104,7 @@ def by_images(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
     return tf.reshape(y, [-1, height, width, outputs])
 
   with tf.name_scope('by_frequencies'):
-    of_image, of_kernel, to_image = _products(matrices, kernel)
+    of_image, of_kernel, to_image = _products(matrices, kernel.dtype)
     kernel_matrices = transform_kernel()
     return [convolve(x) for x in parts]
 
@@ -136,9 +136,9 @@ def _transposed(x: tf.Tensor, axes: list[int]) -> tf.Tensor:
 
 
 def _products(
-  matrices: tuple[np.ndarray, ...], kernel: tf.Tensor
+  matrices: tuple[np.ndarray, ...], dtype: tf.DType
 ) -> list[_Product]:
-  """Return functions that multiply by constant matrices, in the kernel's dtype.
+  """Return functions that multiply tensors of a dtype by constant matrices.
 
   For a matrix [m, n], the function multiplies [..., n, k] from the left. All
   calls share two constants: the matrix and, for the gradient, its transpose,
@@ -146,8 +146,8 @@ def _products(
   """
 
   def product(matrix: np.ndarray) -> _Product:
-    constant = tf.constant(matrix, kernel.dtype)
-    transposed = tf.constant(matrix.T, kernel.dtype)
+    constant = tf.constant(matrix, dtype)
+    transposed = tf.constant(matrix.T, dtype)
 
     @tf.custom_gradient
     def multiply(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
