@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 from timing import report_steps
 
 import cifar10
-from cifar10_suite import convolution, processor, sessions
+from cifar10_suite import convolution, large_pages, processor, sessions
 from cifar10_suite.recipes import RECIPES
 
 
@@ -47,7 +47,8 @@ def main(dtype, recipe_name):
     dtype=tf.as_dtype(dtype),
   )
   with tf.train.MonitoredSession(
-    tf.train.ChiefSessionCreator(config=sessions.session_config())
+    tf.train.ChiefSessionCreator(config=sessions.session_config()),
+    hooks=[large_pages.UseLargePages()],
   ) as session:
     report_steps(lambda: session.run(train_op), count)
 

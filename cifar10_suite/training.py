@@ -12,6 +12,7 @@ from cifar10_suite import (
   ending,
   fetches,
   hooks,
+  large_pages,
   profiling,
   runs,
   sessions,
@@ -229,6 +230,7 @@ def _session(
   scaffold = tf.train.Scaffold(saver=saver, init_fn=init_fn)
   session_hooks = [
     fetches.LookUpOnce(),
+    large_pages.UseLargePages(),
     cluster,
     tf.train.StopAtStepHook(last_step=settings.recipe.max_steps),
     log_hook,

@@ -16,6 +16,7 @@ import tensorflow.compat.v1 as tf
 from cifar10_suite import (
   errors,
   hooks,
+  large_pages,
   ownership,
   profiling,
   runs,
@@ -83,6 +84,16 @@ def test_lines_cover_the_steps_since_the_last(tmp_path, monkeypatch, capsys):
     'step 13, loss = 2.50 (8.0 examples/sec; 1.000 sec/batch)',
     'step 15, loss = 2.50 (16.0 examples/sec; 0.500 sec/batch)',
   ]
+
+
+def test_memory_moves_into_large_pages_once(tmp_path, monkeypatch):
+  steps = []
+  calls = []
+  monkeypatch.setattr(
+    large_pages, 'use_large_pages', lambda: calls.append(steps[-1])
+  )
+  train(tmp_path, max_steps=30, during_step=steps.append)
+  assert calls == [9], 'not once, after memory has been allocated'
 
 
 def test_a_worker_says_that_the_chief_went_back(graph, capsys):
