@@ -174,8 +174,8 @@ def distorted_batches(
       enqueue_many=True,
       name='shuffle_batch',
     )
-    planes, labels = _planes_and_labels(records)
-    images = distort(planes, contrast, crop_margin, dtype, saturation)
+    decoded, labels = _decode(records)
+    images = distort(decoded, contrast, crop_margin, dtype, saturation)
     queue = _ready_batches(images, labels, batch_size)
     batches = [queue.dequeue() for _ in range(count)]
   _image_summary(batches[0][0])
@@ -253,7 +253,8 @@ def distort(
   """Apply a random crop, flip, brightness, contrast; standardize the images.
 
   Args:
-    planes: uint8 [n, 3, 32, 32], depth-major as in the files.
+    planes: uint8 [n, 3, 32, 32], depth-major as in the files, or the bytes of
+      records, [n, 3073].
     contrast: bounds of the random contrast factor.
     crop_margin: maximum offset of a crop, a number or float32 [] from 0 (centre
       only) to 1 (anywhere in the image). If the margin is not a whole number of
@@ -345,24 +346,19 @@ def _check_labels(
     return tf.identity(records)
 
 
-def _planes_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Decode records, strings [n], into depth-major images and labels.
-
-  Returns:
-    planes: uint8 [n, 3, 32, 32].
-    labels: int32 [n].
-  """
-  pixels = tf.decode_raw(records, tf.uint8)
-  labels = tf.cast(pixels[:, 0], tf.int32)
-  shape = [dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
-  planes = tf.reshape(pixels[:, 1:], [-1, *shape])
-  planes.set_shape([records.shape[0], *shape])
-  return planes, labels
+def _decode(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Return the bytes of records, uint8 [n, 3073], and labels, int32 [n]."""
+  decoded = tf.decode_raw(records, tf.uint8)
+  decoded.set_shape([records.shape[0], dataset.RECORD_BYTES])
+  return decoded, tf.cast(decoded[:, 0], tf.int32)
 
 
 def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   """Decode records, strings [n], into images [n, 32, 32, 3] and labels."""
-  planes, labels = _planes_and_labels(records)
+  decoded, labels = _decode(records)
+  shape = [dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
+  planes = tf.reshape(decoded[:, 1:], [-1, *shape])
+  planes.set_shape([records.shape[0], *shape])
   return tf.transpose(planes, [0, 2, 3, 1]), labels
 
 
