@@ -3,25 +3,23 @@
   make bench [ARGS='--rounds 5']
   make bench ARGS=--inputs
 
-The contestants run in turn, each in a separate process, for several rounds. The
-program prints a table of medians. After each contestant, so that an
-interruption loses nothing, it writes results/bench.json, which has an entry for
-each kind of processor; it keeps an earlier entry until the first round is
-complete. Finally, it draws the bar chart results/bench.png. With --only,
---inputs or --startup, it writes neither file.
+In each of several rounds, the contestants that train run at the same time, in
+slices of two seconds, so that all have the same load beside them; the others
+follow one by one. The program prints a table of medians. After each round, it
+writes results/bench.json, which has an entry for each kind of processor.
+Finally, it draws the bar chart results/bench.png. With --only, --inputs or
+--startup, it writes neither file.
 
 If a contestant fails, the program prints the last line of its error output and
 does not try it again. The others continue, and the exit status is 1.
 """
 
 import argparse
-import contextlib
 import datetime
 import json
 import math
 import os
 import platform
-import re
 import signal
 import statistics
 import subprocess
@@ -29,6 +27,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+
+from turns import ContestantError, Figures, Steps, alternate, run
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _ROOT = os.path.dirname(_HERE)
@@ -42,26 +42,15 @@ _FIGURES = os.path.join(_RESULTS, 'bench.json')
 _BATCHES_DIR = os.path.join(_ROOT, 'cifar10_data', 'cifar-10-batches-bin')
 # Python of the suite and Keras; PyTorch runs in this program's environment.
 _SUITE_PYTHON = os.path.join(_ROOT, '.venv', 'bin', 'python')
-_STEPS = 301  # of the training program; the last two hundred are measured
-_TIME_LIMIT = 300  # seconds after which a process counts as hung
 # Millions of multiplications and additions per image of a training step, with
 # direct convolutions; those in the frequency domain take fewer.
 _MFLOP_PER_EXAMPLE = 105
-_LINE = re.compile(
-  r'(?P<time>[\d-]+ [\d:.]+): step \d+, .*\((?P<rate>[\d.]+) examples/sec;'
-)
-
-Figures = dict[str, float]
-
-
-class ContestantError(Exception):
-  """Failure of a contestant; the message gives the reason in one line."""
 
 
 def main() -> None:
   args = _parse_arguments()
   print(f'On {processor.describe()}', flush=True)
-  is_known = processor.describe() in _read_figures()
+  _read_figures()  # if the file is damaged, this exits before all the work
   if subprocess.run([_SUITE_PYTHON, 'download.py'], cwd=_ROOT).returncode:
     sys.exit(1)
   failures: dict[str, str] = {}
@@ -69,21 +58,17 @@ def main() -> None:
   rounds: dict[str, list[Figures]] = {name: [] for name in names}
   is_interrupted = False
   try:
-    for number in range(args.rounds):
-      for name in names:
-        if name not in failures:
-          outcome = _compete(name, rounds, failures)
-          if not args.only and (number > 0 or not is_known):
-            _write_figures(rounds, failures)
-          print(f'round {number + 1}, {name}: {outcome}', flush=True)
-      if not args.only:
+    for number in range(1, args.rounds + 1):
+      print(f'Round {number}', flush=True)
+      _run_round(rounds, failures)
+      if not args.only and any(rounds.values()):
         _write_figures(rounds, failures)
   except KeyboardInterrupt:
     is_interrupted = True
     print('Interrupted. The figures so far:', flush=True)
   medians = {name: _medians(results) for name, results in rounds.items()}
   print('\n' + _table(medians, failures), flush=True)
-  if not args.only and any(medians.values()):
+  if not args.only and _read_figures():
     _draw_chart()
   if is_interrupted:
     sys.exit(130)
@@ -112,9 +97,10 @@ def _parse_arguments() -> argparse.Namespace:
     help='run bfloat16 even if TensorFlow is not faster in it',
   )
   args = parser.parse_args()
-  args.names = [name for name in CONTESTANTS if args.only in name]
+  names = [*contestants_in_turn(''), *CONTESTANTS_ALONE]
+  args.names = [name for name in names if args.only in name]
   if not args.names:
-    parser.error(f'--only matches none of: {", ".join(CONTESTANTS)}')
+    parser.error(f'--only matches none of: {", ".join(names)}')
   return args
 
 
@@ -139,17 +125,27 @@ def _without_slow_types(
   return [name for name in names if name not in in_bfloat16]
 
 
-def _compete(
-  name: str, rounds: dict[str, list[Figures]], failures: dict[str, str]
-) -> str:
-  """Run a contestant; record and describe its figures or failure."""
-  try:
-    figures = CONTESTANTS[name]()
-  except ContestantError as error:
-    failures[name] = str(error)
-    return f'failed: {error}'
-  rounds[name].append(figures)
-  return _show(figures)
+def _run_round(
+  rounds: dict[str, list[Figures]], failures: dict[str, str]
+) -> None:
+  """Run each contestant that has not failed; record its figures or failure."""
+  with tempfile.TemporaryDirectory() as folder:
+    programs = {
+      name: program
+      for name, program in contestants_in_turn(folder).items()
+      if name in rounds and name not in failures
+    }
+    for name, figures in alternate(programs, failures).items():
+      rounds[name].append(figures)
+      print(f'{name}: {_show(figures)}', flush=True)
+  for name, measure in CONTESTANTS_ALONE.items():
+    if name in rounds and name not in failures:
+      try:
+        rounds[name].append(measure())
+        print(f'{name}: {_show(rounds[name][-1])}', flush=True)
+      except ContestantError as error:
+        failures[name] = str(error)
+        print(f'{name}: failed: {error}', flush=True)
 
 
 def _is_fast_in_bfloat16() -> bool:
@@ -158,129 +154,41 @@ def _is_fast_in_bfloat16() -> bool:
   Raises:
     ContestantError: if its program fails.
   """
-  output, _ = _run([_SUITE_PYTHON, os.path.join(_HERE, 'precision.py')])
-  return _last_json(output).get('bfloat16') is True
+  figures, _ = _run_script('precision.py')
+  return figures.get('bfloat16') is True
 
 
-def _run(command: list[str]) -> tuple[str, float]:
-  """Run a program to completion.
-
-  The output goes to temporary files, since a full pipe would block the program.
-  The program runs in a new session, so that its child processes can be killed,
-  too.
+def _run_script(script: str, *arguments: str) -> tuple[dict, float]:
+  """Run a script of this folder to completion.
 
   Returns:
-    The standard output and the peak resident memory in MiB.
+    The JSON object of numbers in the last line of its output, and its peak
+    resident memory in MiB.
 
   Raises:
-    ContestantError: if the program does not start, exceeds _TIME_LIMIT, is
-      killed, or exits with a non-zero status.
+    ContestantError: if it fails, or if the last line is something else.
   """
-  with (
-    tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as output,
-    tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace') as errors,
-  ):
-    try:
-      process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=errors,
-        env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
-        start_new_session=True,
-      )
-    except OSError as error:
-      raise ContestantError(f'{error}') from None
-    try:
-      peak_mib = _wait(process)
-    finally:
-      _kill(process)
-    errors.seek(0)
-    lines = [line.strip() for line in errors.read().splitlines()]
-    last_line = next((line for line in reversed(lines) if line), '')
-    if peak_mib is None:
-      reason = f'not done after {_TIME_LIMIT} s'
-    elif process.returncode < 0:
-      reason = f'killed by {signal.Signals(-process.returncode).name}'
-    elif process.returncode:
-      raise ContestantError(last_line or f'exit status {process.returncode}')
-    else:
-      output.seek(0)
-      return output.read(), peak_mib
-    raise ContestantError(f'{reason}; {last_line}' if last_line else reason)
-
-
-def _wait(process: subprocess.Popen) -> float | None:
-  """Return a process's peak memory in MiB, or None after the time limit."""
-  deadline = time.monotonic() + _TIME_LIMIT
-  while time.monotonic() < deadline:
-    pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-    if pid:
-      process.returncode = os.waitstatus_to_exitcode(status)
-      return usage.ru_maxrss / 1024
-    time.sleep(0.005)
-  return None
-
-
-def _kill(process: subprocess.Popen) -> None:
-  """Kill the remaining processes of a process's session."""
-  # If no process is left, macOS raises PermissionError.
-  with contextlib.suppress(ProcessLookupError, PermissionError):
-    os.killpg(process.pid, signal.SIGKILL)
-  process.wait()
-
-
-def _last_json(output: str) -> dict:
-  """Return the JSON object of numbers in the last line of the output.
-
-  Raises:
-    ContestantError: if the last line is something else.
-  """
+  command = [_SUITE_PYTHON, os.path.join(_HERE, script), *arguments]
+  output, peak_mib = run(command)
   last_line = (output.strip().splitlines() or [''])[-1]
   try:
     figures = json.loads(last_line)
     if figures and all(math.isfinite(value) for value in figures.values()):
-      return figures
+      return figures, peak_mib
   except (ValueError, AttributeError, TypeError):
     pass  # not JSON, not an object, not numbers
   raise ContestantError(f'printed no figures, but {last_line!r}')
 
 
-def _child(python: str, script: str, *arguments: str) -> Figures:
-  """Run a script; return its figures and its peak memory."""
-  output, peak_mib = _run([python, os.path.join(_HERE, script), *arguments])
-  return {**_last_json(output), 'peak_mib': peak_mib}
-
-
-def _train(*flags: str) -> Figures:
-  """Measure throughput, startup time and memory of the training program."""
-  with tempfile.TemporaryDirectory() as train_dir:
-    start = datetime.datetime.now()
-    output, peak_mib = _run(
-      [
-        _SUITE_PYTHON,
-        os.path.join(_ROOT, 'cifar10_train.py'),
-        f'--train_dir={train_dir}',
-        f'--max_steps={_STEPS}',
-        *flags,
-      ]
-    )
-  lines = [line for line in map(_LINE.match, output.splitlines()) if line]
-  rates = [float(line['rate']) for line in lines[2:]]  # of 100 steps each
-  if not rates:
-    raise ContestantError('printed no steps')
-  first = datetime.datetime.fromisoformat(lines[0]['time'])
-  return {
-    'examples_per_sec': statistics.harmonic_mean(rates),
-    'startup_secs': (first - start).total_seconds(),
-    'peak_mib': peak_mib,
-  }
+def _multiply(dtype: str) -> Figures:
+  figures, peak_mib = _run_script('matmul.py', dtype)
+  return {**figures, 'peak_mib': peak_mib}
 
 
 def _evaluate() -> Figures:
   """Time the evaluation of 10,000 images, minus that of one image."""
   with tempfile.TemporaryDirectory() as folder:
-    _run(
+    run(
       [
         _SUITE_PYTHON,
         os.path.join(_ROOT, 'cifar10_train.py'),
@@ -291,7 +199,7 @@ def _evaluate() -> Figures:
     seconds = []
     for num_examples in (1, 10000):
       start = time.perf_counter()
-      _, peak_mib = _run(
+      _, peak_mib = run(
         [
           _SUITE_PYTHON,
           os.path.join(_ROOT, 'cifar10_eval.py'),
@@ -305,45 +213,71 @@ def _evaluate() -> Figures:
   return {'eval_secs': seconds[1] - seconds[0], 'peak_mib': peak_mib}
 
 
-def _suite(script: str, *arguments: str) -> Callable[[], Figures]:
-  return lambda: _child(_SUITE_PYTHON, script, *arguments)
+def contestants_in_turn(folder: str) -> dict[str, Steps]:
+  """Return the contestants that take turns; some write to new directories.
+
+  Args:
+    folder: directory for these.
+  """
+
+  def train(name: str, *flags: str) -> list[str]:
+    train_dir = os.path.join(folder, name)
+    script = os.path.join(_ROOT, 'cifar10_train.py')
+    return [
+      *(_SUITE_PYTHON, script, f'--train_dir={train_dir}'),
+      # The limit only matters if this program is killed.
+      *('--log_frequency=10', '--max_steps=10000', *flags),
+    ]
+
+  def suite(script: str, *arguments: str) -> list[str]:
+    return [_SUITE_PYTHON, os.path.join(_HERE, script), *arguments]
+
+  def keras(*arguments: str) -> list[str]:
+    return suite('keras_peer.py', *arguments, _BATCHES_DIR)
+
+  def torch(*arguments: str) -> list[str]:
+    return [sys.executable, os.path.join(_HERE, 'torch_peer.py'), *arguments]
+
+  return {
+    'this suite, float32': Steps(train('float32')),
+    'this suite, bfloat16': Steps(train('bfloat16', '--use_bf16')),
+    'its step alone, float32': Steps(
+      suite('step_alone.py', 'float32', 'tutorial')
+    ),
+    'its step alone, bfloat16': Steps(
+      suite('step_alone.py', 'bfloat16', 'tutorial')
+    ),
+    'its input alone': Steps(suite('inputs.py', _BATCHES_DIR)),
+    'recipe fast, float32': Steps(
+      train('fast_float32', '--recipe=fast', '--nouse_bf16'), 256
+    ),
+    'recipe fast, bfloat16': Steps(
+      train('fast_bfloat16', '--recipe=fast', '--use_bf16'), 256
+    ),
+    'its step alone, fast, float32': Steps(
+      suite('step_alone.py', 'float32', 'fast'), 256
+    ),
+    'its step alone, fast, bfloat16': Steps(
+      suite('step_alone.py', 'bfloat16', 'fast'), 256
+    ),
+    "the tutorial's way": Steps(
+      suite('tutorial.py', _BATCHES_DIR, os.path.join(folder, 'way'))
+    ),
+    'Keras, float32': Steps(keras('float32', 'plain')),
+    'Keras compiled, float32': Steps(keras('float32', 'compiled')),
+    'Keras, bfloat16': Steps(keras('bf16', 'plain')),
+    'Keras compiled, bfloat16': Steps(keras('bf16', 'compiled')),
+    'PyTorch, float32, no input': Steps(torch('float32', 'eager')),
+    'PyTorch compiled, float32, no input': Steps(torch('float32', 'compiled')),
+    'PyTorch, bfloat16, no input': Steps(torch('bf16', 'eager')),
+    'PyTorch compiled, bfloat16, no input': Steps(torch('bf16', 'compiled')),
+  }
 
 
-def _torch(*arguments: str) -> Callable[[], Figures]:
-  return lambda: _child(sys.executable, 'torch_peer.py', *arguments)
-
-
-def _tutorial() -> Figures:
-  with tempfile.TemporaryDirectory() as train_dir:
-    return _child(_SUITE_PYTHON, 'tutorial.py', _BATCHES_DIR, train_dir)
-
-
-def _keras(*arguments: str) -> Callable[[], Figures]:
-  return _suite('keras_peer.py', *arguments, _BATCHES_DIR)
-
-
-CONTESTANTS: dict[str, Callable[[], Figures]] = {
-  'matrix product, float32': _suite('matmul.py', 'float32'),
-  'matrix product, bfloat16': _suite('matmul.py', 'bfloat16'),
-  'this suite, float32': _train,
-  'this suite, bfloat16': lambda: _train('--use_bf16'),
-  'its step alone, float32': _suite('step_alone.py', 'float32', 'tutorial'),
-  'its step alone, bfloat16': _suite('step_alone.py', 'bfloat16', 'tutorial'),
-  'its input alone': _suite('inputs.py', _BATCHES_DIR),
+CONTESTANTS_ALONE: dict[str, Callable[[], Figures]] = {
   'its evaluation': _evaluate,
-  'recipe fast, float32': lambda: _train('--recipe=fast', '--nouse_bf16'),
-  'recipe fast, bfloat16': lambda: _train('--recipe=fast', '--use_bf16'),
-  'its step alone, fast, float32': _suite('step_alone.py', 'float32', 'fast'),
-  'its step alone, fast, bfloat16': _suite('step_alone.py', 'bfloat16', 'fast'),
-  "the tutorial's way": _tutorial,
-  'Keras, float32': _keras('float32', 'plain'),
-  'Keras compiled, float32': _keras('float32', 'compiled'),
-  'Keras, bfloat16': _keras('bf16', 'plain'),
-  'Keras compiled, bfloat16': _keras('bf16', 'compiled'),
-  'PyTorch, float32, no input': _torch('float32', 'eager'),
-  'PyTorch compiled, float32, no input': _torch('float32', 'compiled'),
-  'PyTorch, bfloat16, no input': _torch('bf16', 'eager'),
-  'PyTorch compiled, bfloat16, no input': _torch('bf16', 'compiled'),
+  'matrix product, float32': lambda: _multiply('float32'),
+  'matrix product, bfloat16': lambda: _multiply('bfloat16'),
 }
 
 

@@ -10,11 +10,11 @@ from cifar10_suite import loading
 loading.load_tensorflow()
 
 import tensorflow.compat.v1 as tf
-from timing import BATCH_SIZE, report_steps
+from timing import BATCH_SIZE, run_steps
 
 import cifar10_input
 
 tf.disable_v2_behavior()
 _, labels = cifar10_input.distorted_inputs(sys.argv[1], BATCH_SIZE)
 with tf.train.MonitoredSession() as session:
-  report_steps(lambda: session.run(labels.op))
+  run_steps(lambda: session.run(labels.op))

@@ -2,12 +2,11 @@
 
 import os
 import sys
-import time
 
 import keras
 import tensorflow as tf
 from keras import layers
-from timing import BATCH_SIZE, SECONDS, WARM_UP_STEPS, report
+from timing import BATCH_SIZE, Progress
 
 
 def distort(record):
@@ -64,17 +63,15 @@ def dense(units, activation, stddev, bias, wd):
   )
 
 
-class Rate(keras.callbacks.Callback):
-  """Callback that reports the throughput after the warm-up, and stops."""
+class Report(keras.callbacks.Callback):
+  """Callback that reports the progress."""
+
+  def __init__(self):
+    super().__init__()
+    self._progress = Progress()
 
   def on_train_batch_end(self, batch, logs=None):
-    now = time.perf_counter()
-    if batch == WARM_UP_STEPS:
-      self.start = now
-    elif batch > WARM_UP_STEPS and now - self.start > SECONDS:
-      examples = (batch - WARM_UP_STEPS) * BATCH_SIZE
-      report(examples_per_sec=examples / (now - self.start))
-      self.model.stop_training = True
+    self._progress.add_step()
 
 
 def main(precision, mode, batches_dir):
@@ -103,7 +100,7 @@ def main(precision, mode, batches_dir):
   model.fit(
     data_set(batches_dir),
     steps_per_epoch=100000,
-    callbacks=[Rate()],
+    callbacks=[Report()],
     verbose=0,
   )
 

@@ -10,7 +10,7 @@ from cifar10_suite import loading
 loading.load_tensorflow()
 
 import tensorflow.compat.v1 as tf
-from timing import report_steps
+from timing import run_steps
 
 import cifar10
 from cifar10_suite import convolution, large_pages, processor, sessions
@@ -50,7 +50,7 @@ def main(dtype, recipe_name):
     tf.train.ChiefSessionCreator(config=sessions.session_config()),
     hooks=[large_pages.UseLargePages()],
   ) as session:
-    report_steps(lambda: session.run(train_op), count)
+    run_steps(lambda: session.run(train_op), count)
 
 
 if __name__ == '__main__':

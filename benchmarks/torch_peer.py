@@ -4,7 +4,7 @@ import sys
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from timing import BATCH_SIZE, report_steps
+from timing import BATCH_SIZE, run_steps
 from torch import nn
 
 
@@ -75,7 +75,7 @@ def main(precision, mode):
     optimizer.step()
     torch._foreach_lerp_(averages, variables, 1e-4)
 
-  report_steps(step)
+  run_steps(step)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import os
 import sys
 
 import tensorflow.compat.v1 as tf
-from timing import BATCH_SIZE, report_steps
+from timing import BATCH_SIZE, run_steps
 
 
 def read_example(filenames):
@@ -117,7 +117,7 @@ def main(batches_dir, train_dir):
   with tf.train.MonitoredTrainingSession(
     checkpoint_dir=train_dir, hooks=[tf.train.NanTensorHook(loss)]
   ) as session:
-    report_steps(lambda: session.run(train_op))
+    run_steps(lambda: session.run(train_op))
 
 
 if __name__ == '__main__':

@@ -1,41 +1,39 @@
 """Run benchmark scripts of the suite itself, for a moment each."""
 
-import json
+import importlib
 import os
-import subprocess
 import sys
 
 import pytest
-from support.programs import ROOT, TIMEOUT
-
-RUN = """
-import runpy, sys
-sys.path.insert(0, sys.argv[1])
-import timing
-timing.WARM_UP_STEPS, timing.SECONDS = 1, 0.1
-sys.argv[:] = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name='__main__')
-"""
+from support.programs import ROOT
 
 
 @pytest.mark.parametrize(
-  'arguments',
+  ('arguments', 'batch_size'),
   [
-    ['step_alone.py', 'float32', 'fast'],
-    ['step_alone.py', 'bfloat16', 'fast'],
-    ['inputs.py', 'DATA'],
+    (['step_alone.py', 'float32', 'fast'], 256),
+    (['step_alone.py', 'bfloat16', 'fast'], 256),
+    (['inputs.py', 'DATA'], 128),
   ],
-  ids=lambda arguments: ' '.join(arguments),
+  ids=lambda value: ' '.join(value) if isinstance(value, list) else None,
 )
 @pytest.mark.slow
-def test_a_script_reports_its_speed(batches_dir, arguments):
+def test_a_script_reports_its_speed(
+  batches_dir, arguments, batch_size, monkeypatch
+):
   folder = os.path.join(ROOT, 'benchmarks')
+  monkeypatch.syspath_prepend(folder)
+  turns = importlib.import_module('turns')
+  monkeypatch.setattr(turns, 'NUM_SLICES', 1)
+  monkeypatch.setattr(turns, '_WARM_UP_STEPS', 2)
   script, *others = arguments
   others = [batches_dir if it == 'DATA' else it for it in others]
-  command = [sys.executable, '-c', RUN, folder, f'{folder}/{script}', *others]
-  done = subprocess.run(
-    command, capture_output=True, text=True, timeout=TIMEOUT, check=True
+  command = [sys.executable, os.path.join(folder, script), *others]
+  failures = {}
+  figures = turns.alternate(
+    {script: turns.Steps(command, batch_size)}, failures
   )
-  figures = json.loads(done.stdout.splitlines()[-1])
-  assert figures['examples_per_sec'] > 0
-  assert figures['cpu_us_per_example'] > 0
+  assert failures == {}
+  assert figures[script]['examples_per_sec'] > 0
+  assert figures[script]['cpu_us_per_example'] > 0
+  assert figures[script]['startup_secs'] > 0
