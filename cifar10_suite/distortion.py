@@ -42,7 +42,7 @@ def apply(
     [n, size, size, channels]: as from `tf.image.per_image_standardization`, of
     mean 0 and standard deviation 1, unless the image is almost plain.
   """
-  # Two functions: XLA would merge them, and cut out each pixel three times.
+  # In a single function, XLA would cut each pixel out again for each sum.
   planes = _crop_and_flip(pixels, numbers[:, :3], size, crop_margin)
   return _adjust_and_standardize(
     planes, numbers[:, 3:], max_brightness, saturation, contrast, dtype
