@@ -1,6 +1,8 @@
 """Test on which threads queue runners run their operations."""
 
+import os
 import queue as queues
+import sys
 import threading
 
 import numpy as np
@@ -28,6 +30,25 @@ class TestOnOwnThreads:
       for _ in range(10):
         for name in session.run(names):
           assert b'QueueRunnerThread' in name
+
+  @pytest.mark.skipif(sys.platform != 'linux', reason='has no such priorities')
+  def test_the_threads_have_a_lower_priority(self, graph):
+    def niceness():
+      return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    measured = tf.py_func(lambda: np.int32(niceness()), [], tf.int32)
+    numbers = tf.FIFOQueue(4, tf.int32, shapes=[[]])
+    with queue_runners.on_own_threads():
+      tf.train.add_queue_runner(
+        tf.train.QueueRunner(
+          numbers, [numbers.enqueue(tf.reshape(measured, []))]
+        )
+      )
+    number = numbers.dequeue()
+    before = niceness()
+    with tf.train.MonitoredSession() as session:
+      assert session.run(number) == min(before + 5, 19)
+      assert niceness() == before
 
   def test_operations_of_one_runner_stay_together(self, graph):
     turns = queues.Queue()
