@@ -358,7 +358,6 @@ def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   decoded, labels = _decode(records)
   shape = [dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
   planes = tf.reshape(decoded[:, 1:], [-1, *shape])
-  planes.set_shape([records.shape[0], *shape])
   return tf.transpose(planes, [0, 2, 3, 1]), labels
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
@@ -65,7 +64,10 @@ class _CallingThreadSession:
     self.run = session.run
 
   def make_callable(self, operation: tf.Operation) -> Callable[[], None]:
-    _lower_priority()  # a queue runner calls this on its thread
+    # A queue runner calls this on its thread. Elsewhere than on Linux, all
+    # threads of the process would have a lower priority.
+    if sys.platform == 'linux':
+      os.nice(_NICENESS)
     call = self._session.make_callable(operation, accept_options=True)
     # -1 is the calling thread, instead of a pool of threads.
     return lambda: call(options=tf.RunOptions(inter_op_thread_pool=-1))
@@ -79,11 +81,3 @@ class _CallingThreadSession:
 
   def __hash__(self) -> int:
     return hash(self._session)
-
-
-def _lower_priority() -> None:
-  """Lower the priority of the calling thread, on Linux."""
-  if sys.platform == 'linux':  # elsewhere, this would be the whole process
-    thread = threading.get_native_id()
-    niceness = os.getpriority(os.PRIO_PROCESS, thread)
-    os.setpriority(os.PRIO_PROCESS, thread, min(niceness + _NICENESS, 19))

@@ -89,7 +89,7 @@ class Suite:
       "bench = int(os.environ.get('BENCH_PID', 0))\n"
       f'fifo = os.open({self._fifo!r}, os.O_RDWR)\n'
       f'with open({str(self._root / name)!r} + ".runs", "a") as file:\n'
-      '  print(*sys.argv[1:], file=file)\n' + textwrap.dedent(code)
+      '  print(*sys.argv[1:], file=file)\n' + code
     )
 
   def runs(self, name):
@@ -221,7 +221,7 @@ def test_the_table_has_medians_of_the_rounds(suite, run):
   assert row(lines, 'Keras, float32')[1] == f'{sorted(rates)[1]:.0f}'
 
 
-def test_a_contestant_is_stopped_while_another_runs(turns, tmp_path, popen):
+def test_a_contestant_is_stopped_while_another_runs(turns, tmp_path):
   """Each program counts the time in which it was not stopped."""
   turns.SLICE_SECS = 0.5
   code = """
