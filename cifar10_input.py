@@ -144,6 +144,7 @@ def distorted_batches(
   if split_file:
     place = filenames.index(split_file)
     filenames = filenames[: place + 1 if split_record else place]
+  bounds = (0, split_record or None)
   for name in filenames:
     tf.add_to_collection(dataset.DATA_FILES, name)
   min_queue_examples = int(
@@ -165,9 +166,10 @@ def distorted_batches(
     readers = range(min(len(filenames), _MAX_READERS))
     records = tf.train.shuffle_batch_join(
       [
-        [_read_many(filename_queue, num_classes, split_file, (0, split_record))]
+        [_read_many(filename_queue, num_classes, split_file, bounds)]
         for _ in readers
       ],
+      # More than fit into the queue, but a run takes them as they come.
       _BATCHES_PER_RUN * batch_size,
       capacity=min_queue_examples + 3 * batch_size,
       min_after_dequeue=min_queue_examples,
@@ -205,8 +207,8 @@ def inputs(
     num_views: number of windows per image, as in `views.cut`.
     num_classes: number of classes, NUM_CLASSES by default; higher labels are an
       error.
-    hold_out: if not 0, read only this number of images, from the end of the
-      training files.
+    hold_out: if not 0, read this number of images from the end of the training
+      files instead, whatever `eval_data` says.
 
   Returns:
     images: float32 [batch_size * num_views, 24, 24, 3], standardized.
@@ -219,10 +221,11 @@ def inputs(
   compatibility.require_graph_mode()
   _check_image_size()
   split_file, split_record = '', 0
-  filenames = dataset.evaluation_files(eval_data, data_dir)
   if hold_out:
     filenames, split_file, split_record = dataset.split(data_dir, hold_out)
     filenames = filenames[filenames.index(split_file) :]
+  else:
+    filenames = dataset.evaluation_files(eval_data, data_dir)
   bounds = (split_record, None)
   with tf.device('/cpu:0'), tf.name_scope('input/'):
     filename_queue = tf.train.string_input_producer(
@@ -244,7 +247,7 @@ def inputs(
 
 
 def distort(
-  planes: tf.Tensor,
+  pixels: tf.Tensor,
   contrast: tuple[float, float] = CONTRAST,
   crop_margin: float | tf.Tensor = CROP_MARGIN,
   dtype: tf.DType = tf.float32,
@@ -253,8 +256,8 @@ def distort(
   """Apply a random crop, flip, brightness, contrast; standardize the images.
 
   Args:
-    planes: uint8 [n, 3, 32, 32], depth-major as in the files, or the bytes of
-      records, [n, 3073].
+    pixels: uint8 [n, 3, 32, 32], depth-major as in the files, or the bytes of
+      records, [n, 3073], whose labels are skipped.
     contrast: bounds of the random contrast factor.
     crop_margin: maximum offset of a crop, a number or float32 [] from 0 (centre
       only) to 1 (anywhere in the image). If the margin is not a whole number of
@@ -266,10 +269,10 @@ def distort(
   Returns:
     [n, 24, 24, 3]; the distortions of the images are independent.
   """
-  count = planes.shape.as_list()[0]
-  count = tf.shape(planes)[0] if count is None else count
+  count = pixels.shape.as_list()[0]
+  count = tf.shape(pixels)[0] if count is None else count
   return distortion.apply(
-    planes,
+    pixels,
     tf.random.uniform([count, distortion.NUM_RANDOM]),
     IMAGE_SIZE,
     # A copy on the CPU: with a GPU, XLA compiles only if all tensors are there.
@@ -333,7 +336,8 @@ def _check_labels(
   num_classes = num_classes or NUM_CLASSES
   first_bytes = tf.strings.substr(records, 0, 1)
   labels = tf.reshape(tf.decode_raw(first_bytes, tf.uint8), [-1])
-  wrong = tf.where(tf.cast(labels, tf.int32) >= num_classes)  # may be 256
+  # As int32, since num_classes may be 256.
+  wrong = tf.where(tf.cast(labels, tf.int32) >= num_classes)
   check = tf.debugging.Assert(
     tf.equal(tf.size(wrong), 0),
     [

@@ -192,7 +192,7 @@ def settings_from_flags(recipe: Recipe) -> TrainSettings:
 
   First, this sets the number of threads, on which measurements of compute types
   depend. If the recipe prefers bfloat16, the default of `--use_bf16` becomes
-  whether that is fast on this CPU.
+  true where that is fast on this CPU.
 
   Raises:
     UserError: if training ends before `--profile_steps`.

@@ -3,9 +3,9 @@
   make bench [ARGS='--rounds 5']
   make bench ARGS=--inputs
 
-In each of several rounds, the contestants that train run at the same time, in
-slices of two seconds, so that all have the same load beside them; the others
-follow one by one. The program prints a table of medians. After each round, it
+In each of several rounds, the contestants that train take turns every two
+seconds, so that other load affects all of them alike; the others follow one by
+one. The program prints a table of medians. After each round, it
 writes results/bench.json, which has an entry for each kind of processor.
 Finally, it draws the bar chart results/bench.png. With --only, --inputs or
 --startup, it writes neither file.

@@ -13,8 +13,10 @@ import tensorflow.compat.v1 as tf
 from timing import BATCH_SIZE, run_steps
 
 import cifar10_input
+from cifar10_suite import processor
 
 tf.disable_v2_behavior()
+processor.use_threads(processor.usable_cores())
 _, labels = cifar10_input.distorted_inputs(sys.argv[1], BATCH_SIZE)
 with tf.train.MonitoredSession() as session:
   run_steps(lambda: session.run(labels.op))

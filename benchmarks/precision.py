@@ -12,6 +12,7 @@ loading.load_tensorflow()
 
 import tensorflow.compat.v1 as tf
 
-from cifar10_suite import convolution
+from cifar10_suite import convolution, processor
 
+processor.use_threads(processor.usable_cores())
 print(json.dumps({'bfloat16': bool(convolution.is_fast(tf.bfloat16))}))

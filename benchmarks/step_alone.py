@@ -22,6 +22,7 @@ def main(dtype, recipe_name):
   count = recipe.batch_size
   tf.disable_v2_behavior()
   tf.app.flags.FLAGS(sys.argv[:1])
+  processor.use_threads(processor.usable_cores())
   images = tf.get_local_variable(
     'images',
     initializer=tf.random.normal([count, 24, 24, 3]),

@@ -1,8 +1,8 @@
 """Run contestants as processes: one to its end, or several that take turns.
 
 On a shared machine, the load changes from minute to minute. Contestants that
-are to be compared therefore run at the same time, in slices of two seconds: one
-runs while the others are stopped.
+are to be compared therefore take turns every two seconds, so that the load
+affects all of them alike.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ def alternate(
 ) -> dict[str, Figures]:
   """Measure programs that take turns; all of them are in memory at once.
 
-  Before that, each runs alone until it has warmed up.
+  First, each starts and warms up, while those before it are stopped.
 
   Args:
     programs: by the contestant's name.
@@ -107,12 +107,12 @@ def alternate(
 
 
 class _Process:
-  """A process with a group of its own and its output in temporary files.
+  """A process in a separate group, with its output in temporary files.
 
-  If the output went to a pipe, the process would stop when the pipe is full. In
-  a group, its child processes can be stopped and killed, too. In a session of
-  its own, it would remain stopped for ever if this program were killed; as it
-  is, the system then ends it.
+  The group lets its child processes be stopped and killed, too. With a pipe for
+  the output, the process would wait once the pipe is full. It stays in this
+  program's session: if this program is killed, the system sends SIGHUP to the
+  stopped processes of the session, which would otherwise never end.
 
   Attributes:
     start: time of the start, in seconds since the epoch.
@@ -172,7 +172,7 @@ class _Process:
 
   def kill(self) -> None:
     """Kill the process, if it has not ended, and its children."""
-    if not self._is_killed:  # later, the group may be another one
+    if not self._is_killed:  # afterwards, its number may be used again
       self.send(signal.SIGKILL)
       self._is_killed = True
       self._wait()

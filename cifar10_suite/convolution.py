@@ -1,7 +1,8 @@
 """Fast convolutions, pooling and matrix products.
 
 On CPUs, convolutions of many channels are computed in the frequency domain.
-Operations in types in which TensorFlow is not faster are computed in float32.
+Where TensorFlow is not faster in a type than in float32, operations compute in
+float32 and round.
 """
 
 import functools
@@ -16,7 +17,7 @@ from cifar10_suite import frequencies, measurement
 _Convolution = Callable[[list[tf.Tensor], tf.Tensor], list[tf.Tensor]]
 
 _MIN_SPEEDUP = 1.2  # over float32, to justify the loss of precision
-_TOO_SLOW = 2  # times as slow as float32, for a few images: measure no further
+_TOO_SLOW = 2  # times the time in float32, for a few images: measure no more
 
 
 def convolution(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
@@ -45,8 +46,8 @@ def convolution(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _fastest(channels: int, dtype: tf.DType) -> _Convolution:
-  """Return the way to convolve images of so many channels."""
-  if _on_gpu():
+  """Return the fastest convolution for a number of channels."""
+  if _has_gpu():
     return direct
   if channels >= 16:  # with fewer, transforms cost more than they save
     return fastest_transforms(dtype)
@@ -133,7 +134,7 @@ def is_fast(dtype: tf.DType) -> bool:
   Args:
     dtype: float32, float16 or bfloat16.
   """
-  if dtype == tf.float32 or _on_gpu():
+  if dtype == tf.float32 or _has_gpu():
     return True
   if dtype != tf.bfloat16:
     return False
@@ -165,10 +166,10 @@ def _seems_fast(dtype: tf.DType) -> bool:
 
 def prefers_bfloat16() -> bool:
   """Return whether training runs on a CPU that is fast in bfloat16."""
-  return not _on_gpu() and is_fast(tf.bfloat16)
+  return not _has_gpu() and is_fast(tf.bfloat16)
 
 
-def _on_gpu() -> bool:
+def _has_gpu() -> bool:
   return bool(tf.config.get_visible_devices('GPU'))
 
 
@@ -202,7 +203,7 @@ def num_parts(batch_size: int, num_threads: int) -> int:
     batch_size: number of images.
     num_threads: number of threads for computing.
   """
-  splits = num_threads == 2 and batch_size % 2 == 0 and not _on_gpu()
+  splits = num_threads == 2 and batch_size % 2 == 0 and not _has_gpu()
   return 2 if splits else 1
 
 

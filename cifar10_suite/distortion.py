@@ -26,7 +26,7 @@ def apply(
 
   Args:
     pixels: uint8 [n, channels, height, width], or the bytes of records, [n,
-      1 + channels * height * width].
+      1 + channels * height * width], whose labels are skipped.
     numbers: float32 [n, NUM_RANDOM], from 0 to 1: where to cut along height and
       width, whether to mirror (below 0.5), then the places of brightness,
       saturation and contrast between their bounds.
@@ -148,8 +148,8 @@ def _moments(planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   pixels = tf.cast(planes, tf.int32)
   sums, squares = _sum(pixels), _sum(pixels * pixels)
   size = np.prod(planes.shape.as_list()[2:])
-  # Rounded before the subtraction, the variance of a plain image could be less
-  # than zero, which has no square root.
+  # If both terms were rounded before the subtraction, the variance of a plain
+  # image could be negative.
   variances = (squares * size - sums**2) / size**2
   return tf.cast(sums / size, tf.float32), tf.cast(variances, tf.float32)
 
@@ -158,7 +158,7 @@ def _sum(planes: tf.Tensor) -> tf.Tensor:
   """Return sums over planes, float64 [n, channels, 1, 1].
 
   Columns first: XLA adds rows with vector instructions, but not the numbers of
-  a row. The cast keeps it from merging the two sums.
+  a row. The cast keeps XLA from merging the two sums.
   """
   columns = tf.reduce_sum(planes, axis=2, keepdims=True)
   return tf.reduce_sum(tf.cast(columns, tf.float64), axis=3, keepdims=True)

@@ -34,25 +34,25 @@ def by_axes(parts: list[tf.Tensor], kernel: tf.Tensor) -> list[tf.Tensor]:
   size, _, _, outputs = kernel.shape.as_list()
   column_matrices = _of_columns(height, size)
   row_matrices = _of_rows(width, size)
-  num_columns = len(column_matrices[0]) // 2  # frequencies of columns
-  num_rows = len(row_matrices[0])  # factors of rows: three for each frequency
+  num_frequencies = len(column_matrices[0]) // 2  # of columns
+  num_factors = len(row_matrices[0])  # of rows: three for each frequency
 
   def transform(
-    of_columns: _Product, of_rows: _Product, values: tf.Tensor
+    on_columns: _Product, on_rows: _Product, values: tf.Tensor
   ) -> tf.Tensor:
-    """Transform [h, w, m, depth] to [num_columns * num_rows, m, depth]."""
-    h, w, m, depth = values.shape.as_list()
-    values = of_columns(tf.reshape(values, [h, -1]))
+    """Transform [h, w, m, d] to [num_frequencies * num_factors, m, d]."""
+    h, w, m, d = values.shape.as_list()
+    values = on_columns(tf.reshape(values, [h, -1]))
     # For each frequency of columns, the real parts of a row, then its imaginary
     # parts.
-    values = of_rows(tf.reshape(values, [num_columns, 2 * w, -1]))
-    return tf.reshape(values, [num_columns * num_rows, m or -1, depth])
+    values = on_rows(tf.reshape(values, [num_frequencies, 2 * w, -1]))
+    return tf.reshape(values, [num_frequencies * num_factors, m or -1, d])
 
   def convolve(x: tf.Tensor) -> tf.Tensor:
     x_factors = transform(of_column, of_row, _transposed(x, [1, 2, 0, 3]))
     products = tf.matmul(x_factors, kernel_factors)
-    y = to_row(tf.reshape(products, [num_columns, num_rows, -1]))
-    y = to_column(tf.reshape(y, [2 * num_columns, -1]))
+    y = to_row(tf.reshape(products, [num_frequencies, num_factors, -1]))
+    y = to_column(tf.reshape(y, [2 * num_frequencies, -1]))
     y = tf.reshape(y, [height, width, -1, outputs])
     return _transposed(y, [2, 0, 1, 3])
 
@@ -197,7 +197,7 @@ def _of_columns(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Return matrices to convolve columns of real numbers.
 
-  With them, y = to_column @ (of_column @ x * of_kernel @ kernel), where * is
+  With them, y = to_column @ ((of_column @ x) * (of_kernel @ kernel)), with
   the product of complex numbers. Rows of the transforms alternate: the real
   part of a frequency, then its imaginary part. There is one frequency of each
   conjugate pair.
@@ -250,10 +250,14 @@ def _parts(z: np.ndarray) -> np.ndarray:
 
 
 def _real_sums(z: np.ndarray) -> np.ndarray:
-  """Return float32 [k, 2 * n], which sums like a complex [k, n].
+  """Return a real matrix for sums of z @ w and its conjugate.
 
-  A product with the alternating parts of w is the real part of the sum over z w
-  and its conjugate: 2 (Re z Re w - Im z Im w).
+  Args:
+    z: complex [k, n].
+
+  Returns:
+    float32 [k, 2 * n]. Its product with the alternating parts of w is
+    2 (Re z @ Re w - Im z @ Im w).
   """
   return 2 * _parts(z.T.conj()).T
 
@@ -263,10 +267,11 @@ def _transforms(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Return the transforms for convolution along one axis.
 
-  They treat a line as if it went on with alternating sign. If its length is
-  even, all frequencies then come in conjugate pairs, without a real one that
-  would be a special case. The line is padded with zeros by half the kernel's
-  width, which both of its ends share, and to an even length.
+  They treat a line as periodic, except that each repetition changes its sign.
+  With an even period, all frequencies then come in conjugate pairs, and none is
+  real, which would be a special case. Zeros pad the line to an even length, by
+  at least half the kernel's width: as the line repeats, one padding serves both
+  of its ends.
 
   Returns:
     of_line: complex [n, length], n even. Rows k and n - 1 - k are conjugates.

@@ -29,7 +29,7 @@ def enter_compute_type(value: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def leave_compute_type(x: tf.Tensor) -> tf.Tensor:
-  """Cast activations to float32, and scale their gradient in float16.
+  """Cast activations to float32; for float16, also scale their gradient.
 
   Small gradients vanish in float16. This function therefore multiplies the
   incoming gradient by a loss scale, which `enter_compute_type` removes on the
@@ -82,7 +82,8 @@ def without_overflow(
 ) -> tuple[list[tuple[tf.Tensor | None, tf.Variable]], tf.Operation]:
   """With float16, set all gradients to zero if one of them overflows.
 
-  In other types, this has no effect. Momentum and weight decay still act.
+  In other types, this has no effect. The variables still change by momentum and
+  by a weight decay that is not part of the loss.
 
   Args:
     gradients: (gradient, variable) pairs.

@@ -1,11 +1,11 @@
-"""The processor: its description, and the part of it that is ours."""
+"""The processor: its description, and the cores that a program may use."""
 
 import math
 import os
 import platform
 
 # Vector and matrix instructions of x86, then of ARM.
-_TELLING_FLAGS = (
+_SHOWN_FLAGS = (
   'avx2',
   'avx512f',
   'avx512_bf16',
@@ -22,9 +22,9 @@ _TELLING_FLAGS = (
 def describe(cpuinfo: str = '/proc/cpuinfo') -> str:
   """Describe the processor in one line.
 
-  The description is for readers only; no code may depend on it. A flag shows
-  what the processor supports, not whether TensorFlow uses it or is faster with
-  it.
+  It is for readers, and the key of an entry in results/bench.json. No code may
+  choose a path by it: a flag shows what the processor supports, not whether
+  TensorFlow uses it or is faster with it.
 
   Args:
     cpuinfo: path of the file in which Linux describes the processor. If it does
@@ -49,8 +49,8 @@ def describe(cpuinfo: str = '/proc/cpuinfo') -> str:
   count = os.cpu_count() or 1
   cores = '1 core' if count == 1 else f'{count} cores'
   flags = fields.get('flags', fields.get('Features', '')).split()
-  telling = ', '.join(flag for flag in _TELLING_FLAGS if flag in flags)
-  return f'{name}, {cores}' + (f' ({telling})' if telling else '')
+  shown = ', '.join(flag for flag in _SHOWN_FLAGS if flag in flags)
+  return f'{name}, {cores}' + (f' ({shown})' if shown else '')
 
 
 def usable_cores(

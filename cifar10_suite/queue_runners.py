@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import tensorflow.compat.v1 as tf
 
-_NICENESS = 5  # a third of the processor time of a thread of a training step
+_NICENESS = 5  # a third of the processor time of a thread of normal priority
 
 
 @contextlib.contextmanager
@@ -33,13 +33,13 @@ def on_own_threads() -> Iterator[None]:
 
 
 class _OwnThreadQueueRunner(tf.train.QueueRunner):
-  """Queue runner whose operations start on its own Python thread.
+  """Queue runner whose operations run on its own Python thread.
 
-  An operation that waits, for example for a file, leaves those after it to the
-  thread that ends the wait. Operations of a `tf.train.QueueRunner` occupy
-  TensorFlow's threads instead, where a training step then has to wait for them:
-  with two cores, that costs 2% of the time. In a session of a cluster, this
-  queue runner does the same.
+  When an operation has to wait, for example for a full queue, those that depend
+  on it run on the thread that ends the wait. A `tf.train.QueueRunner` uses
+  TensorFlow's threads, where a training step has to wait for its operations:
+  with two cores, that costs 2% of the time. In a cluster, this one uses them,
+  too, since TensorFlow then ignores the choice of threads.
 
   On Linux, the thread has a lower priority, since the step waits for each of
   its own threads, but not for the input, as long as batches are ready.

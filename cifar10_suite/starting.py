@@ -13,7 +13,7 @@ from cifar10_suite.cluster import wait_until
 from cifar10_suite.errors import UserError
 from cifar10_suite.train_settings import TrainSettings
 
-_AVERAGE = '/ExponentialMovingAverage'  # suffix of their names
+_AVERAGE = '/ExponentialMovingAverage'  # suffix of the names of averages
 
 
 def with_activation_scale(
@@ -26,7 +26,7 @@ def with_activation_scale(
 
   Args:
     settings: settings from the flags.
-    is_alone: whether there are no other workers, which do not see that run.
+    is_alone: whether this is the only worker; others may not see that run.
 
   Raises:
     UserError: if the recipe, or a cluster, cannot train that network.
@@ -97,13 +97,13 @@ def from_run(
   Raises:
     CheckpointError: if there is no readable checkpoint of this network.
   """
-  if not (one := checkpoints.named(source)) and not os.path.isdir(source):
+  if not (path := checkpoints.named(source)) and not os.path.isdir(source):
     raise checkpoints.CheckpointError(
       f'--init_from {source} does not exist. Name a run, which is its '
       'directory, or a checkpoint.'
     )
   path, stored = _newest_averages(
-    source, [one] if one else checkpoints.saved_in(source)[::-1]
+    source, [path] if path else checkpoints.saved_in(source)[::-1]
   )
   fits: dict[str, bool] = {}
   for variable in tf.trainable_variables():
@@ -181,14 +181,14 @@ def announce(
     num_gpus: number of GPUs to use; None for one, if there is one.
     num_threads: number of threads for computing on the CPU.
   """
-  there = len(tf.config.list_physical_devices('GPU'))
-  num_gpus = min(there, 1) if num_gpus is None else num_gpus
+  num_present = len(tf.config.list_physical_devices('GPU'))
+  num_gpus = min(num_present, 1) if num_gpus is None else num_gpus
   print(
     f'Training with {devices.describe(num_gpus, num_threads)} in '
     f'{settings.dtype.name}: recipe {settings.recipe.name}, results in '
     f'{commands.short_path(settings.train_dir)}.'
   )
-  if hint := devices.hint(num_gpus, there):
+  if hint := devices.hint(num_gpus, num_present):
     print(hint)
 
 
@@ -209,7 +209,7 @@ def settings_in_common(
     'TensorFlow': tf.__version__,
     **dataclasses.asdict(settings.recipe),
     'compute type': settings.dtype.name,
-    # Without, the results are rounded: the variables would differ.
+    # Workers without them compute in float32 and round: variables would differ.
     'kernels for bfloat16': settings.dtype == tf.bfloat16
     and convolution.is_fast(tf.bfloat16),
     'towers': num_towers,

@@ -114,10 +114,10 @@ def _start(settings: TrainSettings, cluster: Cluster, num_towers: int) -> int:
   Raises:
     UserError: as `_find_start`.
   """
-  found = _find_start(settings)
-  start = found or 0
+  saved_step = _find_start(settings)
+  start = saved_step or 0
   if start < settings.recipe.max_steps:
-    _record_start(settings, found, num_towers, len(cluster.workers))
+    _record_start(settings, saved_step, num_towers, len(cluster.workers))
     return start
   where = commands.short_path(settings.train_dir)
   print(
@@ -162,12 +162,12 @@ def _find_start(settings: TrainSettings) -> int | None:
 
 def _record_start(
   settings: TrainSettings,
-  found: int | None,
+  saved_step: int | None,
   num_towers: int,
   num_workers: int,
 ) -> None:
   """Record a start in run.json; say from where a run resumes, if it does."""
-  start = {
+  entry = {
     **runs.describe(settings.recipe, settings.dtype),
     'hold_out': settings.hold_out,
     'init_from': settings.init_from,
@@ -176,17 +176,17 @@ def _record_start(
     'towers': num_towers,
     'scale_learning_rate': settings.scale_learning_rate,
   }
-  if found is not None:
-    print(f'Resuming from step {found}')
+  if saved_step is not None:
+    print(f'Resuming from step {saved_step}')
     if source := settings.init_from:
       print(f'--init_from {source} has no effect: training resumes.')
-    start['init_from'] = None
+    entry['init_from'] = None
     if before := runs.read(settings.train_dir):
-      start['init_from'] = before['starts'][-1].get('init_from')
-      if changes := runs.changes(before, start):
+      entry['init_from'] = before['starts'][-1].get('init_from')
+      if changes := runs.changes(before, entry):
         print(f'Changed since the last start: {", ".join(changes)}.')
   runs.record_start(
-    settings.train_dir, settings.data_set.class_names, found, start
+    settings.train_dir, settings.data_set.class_names, saved_step, entry
   )
 
 

@@ -386,12 +386,12 @@ def test_gives_up_on_a_cluster_that_is_not_there(flags, ps, kind, missing):
   _, errors = run(
     'cifar10_train.py',
     *flags,
-    '--cluster_timeout_secs=2',
+    '--cluster_timeout_secs=1',
     environment=environment(addresses, kind),
     status=1,
   )
   where = f'{missing} 0 at {addresses[missing][0]}'
-  assert f'{where} has not answered for 2 s' in errors
+  assert f'{where} has not answered for 1 s' in errors
 
 
 def test_an_evaluator_task_evaluates(flags, tmp_path):

@@ -315,7 +315,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 def test_a_full_disk_keeps_a_checkpoint_from_being_scored(
   flags, tmp_path, limit, record_fault
 ):
-  run('cifar10_train.py', *flags, '--max_steps=1')
+  write_network_by_hand(f'{tmp_path}/train', 1)
   command = ['cifar10_eval.py', '--run_once', '--num_examples=100']
   command += [
     f'--checkpoint_dir={tmp_path}/train',
@@ -342,8 +342,7 @@ def test_a_full_disk_keeps_an_export_from_being_written(flags, tmp_path):
 
 
 def test_nan_among_the_summaries(flags, tmp_path, record_fault):
-  run('cifar10_train.py', *flags, '--max_steps=2')
-  path = tf.train.latest_checkpoint(f'{tmp_path}/train')
+  path = write_network_by_hand(f'{tmp_path}/train', 2)
   # These values make the loss finite, but let one of the gradients overflow.
   signs = np.random.RandomState(1).choice([-1.0, 1.0], [192, 10])
   large = {

@@ -320,7 +320,7 @@ class TestInterruption:
   @pytest.fixture(autouse=True)
   def running(self, tmp_path, source, data_dir):
     """Start the program."""
-    noise = np.random.RandomState(0).randint(0, 256, [1000, 1000, 3], np.uint8)
+    noise = np.random.RandomState(0).randint(0, 256, [500, 500, 3], np.uint8)
     for folder in ('a', 'b'):
       os.makedirs(f'{source}/{folder}')
       for number in range(MANY):

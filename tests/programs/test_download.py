@@ -124,7 +124,12 @@ class World:
     )
     self.archive_path = os.path.join(self.data_dir, 'cifar-10-binary.tar.gz')
     self.server = Server(self.archive)
-    threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    seconds_between_checks = 0.01  # whether to shut down
+    threading.Thread(
+      target=self.server.serve_forever,
+      args=[seconds_between_checks],
+      daemon=True,
+    ).start()
     port = self.server.server_address[1]
     self.monkeypatch = monkeypatch
     self._popen = popen

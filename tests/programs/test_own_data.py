@@ -165,11 +165,10 @@ def test_the_run_describes_itself(trained, tmp_path):
   )
   assert info.hparams['recipe'].string_value == 'fast'
   assert info.hparams['batch_size'].number_value == 30
-  data_dir = make(tmp_path / 'data', NAMES)
-  train(data_dir, tmp_path / 'train', steps=2)
-  train(data_dir, tmp_path / 'train', steps=3)
+  shutil.copytree(trained / 'train', tmp_path / 'train')
+  train(trained / 'data', tmp_path / 'train', TINY_BATCH, steps=61)
   run_json = json.loads((tmp_path / 'train/run.json').read_text())
-  assert [start['step'] for start in run_json['starts']] == [0, 2]
+  assert [start['step'] for start in run_json['starts']] == [0, 60]
 
 
 def test_other_classes_are_refused(trained, tmp_path):
@@ -268,7 +267,7 @@ def test_nothing_left_to_train_removes_nothing(trained, tmp_path):
   lines, _ = train(
     trained / 'data', tmp_path / 'train', '--keep_checkpoint_max=1', steps=60
   )
-  assert 'nothing left to train' in lines[-1]
+  assert 'is already at step 60: nothing left to train' in lines[-1]
   assert sorted(os.listdir(tmp_path / 'train')) == before
 
 

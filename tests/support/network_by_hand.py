@@ -1,5 +1,7 @@
 """A checkpoint with known predictions."""
 
+import functools
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -19,7 +21,17 @@ COLOURS = {
 
 def write_network_by_hand(directory, step):
   """Write a checkpoint that classifies colours only with its averages."""
-  with tf.Graph().as_default(), tf.Session() as session:
+  session, saver, global_step = _network()
+  global_step.load(step, session)
+  saver.set_last_checkpoints_with_time([])  # as in a new saver
+  return saver.save(session, f'{directory}/model.ckpt', step)
+
+
+@functools.cache
+def _network():
+  """Return a session with the network, its saver and its global step."""
+  with tf.Graph().as_default():
+    session = tf.Session()
     cifar10.inference(tf.zeros([1, 24, 24, 3]))
     averages = tf.train.ExponentialMovingAverage(cifar10.MOVING_AVERAGE_DECAY)
     averages.apply(tf.trainable_variables())
@@ -40,9 +52,8 @@ def write_network_by_hand(directory, step):
       ]
     for name in ('2', '5', '6', '8'):
       values['softmax_linear/biases'][int(name)] = -1000
+    global_step = tf.train.get_or_create_global_step()
     session.run(tf.global_variables_initializer())
     for variable in tf.trainable_variables():
       averages.average(variable).load(values[variable.op.name], session)
-    global_step = tf.train.get_or_create_global_step()
-    session.run(global_step.assign(step))
-    return tf.train.Saver().save(session, f'{directory}/model.ckpt', step)
+    return session, tf.train.Saver(), global_step

@@ -1,6 +1,7 @@
 """Run the programs as processes, and read and write their files."""
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -38,7 +39,9 @@ _processes.set_forkserver_preload(
 )
 
 
-def _run_as_main(path, arguments, cwd, environment, stdout, stderr_name):
+def _run_as_main(
+  path, arguments, cwd, environment, constants, stdout, stderr_name
+):
   """Run a program in this process, like `python path argument ...` in `cwd`."""
   os.dup2(stdout.fileno(), 1)
   stdout.close()
@@ -56,13 +59,29 @@ def _run_as_main(path, arguments, cwd, environment, stdout, stderr_name):
     for name in list(sys.modules):
       if name.startswith(('cifar10', 'download')):
         del sys.modules[name]
+  for name, value in constants.items():
+    module, _, constant = name.rpartition('.')
+    module = importlib.import_module(module)
+    assert hasattr(module, constant), name
+    setattr(module, constant, value)
   runpy.run_path(path, run_name='__main__')
 
 
 class Program:
   """A program that runs in parallel to the test, which reads its output."""
 
-  def __init__(self, program, *arguments, environment=None, cwd='.'):
+  def __init__(
+    self, program, *arguments, environment=None, cwd='.', constants=None
+  ):
+    """Start a program.
+
+    Args:
+      program: its path, relative to ROOT or absolute.
+      arguments: its arguments.
+      environment: changes of the environment.
+      cwd: its working directory.
+      constants: other values for constants, such as 'cifar10_suite.x.Y'.
+    """
     self._errors = tempfile.NamedTemporaryFile('r')  # noqa: SIM115
     self._stdout, stdout = _processes.Pipe(duplex=False)
     self._process = _processes.Process(
@@ -72,6 +91,7 @@ class Program:
         arguments,
         os.path.abspath(cwd),
         {**os.environ, **(environment or {})},
+        constants or {},
         stdout,
         self._errors.name,
       ),
