@@ -5,10 +5,10 @@
 
 In each of several rounds, the contestants that train take turns every two
 seconds, so that other load affects all of them alike; the others follow one by
-one. The program prints a table of medians. After each round, it
-writes results/bench.json, which has an entry for each kind of processor.
-Finally, it draws the bar chart results/bench.png. With --only, --inputs or
---startup, it writes neither file.
+one. The program prints a table of medians. After each round, it writes
+results/bench.json, which has an entry for each kind of processor. Finally, it
+draws the bar chart results/bench.png. With --only, --inputs or --startup, it
+writes neither file.
 
 If a contestant fails, the program prints the last line of its error output and
 does not try it again. The others continue, and the exit status is 1.

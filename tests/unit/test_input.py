@@ -457,23 +457,29 @@ class TestHeldOut:
       records.tofile(tmp_path / f'data_batch_{k}.bin')
     return str(tmp_path)
 
-  def test_are_scored(self, graph, held_out_dir):
+  @pytest.mark.parametrize(
+    ('count', 'expected'), [(300, 300 * [2]), (1000, 700 * [1] + 300 * [2])]
+  )
+  def test_are_scored(self, graph, held_out_dir, count, expected):
     _, labels = cifar10_input.inputs(
-      False, held_out_dir, 64, num_epochs=1, hold_out=300
+      False, held_out_dir, 64, num_epochs=1, hold_out=count
     )
     got: list[int] = []
     with tf.train.MonitoredSession() as session:
       while not session.should_stop():
         got.extend(session.run(labels))
-    assert got == 300 * [2]
+    assert got == expected
 
-  def test_are_not_trained_on(self, graph, held_out_dir):
+  @pytest.mark.parametrize(
+    ('count', 'expected'), [(300, {0, 1}), (1000, {0}), (0, {0, 1, 2})]
+  )
+  def test_are_not_trained_on(self, graph, held_out_dir, count, expected):
     ((_, labels),) = cifar10_input.distorted_batches(
-      held_out_dir, 100, 1, num_examples=1000, hold_out=300
+      held_out_dir, 100, 1, num_examples=1000, hold_out=count
     )
     with tf.train.MonitoredSession() as session:
       got = np.concatenate([session.run(labels) for _ in range(40)])
-    assert set(got) == {0, 1}
+    assert set(got) == expected
 
   def test_are_not_trained_on_by_the_trainer(self, graph, tmp_path):
     batches_dir = tmp_path / dataset.BATCHES_DIR

@@ -1,6 +1,7 @@
 """Test the model against NumPy and TensorFlow's operations."""
 
 import dataclasses
+import functools
 import threading
 
 import numpy as np
@@ -486,6 +487,37 @@ class TestTowers:
     assert devices == [''] * 10 + ['/device:GPU:1'] * 10
 
 
+def train_on_16_images(dtype, start=None):
+  """Train 12 steps; return the losses, the variables before and after.
+
+  Args:
+    dtype: the compute type.
+    start: initial values of the variables by name; random ones by default.
+  """
+  # With the tutorial's rate, so few images diverge in any type.
+  recipe = dataclasses.replace(TUTORIAL, learning_rate=0.05)
+  images, labels = random_batch(16)
+  with tf.Graph().as_default(), tf.Session() as session:
+    tf.set_random_seed(1)
+    logits = cifar10.inference(tf.cast(images, dtype))
+    loss = cifar10.loss(logits, tf.constant(labels))
+    train_op = cifar10.train(
+      loss, tf.train.get_or_create_global_step(), recipe=recipe
+    )
+    session.run(tf.global_variables_initializer())
+    variables = {v.op.name: v for v in tf.global_variables()}
+    for name, value in (start or {}).items():
+      variables[name].load(value, session)
+    start = session.run(variables)
+    losses = [session.run([loss, train_op])[0] for _ in range(12)]
+    return losses, start, session.run(variables)
+
+
+@functools.cache
+def train_in_float32():
+  return train_on_16_images(tf.float32)
+
+
 class TestLossScaling:
   def test_an_overflow_changes_nothing_but_the_scale(self, graph):
     factor = tf.placeholder(tf.float32, [])
@@ -521,27 +553,10 @@ class TestLossScaling:
   @pytest.mark.parametrize('dtype', [tf.float16, tf.bfloat16])
   @pytest.mark.slow
   def test_learns_as_in_float32(self, dtype):
-    # With the tutorial's rate, so few images diverge in any type.
-    recipe = dataclasses.replace(TUTORIAL, learning_rate=0.05)
-    images, labels = random_batch(16)
-    losses, start = [], None
-    for compute_type in (tf.float32, dtype):
-      with tf.Graph().as_default(), tf.Session() as session:
-        tf.set_random_seed(1)
-        logits = cifar10.inference(tf.cast(images, compute_type))
-        loss = cifar10.loss(logits, tf.constant(labels))
-        train_op = cifar10.train(
-          loss, tf.train.get_or_create_global_step(), recipe=recipe
-        )
-        session.run(tf.global_variables_initializer())
-        variables = {v.op.name: v for v in tf.global_variables()}
-        start = start or session.run(variables)
-        for name, value in start.items():
-          variables[name].load(value, session)
-        losses.append([session.run([loss, train_op])[0] for _ in range(12)])
-        end = session.run(variables)
-    np.testing.assert_allclose(losses[1], losses[0], atol=0.005)
-    assert losses[0][-1] < losses[0][0] - 0.3
+    wanted, start, _ = train_in_float32()
+    losses, _, end = train_on_16_images(dtype, start)
+    np.testing.assert_allclose(losses, wanted, atol=0.005)
+    assert wanted[-1] < wanted[0] - 0.3
     for name, value in end.items():
       assert np.isfinite(value).all()
       assert not np.array_equal(value, start[name]), name
