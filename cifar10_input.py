@@ -360,8 +360,7 @@ def _decode(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _images_and_labels(records: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
   """Decode records, strings [n], into images [n, 32, 32, 3] and labels."""
   decoded, labels = _decode(records)
-  shape = [dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
-  planes = tf.reshape(decoded[:, 1:], [-1, *shape])
+  planes = distortion.planes_in(decoded)
   return tf.transpose(planes, [0, 2, 3, 1]), labels
 
 

@@ -224,9 +224,12 @@ def contestants_in_turn(folder: str) -> dict[str, Steps]:
     train_dir = os.path.join(folder, name)
     script = os.path.join(_ROOT, 'cifar10_train.py')
     return [
-      *(_SUITE_PYTHON, script, f'--train_dir={train_dir}'),
-      # The limit only matters if this program is killed.
-      *('--log_frequency=10', '--max_steps=10000', *flags),
+      _SUITE_PYTHON,
+      script,
+      f'--train_dir={train_dir}',
+      '--log_frequency=10',
+      '--max_steps=10000',  # only matters if this program is killed
+      *flags,
     ]
 
   def suite(script: str, *arguments: str) -> list[str]:

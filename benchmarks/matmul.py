@@ -5,17 +5,23 @@ import statistics
 import sys
 import time
 
-os.environ['TF_ENABLE_ONEDNN_OPTS'] = '1'  # as in the suite's programs
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), '..'))
 
+from cifar10_suite import loading
+
+loading.load_tensorflow()
 
 import tensorflow.compat.v1 as tf
 from timing import report
+
+from cifar10_suite import processor
 
 SIZE = 4096
 
 
 def main(dtype):
   tf.disable_v2_behavior()
+  processor.use_threads(processor.usable_cores())
   numbers = tf.cast(tf.random.normal([SIZE, SIZE]), dtype)
   a = tf.get_variable('a', initializer=numbers)
   product = tf.matmul(a, a).op

@@ -49,6 +49,12 @@ def apply(
   )
 
 
+def planes_in(records: tf.Tensor) -> tf.Tensor:
+  """Return the images, uint8 [n, 3, 32, 32], in records, uint8 [n, 3073]."""
+  shape = [dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
+  return tf.reshape(records[:, 1:], [-1, *shape])
+
+
 @xla.compiled
 def _crop_and_flip(
   pixels: tf.Tensor, numbers: tf.Tensor, size: int, margin: tf.Tensor
@@ -59,8 +65,7 @@ def _crop_and_flip(
     uint8 [n, channels, size, size].
   """
   if pixels.shape.rank == 2:
-    shape = [dataset.DEPTH, dataset.HEIGHT, dataset.WIDTH]
-    pixels = tf.reshape(pixels[:, 1:], [-1, *shape])
+    pixels = planes_in(pixels)
   _, _, height, width = pixels.shape.as_list()
   top, left, flip = tf.unstack(numbers, axis=1)
   window = tf.range(size)

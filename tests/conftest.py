@@ -1,6 +1,7 @@
 """Fixtures, and the same setup of TensorFlow as in the programs."""
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ loading.load_tensorflow()
 import pytest
 import tensorflow.compat.v1 as tf
 from support.data import make_data_set
+from support.programs import ROOT
 
 from cifar10_suite import dataset, processor
 
@@ -34,6 +36,15 @@ def data_dir(tmp_path_factory):
 def batches_dir(data_dir):
   """The directory of the data files in `data_dir`."""
   return os.path.join(data_dir, dataset.BATCHES_DIR)
+
+
+@pytest.fixture
+def turns(monkeypatch):
+  """The benchmark's module of this name, with a single slice."""
+  monkeypatch.syspath_prepend(os.path.join(ROOT, 'benchmarks'))
+  module = importlib.import_module('turns')
+  monkeypatch.setattr(module, 'NUM_SLICES', 1)
+  return module
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Run benchmark scripts of the suite itself, for a moment each."""
 
-import importlib
 import os
 import sys
 
@@ -19,12 +18,9 @@ from support.programs import ROOT
 )
 @pytest.mark.slow
 def test_a_script_reports_its_speed(
-  batches_dir, arguments, batch_size, monkeypatch
+  batches_dir, arguments, batch_size, turns, monkeypatch
 ):
   folder = os.path.join(ROOT, 'benchmarks')
-  monkeypatch.syspath_prepend(folder)
-  turns = importlib.import_module('turns')
-  monkeypatch.setattr(turns, 'NUM_SLICES', 1)
   monkeypatch.setattr(turns, '_WARM_UP_STEPS', 2)
   script, *others = arguments
   others = [batches_dir if it == 'DATA' else it for it in others]

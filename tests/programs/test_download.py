@@ -124,10 +124,9 @@ class World:
     )
     self.archive_path = os.path.join(self.data_dir, 'cifar-10-binary.tar.gz')
     self.server = Server(self.archive)
-    seconds_between_checks = 0.01  # whether to shut down
     threading.Thread(
       target=self.server.serve_forever,
-      args=[seconds_between_checks],
+      kwargs={'poll_interval': 0.01},
       daemon=True,
     ).start()
     port = self.server.server_address[1]
